@@ -1,0 +1,154 @@
+// Activations and gates: one formula for the CUDA kernels, the CPU kernels and the tests.
+#pragma once
+#include <math.h>
+
+#include "common/macros.h"
+
+namespace chattn {
+
+// The order is part of the operator schema: chattn_cuda/activations.py lists the same codes.
+enum class Act : int {
+  identity = 0,
+  relu = 1,
+  relu6 = 2,
+  leaky_relu = 3,   // param: negative slope
+  silu = 4,
+  hard_swish = 5,
+  gelu = 6,         // erf
+  gelu_tanh = 7,
+  mish = 8,
+  elu = 9,          // param: alpha
+  sigmoid = 10,
+  hard_sigmoid = 11,
+  tanh = 12,
+};
+constexpr int kActCount = 13;
+
+namespace detail {
+
+template <class A>
+CHATTN_HD A clamp(A v, A low, A high) {  // keeps NaN, as torch does
+  return v < low ? low : (v > high ? high : v);
+}
+
+template <class A>
+CHATTN_HD A sigmoid(A v) {
+  return A(1) / (A(1) + exp(-v));
+}
+
+template <class A>
+CHATTN_HD A softplus(A v) {
+  return v > A(20) ? v : log1p(exp(v));
+}
+
+// gelu_tanh: tanh(k (z + c z^3))
+template <class A>
+CHATTN_HD A gelu_inner(A z) {
+  return A(0.79788456080286535588) * (z + A(0.044715) * z * z * z);
+}
+
+}  // namespace detail
+
+template <class A>
+CHATTN_HD A activate(Act f, A z, A param) {
+  switch (f) {
+    case Act::relu:
+      return z < A(0) ? A(0) : z;
+    case Act::relu6:
+      return detail::clamp(z, A(0), A(6));
+    case Act::leaky_relu:
+      return z > A(0) ? z : z * param;
+    case Act::silu:
+      return z * detail::sigmoid(z);
+    case Act::hard_swish:
+      return z * detail::clamp(z + A(3), A(0), A(6)) / A(6);
+    case Act::gelu:
+      return A(0.5) * z * (A(1) + erf(z * A(0.70710678118654752440)));
+    case Act::gelu_tanh:
+      return A(0.5) * z * (A(1) + tanh(detail::gelu_inner(z)));
+    case Act::mish:
+      return z * tanh(detail::softplus(z));
+    case Act::elu:
+      return z > A(0) ? z : param * expm1(z);
+    case Act::sigmoid:
+      return detail::sigmoid(z);
+    case Act::hard_sigmoid:
+      return detail::clamp(z + A(3), A(0), A(6)) / A(6);
+    case Act::tanh:
+      return tanh(z);
+    case Act::identity:
+      break;
+  }
+  return z;
+}
+
+// Derivative at the pre-activation z. At a kink the value is torch's.
+template <class A>
+CHATTN_HD A activate_grad(Act f, A z, A param) {
+  switch (f) {
+    case Act::relu:
+      return z > A(0) ? A(1) : A(0);
+    case Act::relu6:
+      return z > A(0) && z < A(6) ? A(1) : A(0);
+    case Act::leaky_relu:
+      return z > A(0) ? A(1) : param;
+    case Act::silu: {
+      const A s = detail::sigmoid(z);
+      return s * (A(1) + z * (A(1) - s));
+    }
+    case Act::hard_swish:
+      return z <= A(-3) ? A(0) : (z < A(3) ? z / A(3) + A(0.5) : A(1));
+    case Act::gelu: {
+      const A cdf = A(0.5) * (A(1) + erf(z * A(0.70710678118654752440)));
+      return cdf + z * A(0.39894228040143267794) * exp(A(-0.5) * z * z);
+    }
+    case Act::gelu_tanh: {
+      const A t = tanh(detail::gelu_inner(z));
+      const A inner = A(0.79788456080286535588) * (A(1) + A(3 * 0.044715) * z * z);
+      return A(0.5) * (A(1) + t) + A(0.5) * z * (A(1) - t * t) * inner;
+    }
+    case Act::mish: {
+      const A t = tanh(detail::softplus(z));
+      return t + z * (A(1) - t * t) * detail::sigmoid(z);
+    }
+    case Act::elu:
+      return z > A(0) ? A(1) : param * exp(z);
+    case Act::sigmoid: {
+      const A s = detail::sigmoid(z);
+      return s * (A(1) - s);
+    }
+    case Act::hard_sigmoid:
+      return z > A(-3) && z < A(3) ? A(1) / A(6) : A(0);
+    case Act::tanh: {
+      const A t = tanh(z);
+      return A(1) - t * t;
+    }
+    case Act::identity:
+      break;
+  }
+  return A(1);
+}
+
+// Functions that can be gates: their derivative follows from their value, so only that is saved.
+constexpr bool is_gate(Act f) {
+  return f == Act::identity || f == Act::relu || f == Act::sigmoid || f == Act::hard_sigmoid ||
+         f == Act::tanh;
+}
+
+template <class A>
+CHATTN_HD A gate_grad_from_value(Act f, A s) {
+  switch (f) {
+    case Act::relu:
+      return s > A(0) ? A(1) : A(0);
+    case Act::sigmoid:
+      return s * (A(1) - s);
+    case Act::hard_sigmoid:
+      return s > A(0) && s < A(1) ? A(1) / A(6) : A(0);
+    case Act::tanh:
+      return A(1) - s * s;
+    default:
+      return A(1);
+  }
+}
+
+}  // namespace chattn

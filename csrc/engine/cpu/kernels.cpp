@@ -1,0 +1,77 @@
+// Compiled once per instruction set, with -DCHATTN_ISA=baseline|avx2|avx512 and its machine flags.
+#include "engine/cpu/kernels.h"
+
+#include "engine/cpu/matrices.h"
+#include "engine/cpu/passes.h"
+
+#define CHATTN_STRING_(name) #name
+#define CHATTN_STRING(name) CHATTN_STRING_(name)
+
+namespace chattn::CHATTN_ISA {
+namespace {
+
+// Typed functions behind the untyped tables.
+template <class T>
+struct Passes {
+  using A = acc_t<T>;
+  static const T* in(const void* p) { return static_cast<const T*>(p); }
+  static const A* acc(const void* p) { return static_cast<const A*>(p); }
+  static A* acc(void* p) { return static_cast<A*>(p); }
+
+  static void squeeze(const MapShape& s, const void* x, index_t n, index_t c0, index_t c1,
+                      void* sum, void* peak) {
+    const T* u[] = {in(x)};
+    CHATTN_ISA::squeeze<T, 1>(s, u, n, c0, c1, acc(sum), acc(peak));
+  }
+  static void dot(const MapShape& s, const void* g, const void* x, index_t n, index_t c0,
+                  index_t c1, void* out, const void* peak, void* count) {
+    CHATTN_ISA::dot<T>(s, in(g), in(x), n, c0, c1, acc(out), acc(peak), acc(count));
+  }
+  static void rescale(const MapShape& s, const void* x, index_t n, index_t c0, index_t c1,
+                      const void* gate, void* y, bool stream) {
+    const T* u[] = {in(x)};
+    CHATTN_ISA::rescale<T, 1>(s, u, n, c0, c1, acc(gate), static_cast<T*>(y), stream);
+  }
+  static void gradient(const MapShape& s, const void* g, const void* x, index_t n, index_t c0,
+                       index_t c1, const void* gate, const void* dmean, const void* peak,
+                       const void* dpeak, void* dx, bool stream) {
+    CHATTN_ISA::gradient<T>(s, in(g), in(x), n, c0, c1, acc(gate), acc(dmean), acc(peak),
+                            acc(dpeak), static_cast<T*>(dx), stream);
+  }
+  static constexpr cpu::PassKernels table() { return {squeeze, dot, rescale, gradient}; }
+};
+
+template <class W>
+struct Matrices {
+  using A = acc_t<W>;
+  static void rows(const void* a, const void* w, const void* bias, void* out, index_t rows,
+                   index_t out_stride, index_t i0, index_t i1, index_t k) {
+    matrix_rows<W>(static_cast<const A*>(a), static_cast<const W*>(w), static_cast<const W*>(bias),
+                   static_cast<A*>(out), rows, out_stride, i0, i1, k);
+  }
+  static void columns(const void* a, const void* w, void* out, index_t rows, index_t i_count,
+                      index_t width, index_t k0, index_t k1) {
+    matrix_columns<W>(static_cast<const A*>(a), static_cast<const W*>(w), static_cast<A*>(out),
+                      rows, i_count, width, k0, k1);
+  }
+  static void outer(const void* a, const void* b, void* out, void* bias, index_t rows,
+                    index_t i_count, index_t i0, index_t i1, index_t k) {
+    matrix_outer<W>(static_cast<const A*>(a), static_cast<const A*>(b), static_cast<W*>(out),
+                    static_cast<W*>(bias), rows, i_count, i0, i1, k);
+  }
+  static constexpr cpu::MatrixKernels table() { return {rows, columns, outer}; }
+};
+
+// In the order of DType.
+constexpr cpu::PassKernels kPasses[] = {Passes<float>::table(), Passes<half_t>::table(),
+                                        Passes<bfloat16_t>::table(), Passes<double>::table()};
+constexpr cpu::MatrixKernels kMatrices[] = {Matrices<float>::table(), Matrices<half_t>::table(),
+                                            Matrices<bfloat16_t>::table(),
+                                            Matrices<double>::table()};
+
+}  // namespace
+
+extern const cpu::Kernels kernels;
+const cpu::Kernels kernels = {CHATTN_STRING(CHATTN_ISA), kPasses, kMatrices};
+
+}  // namespace chattn::CHATTN_ISA

@@ -1,0 +1,53 @@
+// The CPU kernels of one instruction set, as tables of functions: passes over the map and the small
+// matrix products of the gates. A block is composed from them in gates/; only kernels.cpp is compiled
+// once per instruction set.
+#pragma once
+#include "common/types.h"
+#include "engine/map.h"
+
+namespace chattn::cpu {
+
+// All passes work on one sample `n` and its channels [c0, c1). Arrays over channels are in the
+// accumulation type and indexed by the channel itself (so they start at channel 0 of the sample).
+struct PassKernels {
+  // sum[c] = sum_hw x; with `peak`, also peak[c] = max_hw x.
+  void (*squeeze)(const MapShape&, const void* x, index_t n, index_t c0, index_t c1, void* sum,
+                  void* peak);
+  // dot[c] = sum_hw g*x; with `peak`, also count[c] = number of positions where x == peak[c].
+  void (*dot)(const MapShape&, const void* g, const void* x, index_t n, index_t c0, index_t c1,
+              void* dot, const void* peak, void* count);
+  // y = gate[c]*x. `stream`: write past the caches.
+  void (*rescale)(const MapShape&, const void* x, index_t n, index_t c0, index_t c1,
+                  const void* gate, void* y, bool stream);
+  // dx = gate[c]*g + dmean[c]; with `peak`, also + dpeak[c] where x == peak[c].
+  void (*gradient)(const MapShape&, const void* g, const void* x, index_t n, index_t c0, index_t c1,
+                   const void* gate, const void* dmean, const void* peak, const void* dpeak,
+                   void* dx, bool stream);
+};
+
+// Products of small row-major matrices. `w` has the weights' type, everything else is accumulators.
+struct MatrixKernels {
+  // out[r][i] = sum_k a[r][k] * w[i][k] + bias[i]   for i in [i0, i1); w: (., k), bias may be null
+  void (*rows)(const void* a, const void* w, const void* bias, void* out, index_t rows,
+               index_t out_stride, index_t i0, index_t i1, index_t k);
+  // out[r][k] = sum_i a[r][i] * w[i][k]             for k in [k0, k1); w: (i_count, width)
+  void (*columns)(const void* a, const void* w, void* out, index_t rows, index_t i_count,
+                  index_t width, index_t k0, index_t k1);
+  // out[i][k] = sum_r a[r][i] * b[r][k] in the weights' type, for i in [i0, i1);
+  // bias[i] = sum_r a[r][i]
+  void (*outer)(const void* a, const void* b, void* out, void* bias, index_t rows, index_t i_count,
+                index_t i0, index_t i1, index_t k);
+};
+
+struct Kernels {
+  const char* isa;
+  const PassKernels* passes;      // by map type
+  const MatrixKernels* matrices;  // by weight type, accumulators in acc_t of the map type
+  const PassKernels& pass(DType map) const { return passes[static_cast<int>(map)]; }
+  const MatrixKernels& matrix(DType weight) const { return matrices[static_cast<int>(weight)]; }
+};
+
+// The best set that this processor runs; CHATTN_CPU_ISA=baseline|avx2|avx512 lowers it (for tests).
+const Kernels& kernels();
+
+}  // namespace chattn::cpu

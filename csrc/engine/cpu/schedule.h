@@ -1,0 +1,52 @@
+// How a block's passes are spread over threads and caches.
+#pragma once
+#include <algorithm>
+#include <functional>
+
+#include "engine/cpu/parallel.h"
+#include "engine/map.h"
+
+namespace chattn::cpu {
+
+// Either every thread takes whole tiles of samples and runs all stages on one while it is in cache,
+// or, where there are too few samples for that, all threads share each stage in turn.
+struct Schedule {
+  bool by_sample = true;
+  index_t tile = 1;  // samples that go through the gate together and share its weights
+  bool stream = false;
+
+  // A tile's map should stay in a core's share of the cache between its two passes.
+  static constexpr index_t kTileBytes = 3 << 20;
+  // Outputs beyond this size leave the cache before anybody reads them: write them past it.
+  static constexpr index_t kStreamBytes = 12 << 20;
+
+  static Schedule make(const MapShape& map, int threads) {
+    Schedule s;
+    const index_t sample_bytes = std::max<index_t>(1, map.c * map.hw * size_of(map.dtype));
+    s.tile = std::clamp<index_t>(kTileBytes / sample_bytes, 1,
+                                 std::max<index_t>(1, map.n / std::max(1, threads)));
+    s.by_sample = threads <= 1 || map.n >= threads;
+    s.stream = map.bytes() >= kStreamBytes;
+    return s;
+  }
+};
+
+// body(sample, first channel, last channel) over the whole map; a task is a run of channels.
+inline void for_channels(const MapShape& map, const Parallel& parallel,
+                         const std::function<void(index_t, index_t, index_t)>& body) {
+  // channels_last: a task keeps at least a cache line of every row.
+  const index_t width = map.channels_last ? 32 : 1;
+  const index_t blocks = (map.c + width - 1) / width;
+  const index_t block_bytes = width * map.hw * size_of(map.dtype);
+  const index_t grain = std::max<index_t>(1, 65536 / std::max<index_t>(1, block_bytes));
+  parallel.run(0, map.n * blocks, grain, [&](index_t first, index_t last) {
+    while (first < last) {
+      const index_t n = first / blocks, b0 = first % blocks;
+      const index_t b1 = std::min(blocks, b0 + (last - first));
+      body(n, b0 * width, std::min(map.c, b1 * width));
+      first += b1 - b0;
+    }
+  });
+}
+
+}  // namespace chattn::cpu

@@ -1,0 +1,191 @@
+// Vectors of accumulators and their loads from every element type.
+//
+// Included only by sources that are compiled once per instruction set, with CHATTN_ISA naming the
+// namespace. Everything here lives in that namespace: an inline function shared between instruction
+// sets would let the linker keep the AVX-512 copy for a machine that has no AVX-512.
+#pragma once
+#include <cstdint>
+#include <cstring>
+
+#include "common/types.h"
+#include "engine/map.h"
+
+#if defined(__AVX2__) || defined(__AVX512F__)
+#include <immintrin.h>
+#endif
+
+#define CHATTN_INLINE inline __attribute__((always_inline))
+
+namespace chattn::CHATTN_ISA {
+
+#if defined(__AVX512F__)
+constexpr int kVectorBytes = 64;
+#elif defined(__AVX2__)
+constexpr int kVectorBytes = 32;
+#else
+constexpr int kVectorBytes = 16;
+#endif
+
+template <class A>
+struct vector_of;
+template <>
+struct vector_of<float> {
+  typedef float type __attribute__((vector_size(kVectorBytes)));
+};
+template <>
+struct vector_of<double> {
+  typedef double type __attribute__((vector_size(kVectorBytes)));
+};
+
+// As many lanes as a vector of float.
+typedef std::uint16_t U16 __attribute__((vector_size(kVectorBytes / 2)));
+typedef std::uint32_t U32 __attribute__((vector_size(kVectorBytes)));
+
+template <class T>
+struct Simd {
+  using A = acc_t<T>;
+  using V = typename vector_of<A>::type;
+  static constexpr int kLanes = kVectorBytes / static_cast<int>(sizeof(A));
+
+  static CHATTN_INLINE V broadcast(A a) { return a - V{}; }
+
+  // The maskz forms of the conversions: the plain ones read an undefined vector in GCC's headers.
+  static CHATTN_INLINE V load(const T* p) {
+    V v;
+    if constexpr (sizeof(T) == sizeof(A)) {
+      memcpy(&v, p, sizeof v);
+    } else if constexpr (std::is_same_v<T, bfloat16_t>) {
+      U16 bits;
+      memcpy(&bits, p, sizeof bits);
+      const U32 wide = __builtin_convertvector(bits, U32) << 16;
+      memcpy(&v, &wide, sizeof v);
+    } else {
+#if defined(__AVX512F__)
+      v = (V)_mm512_maskz_cvtph_ps(0xffff, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+#elif defined(__F16C__)
+      v = (V)_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+#else
+      for (int i = 0; i < kLanes; ++i) v[i] = to_acc(p[i]);
+#endif
+    }
+    return v;
+  }
+
+  // The 16-bit results of a vector, in element order.
+  static CHATTN_INLINE U16 narrow(V v) {
+    static_assert(sizeof(T) == 2);
+    U16 bits;
+    if constexpr (std::is_same_v<T, bfloat16_t>) {
+      U32 wide;
+      memcpy(&wide, &v, sizeof wide);
+      const U32 rounded = (wide + 0x7fffu + ((wide >> 16) & 1u)) >> 16;
+      const U32 nan = (U32)(v != v);
+      bits = __builtin_convertvector((rounded & ~nan) | (nan & 0x7fc0u), U16);
+    } else {
+#if defined(__AVX512F__)
+      bits = (U16)_mm512_maskz_cvtps_ph(0xffff, (__m512)v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+#elif defined(__F16C__)
+      bits = (U16)_mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+#else
+      for (int i = 0; i < kLanes; ++i) bits[i] = from_acc<T>(v[i]).bits;
+#endif
+    }
+    return bits;
+  }
+
+  static CHATTN_INLINE void store(T* p, V v) {
+    if constexpr (sizeof(T) == sizeof(A)) {
+      memcpy(p, &v, sizeof v);
+    } else {
+      const U16 bits = narrow(v);
+      memcpy(p, &bits, sizeof bits);
+    }
+  }
+
+  // Past the caches; `p` is aligned to the stored vector.
+  static CHATTN_INLINE void stream(T* p, V v) {
+#if defined(__AVX512F__)
+    if constexpr (sizeof(T) == sizeof(A)) {
+      _mm512_stream_si512(reinterpret_cast<__m512i*>(p), (__m512i)v);
+    } else {
+      _mm256_stream_si256(reinterpret_cast<__m256i*>(p), (__m256i)narrow(v));
+    }
+#elif defined(__AVX2__)
+    if constexpr (sizeof(T) == sizeof(A)) {
+      _mm256_stream_si256(reinterpret_cast<__m256i*>(p), (__m256i)v);
+    } else {
+      _mm_stream_si128(reinterpret_cast<__m128i*>(p), (__m128i)narrow(v));
+    }
+#else
+    store(p, v);
+#endif
+  }
+
+  // The first `count` < kLanes elements; the other lanes are `fill`.
+  static CHATTN_INLINE V load_partial(const T* p, int count, A fill = A(0)) {
+#if defined(__AVX512BW__) && defined(__AVX512VL__)
+    const unsigned mask = (1u << count) - 1u;
+    const V filled = broadcast(fill);
+    if constexpr (std::is_same_v<T, float>) {
+      return (V)_mm512_mask_loadu_ps((__m512)filled, mask, p);
+    } else if constexpr (std::is_same_v<T, double>) {
+      return (V)_mm512_mask_loadu_pd((__m512d)filled, mask, p);
+    } else {
+      const __m256i bits = _mm256_maskz_loadu_epi16(mask, p);
+      T lanes[kLanes];
+      memcpy(lanes, &bits, sizeof lanes);
+      return (V)_mm512_mask_mov_ps((__m512)filled, mask, (__m512)load(lanes));
+    }
+#else
+    V v = broadcast(fill);
+    for (int i = 0; i < count; ++i) v[i] = to_acc(p[i]);
+    return v;
+#endif
+  }
+
+  static CHATTN_INLINE void store_partial(T* p, V v, int count) {
+#if defined(__AVX512BW__) && defined(__AVX512VL__)
+    const unsigned mask = (1u << count) - 1u;
+    if constexpr (std::is_same_v<T, float>) {
+      _mm512_mask_storeu_ps(p, mask, (__m512)v);
+    } else if constexpr (std::is_same_v<T, double>) {
+      _mm512_mask_storeu_pd(p, mask, (__m512d)v);
+    } else {
+      _mm256_mask_storeu_epi16(p, mask, (__m256i)narrow(v));
+    }
+#else
+    for (int i = 0; i < count; ++i) p[i] = from_acc<T>(v[i]);
+#endif
+  }
+
+  // Any count, whole vectors included.
+  static CHATTN_INLINE V load_some(const T* p, index_t count, A fill = A(0)) {
+    return count >= kLanes ? load(p) : load_partial(p, static_cast<int>(count), fill);
+  }
+  static CHATTN_INLINE void store_some(T* p, V v, index_t count) {
+    if (count >= kLanes) {
+      store(p, v);
+    } else {
+      store_partial(p, v, static_cast<int>(count));
+    }
+  }
+
+  // Pairwise over the lanes.
+  static CHATTN_INLINE A sum(V v) {
+    A lanes[kLanes];
+    memcpy(lanes, &v, sizeof v);
+    for (int width = kLanes / 2; width > 0; width /= 2)
+      for (int i = 0; i < width; ++i) lanes[i] += lanes[i + width];
+    return lanes[0];
+  }
+
+  // NaN wins, as in torch.amax.
+  static CHATTN_INLINE V max(V m, V x) { return (x > m) | (x != x) ? x : m; }
+  static CHATTN_INLINE A max_lane(V v) {
+    A m = v[0];
+    for (int i = 1; i < kLanes; ++i) m = (v[i] > m || v[i] != v[i]) ? v[i] : m;
+    return m;
+  }
+};
+
+}  // namespace chattn::CHATTN_ISA

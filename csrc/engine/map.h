@@ -1,0 +1,21 @@
+// The feature map that every pass works on: (N, C, HW) in one of two dense layouts.
+#pragma once
+#include <cstdint>
+
+#include "common/types.h"
+
+namespace chattn {
+
+using index_t = std::int64_t;
+
+struct MapShape {
+  DType dtype = DType::f32;
+  bool channels_last = false;  // memory order (N, HW, C) instead of (N, C, HW)
+  index_t n = 0, c = 0, hw = 0;
+
+  index_t planes() const { return n * c; }
+  index_t elements() const { return n * c * hw; }
+  index_t bytes() const { return elements() * size_of(dtype); }
+};
+
+}  // namespace chattn

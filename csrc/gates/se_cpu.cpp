@@ -1,0 +1,219 @@
+// Squeeze-and-excitation on the CPU: the engine's passes around the MLP gate.
+#include "gates/se_cpu.h"
+
+#include <vector>
+
+#include "engine/cpu/kernels.h"
+#include "engine/cpu/schedule.h"
+
+namespace chattn::cpu {
+namespace {
+
+template <class A>
+A* at(void* base, index_t offset) {
+  return base ? static_cast<A*>(base) + offset : nullptr;
+}
+template <class A>
+const A* at(const void* base, index_t offset) {
+  return base ? static_cast<const A*>(base) + offset : nullptr;
+}
+
+// The forward pass in stages, each over a range, so that both schedules use the same code.
+template <class A>
+struct Forward {
+  const SeForward& p;
+  const PassKernels& pass;
+  const MatrixKernels& matrix;
+  index_t c, rd;
+
+  explicit Forward(const SeForward& params)
+      : p(params),
+        pass(kernels().pass(p.map.dtype)),
+        matrix(kernels().matrix(p.gate.weight_dtype)),
+        c(p.map.c),
+        rd(p.gate.rd) {}
+
+  void squeeze(index_t n, index_t c0, index_t c1) const {
+    A* sum = at<A>(p.pooled, n * c);
+    A* peak = at<A>(p.peak, n * c);
+    pass.squeeze(p.map, p.x, n, c0, c1, sum, peak);
+    const A scale = A(1) / static_cast<A>(p.map.hw);
+    for (index_t i = c0; i < c1; ++i)
+      sum[i] = peak ? A(0.5) * (sum[i] * scale + peak[i]) : sum[i] * scale;
+  }
+
+  // Hidden units [j0, j1) of samples [n0, n1).
+  void hidden(index_t n0, index_t n1, index_t j0, index_t j1) const {
+    matrix.rows(at<A>(p.pooled, n0 * c), p.w1, p.b1, at<A>(p.hidden, n0 * rd), n1 - n0, rd, j0, j1,
+                c);
+  }
+
+  void activate_hidden(index_t n0, index_t n1, A* activated) const {
+    const A* h = at<A>(static_cast<const void*>(p.hidden), n0 * rd);
+    for (index_t i = 0; i < (n1 - n0) * rd; ++i)
+      activated[i] = activate(p.gate.act, h[i], static_cast<A>(p.gate.act_param));
+  }
+
+  // Gates [c0, c1) of samples [n0, n1), from their activated hidden units.
+  void gate(const A* activated, index_t n0, index_t n1, index_t c0, index_t c1) const {
+    A* s = at<A>(p.scale, n0 * c);
+    matrix.rows(activated, p.w2, p.b2, s, n1 - n0, c, c0, c1, rd);
+    for (index_t n = 0; n < n1 - n0; ++n)
+      for (index_t i = c0; i < c1; ++i) s[n * c + i] = activate(p.gate.gate, s[n * c + i], A(0));
+  }
+
+  void rescale(index_t n, index_t c0, index_t c1, bool stream) const {
+    pass.rescale(p.map, p.x, n, c0, c1, at<A>(p.scale, n * c), p.y, stream);
+  }
+
+  void run(const Parallel& parallel) const {
+    const index_t samples = p.map.n;
+    const Schedule schedule = Schedule::make(p.map, parallel.threads);
+    if (schedule.by_sample) {
+      parallel.run(0, samples, 1, [&](index_t first, index_t last) {
+        std::vector<A> activated(static_cast<std::size_t>(schedule.tile * rd));
+        for (index_t n0 = first; n0 < last; n0 += schedule.tile) {
+          const index_t n1 = std::min(last, n0 + schedule.tile);
+          for (index_t n = n0; n < n1; ++n) squeeze(n, 0, c);
+          hidden(n0, n1, 0, rd);
+          activate_hidden(n0, n1, activated.data());
+          gate(activated.data(), n0, n1, 0, c);
+          for (index_t n = n0; n < n1; ++n) rescale(n, 0, c, schedule.stream);
+        }
+      });
+      return;
+    }
+    for_channels(p.map, parallel,
+                 [&](index_t n, index_t c0, index_t c1) { squeeze(n, c0, c1); });
+    const index_t grain = std::max<index_t>(1, 16384 / c);
+    parallel.run(0, rd, grain, [&](index_t j0, index_t j1) { hidden(0, samples, j0, j1); });
+    std::vector<A> activated(static_cast<std::size_t>(samples * rd));
+    activate_hidden(0, samples, activated.data());
+    parallel.run(0, c, std::max<index_t>(1, 16384 / rd),
+                 [&](index_t c0, index_t c1) { gate(activated.data(), 0, samples, c0, c1); });
+    for_channels(p.map, parallel, [&](index_t n, index_t c0, index_t c1) {
+      rescale(n, c0, c1, schedule.stream);
+    });
+  }
+};
+
+template <class A>
+struct Backward {
+  const SeBackward& p;
+  const PassKernels& pass;
+  const MatrixKernels& matrix;
+  index_t c, rd;
+  // (N, C): dz, the gradient before the gate function; dp, of the pooled map, per position.
+  // (N, rd): dh, before the activation; activated hidden units. Counts and peak gradients: (N, C).
+  std::vector<A> dz, dp, dh, activated, count;
+
+  explicit Backward(const SeBackward& params)
+      : p(params),
+        pass(kernels().pass(p.map.dtype)),
+        matrix(kernels().matrix(p.gate.weight_dtype)),
+        c(p.map.c),
+        rd(p.gate.rd) {
+    const auto planes = static_cast<std::size_t>(p.map.planes());
+    dz.resize(planes);
+    dp.resize(planes);
+    dh.resize(static_cast<std::size_t>(p.map.n * rd));
+    activated.resize(dh.size());
+    if (p.peak) count.resize(planes);
+  }
+
+  void reduce(index_t n, index_t c0, index_t c1) {
+    A* ds = dz.data() + n * c;
+    pass.dot(p.map, p.dy, p.x, n, c0, c1, ds, at<A>(p.peak, n * c),
+             p.peak ? count.data() + n * c : nullptr);
+    const A* dgate = at<A>(p.dgate, n * c);
+    const A* s = at<A>(p.scale, n * c);
+    for (index_t i = c0; i < c1; ++i)
+      ds[i] = (ds[i] + (dgate ? dgate[i] : A(0))) * gate_grad_from_value(p.gate.gate, s[i]);
+  }
+
+  void hidden(index_t n0, index_t n1, index_t j0, index_t j1) {
+    A* d = dh.data() + n0 * rd;
+    matrix.columns(dz.data() + n0 * c, p.w2, d, n1 - n0, c, rd, j0, j1);
+    const A param = static_cast<A>(p.gate.act_param);
+    const A* h = at<A>(p.hidden, n0 * rd);
+    A* a = activated.data() + n0 * rd;
+    for (index_t n = 0; n < n1 - n0; ++n)
+      for (index_t j = n * rd + j0; j < n * rd + j1; ++j) {
+        d[j] *= activate_grad(p.gate.act, h[j], param);
+        a[j] = activate(p.gate.act, h[j], param);
+      }
+  }
+
+  // dp is left as what every position of a plane receives: dp/HW, halved where the max has its half.
+  void pooled(index_t n0, index_t n1, index_t c0, index_t c1) {
+    matrix.columns(dh.data() + n0 * rd, p.w1, dp.data() + n0 * c, n1 - n0, rd, c, c0, c1);
+    const A hw = static_cast<A>(p.map.hw);
+    for (index_t n = n0; n < n1; ++n)
+      for (index_t i = n * c + c0; i < n * c + c1; ++i) {
+        const A d = dp[i] * (p.peak ? A(0.5) : A(1));
+        if (p.peak) count[i] = d / count[i];
+        dp[i] = d / hw;
+      }
+  }
+
+  void gradient(index_t n, index_t c0, index_t c1, bool stream) const {
+    pass.gradient(p.map, p.dy, p.x, n, c0, c1, at<A>(p.scale, n * c), dp.data() + n * c,
+                  at<A>(p.peak, n * c), p.peak ? count.data() + n * c : nullptr, p.dx, stream);
+  }
+
+  void run(const Parallel& parallel) {
+    const index_t samples = p.map.n;
+    const Schedule schedule = Schedule::make(p.map, parallel.threads);
+    if (schedule.by_sample) {
+      parallel.run(0, samples, 1, [&](index_t first, index_t last) {
+        for (index_t n0 = first; n0 < last; n0 += schedule.tile) {
+          const index_t n1 = std::min(last, n0 + schedule.tile);
+          for (index_t n = n0; n < n1; ++n) reduce(n, 0, c);
+          hidden(n0, n1, 0, rd);
+          if (!p.dx) continue;
+          pooled(n0, n1, 0, c);
+          for (index_t n = n0; n < n1; ++n) gradient(n, 0, c, schedule.stream);
+        }
+      });
+    } else {
+      for_channels(p.map, parallel,
+                   [&](index_t n, index_t c0, index_t c1) { reduce(n, c0, c1); });
+      const index_t grain = std::max<index_t>(16, 16384 / c);
+      parallel.run(0, rd, grain, [&](index_t j0, index_t j1) { hidden(0, samples, j0, j1); });
+      if (p.dx) {
+        parallel.run(0, c, std::max<index_t>(16, 16384 / rd),
+                     [&](index_t c0, index_t c1) { pooled(0, samples, c0, c1); });
+        for_channels(p.map, parallel, [&](index_t n, index_t c0, index_t c1) {
+          gradient(n, c0, c1, schedule.stream);
+        });
+      }
+    }
+    if (!p.dw1) return;
+    parallel.run(0, c, std::max<index_t>(1, 16384 / rd), [&](index_t c0, index_t c1) {
+      matrix.outer(dz.data(), activated.data(), p.dw2, p.db2, samples, c, c0, c1, rd);
+    });
+    parallel.run(0, rd, std::max<index_t>(1, 16384 / c), [&](index_t j0, index_t j1) {
+      matrix.outer(dh.data(), p.pooled, p.dw1, p.db1, samples, rd, j0, j1, c);
+    });
+  }
+};
+
+}  // namespace
+
+void se_forward(const SeForward& p, const Parallel& parallel) {
+  if (p.map.dtype == DType::f64) {
+    Forward<double>(p).run(parallel);
+  } else {
+    Forward<float>(p).run(parallel);
+  }
+}
+
+void se_backward(const SeBackward& p, const Parallel& parallel) {
+  if (p.map.dtype == DType::f64) {
+    Backward<double>(p).run(parallel);
+  } else {
+    Backward<float>(p).run(parallel);
+  }
+}
+
+}  // namespace chattn::cpu

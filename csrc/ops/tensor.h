@@ -1,0 +1,116 @@
+// What the operators need from torch, on its stable ABI: dtypes, dense layouts, allocation.
+#pragma once
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/MemoryFormat.h>
+#include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include <initializer_list>
+#include <optional>
+
+#include "common/status.h"
+#include "engine/map.h"
+
+namespace chattn::ops {
+
+using torch::headeronly::MemoryFormat;
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+inline void check(const Status& status, const char* op) {
+  STD_TORCH_CHECK(status.ok, "chattn_cuda::", op, ": ", static_cast<const char*>(status.text));
+}
+
+inline DType dtype(const Tensor& t) {
+  switch (t.scalar_type()) {
+    case ScalarType::Float:
+      return DType::f32;
+    case ScalarType::Half:
+      return DType::f16;
+    case ScalarType::BFloat16:
+      return DType::bf16;
+    case ScalarType::Double:
+      return DType::f64;
+    default:
+      STD_TORCH_CHECK(false, "chattn_cuda: float32, float16, bfloat16 or float64 expected");
+  }
+}
+
+inline ScalarType acc_type(ScalarType t) {
+  return t == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+}
+
+// Dense in the order of dimensions `order`, outermost first; dimensions of size 1 do not count.
+inline bool dense(const Tensor& t, const std::initializer_list<int>& order) {
+  index_t expected = 1;
+  for (auto it = order.end(); it != order.begin();) {
+    const int d = *--it;
+    if (t.size(d) == 1) continue;
+    if (t.stride(d) != expected) return false;
+    expected *= t.size(d);
+  }
+  return true;
+}
+
+// torch's rule for strides that are channels_last in order, dense or not.
+inline bool channels_last_order(const Tensor& t) {
+  if (t.stride(1) == 0) return false;
+  index_t smallest = 0;
+  for (const int d : {1, 3, 2, 0}) {
+    if (t.size(d) == 0 || t.stride(d) < smallest) return false;
+    if (d == 0 && smallest == t.stride(1)) return false;
+    smallest = t.stride(d);
+    if (t.size(d) > 1) smallest *= t.size(d);
+  }
+  return true;
+}
+
+// The memory format of a block's output; chattn_cuda.ops.memory_format_of is the same rule.
+inline bool is_channels_last(const Tensor& x) {
+  return x.numel() > 0 && !dense(x, {0, 1, 2, 3}) &&
+         (dense(x, {0, 2, 3, 1}) || channels_last_order(x));
+}
+
+inline MemoryFormat memory_format(bool channels_last) {
+  return channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous;
+}
+
+// `t` itself where it is dense in that format already, else a dense copy.
+inline Tensor in_format(const Tensor& t, bool channels_last) {
+  const bool ready = channels_last ? dense(t, {0, 2, 3, 1}) : dense(t, {0, 1, 2, 3});
+  return ready ? t : torch::stable::contiguous(t, memory_format(channels_last));
+}
+
+inline Tensor row_major(const Tensor& t) {
+  return t.is_contiguous() ? t : torch::stable::contiguous(t);
+}
+
+inline std::optional<Tensor> row_major(const std::optional<Tensor>& t) {
+  return t ? std::optional<Tensor>(row_major(*t)) : std::nullopt;
+}
+
+inline Tensor new_tensor(const Tensor& like, std::initializer_list<std::int64_t> sizes,
+                         ScalarType type, bool channels_last = false) {
+  return torch::stable::empty(
+      torch::headeronly::IntHeaderOnlyArrayRef(sizes.begin(), sizes.size()), type, std::nullopt,
+      like.device(), std::nullopt, memory_format(channels_last));
+}
+
+inline const void* pointer(const std::optional<Tensor>& t) {
+  return t ? t->data_ptr() : nullptr;
+}
+
+inline MapShape map_shape(const Tensor& x, bool channels_last) {
+  MapShape map;
+  map.dtype = dtype(x);
+  map.channels_last = channels_last;
+  map.n = x.size(0);
+  map.c = x.size(1);
+  map.hw = x.size(2) * x.size(3);
+  return map;
+}
+
+}  // namespace chattn::ops

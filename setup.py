@@ -1,0 +1,234 @@
+"""Builds chattn_cuda._C: CPU kernels always, CUDA kernels where an nvcc is found.
+
+Steered by environment variables:
+  CHATTN_BUILD_CUDA=auto|1|0  with CUDA if an nvcc is found (default), always, never
+  CUDA_HOME                   toolkit to use (else nvcc on PATH, else the PyPI package nvidia-cuda-nvcc)
+  TORCH_CUDA_ARCH_LIST        e.g. "8.0;9.0+PTX" (default: the GPUs found here, else a broad list)
+  MAX_JOBS                    parallel compiler processes (default: all cores)
+
+Sources are compiled directly instead of through torch's BuildExtension: the CPU kernels are compiled
+once per instruction set, the CUDA kernels see no torch header, and a CPU build of torch suffices.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).resolve().parent
+VERSION = re.search(r'__version__ = "(.+?)"', (ROOT / "chattn_cuda/_version.py").read_text())[1]
+DEFAULT_ARCHS = "7.5;8.0;8.6;8.9;9.0;10.0;12.0+PTX"
+# The oldest libtorch that the stable-ABI calls must work with.
+TORCH_TARGET = "0x020b000000000000"
+
+ISA_FLAGS = {"baseline": []}
+if platform.machine() in ("x86_64", "AMD64"):
+    avx2 = ["-mavx2", "-mfma", "-mf16c"]
+    ISA_FLAGS["avx2"] = avx2
+    ISA_FLAGS["avx512"] = [*avx2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"]
+
+
+def say(text: str) -> None:
+    print(f"chattn_cuda: {text}", file=sys.stderr, flush=True)
+
+
+def toolkit_of(nvcc: Path) -> Path | None:
+    """The toolkit folder that an nvcc (which may be a wrapper script) belongs to."""
+    found = subprocess.run([nvcc, "--dryrun", "-x", "cu", "-c", "/dev/null", "-o", "/dev/null"],
+                           capture_output=True, text=True)
+    top = re.search(r"TOP=(\S+)", found.stdout + found.stderr)
+    for folder in ([Path(top[1]).resolve()] if top else []) + [nvcc.resolve().parent.parent]:
+        if (folder / "bin" / "nvcc").exists():
+            return folder
+    return None
+
+
+def find_toolkit() -> tuple[Path | None, str]:
+    """(toolkit folder, or None; where it was found, or why there is none)."""
+    home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
+    if home:
+        if (Path(home) / "bin" / "nvcc").exists():
+            return Path(home), "CUDA_HOME"
+        return None, f"CUDA_HOME is {home}, which has no bin/nvcc"
+    on_path = shutil.which("nvcc")
+    if on_path and (folder := toolkit_of(Path(on_path))):
+        return folder, "PATH"
+    spec = importlib.util.find_spec("nvidia")
+    for base in spec.submodule_search_locations if spec else []:
+        for folder in sorted(Path(base).glob("cu*"), reverse=True):
+            if (folder / "bin" / "nvcc").exists():
+                return folder, "the package nvidia-cuda-nvcc"
+    return None, "no nvcc in CUDA_HOME, on PATH or from the package nvidia-cuda-nvcc"
+
+
+def cuda_architectures() -> list[str]:
+    listed = os.environ.get("TORCH_CUDA_ARCH_LIST", "").replace(" ", ";")
+    if not listed.strip(";"):
+        import torch
+
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        here = sorted({torch.cuda.get_device_capability(i) for i in range(count)})
+        listed = ";".join(f"{major}.{minor}" for major, minor in here) or DEFAULT_ARCHS
+    archs = [a for a in listed.split(";") if a]
+    for arch in archs:
+        if not re.fullmatch(r"\d+\.\d[af]?(\+PTX)?", arch):
+            raise SystemExit(f"TORCH_CUDA_ARCH_LIST: '{arch}' is no architecture such as 9.0 or 9.0+PTX")
+    return archs
+
+
+def gencode(arch: str) -> list[str]:
+    number = arch.removesuffix("+PTX").replace(".", "")
+    flags = [f"-gencode=arch=compute_{number},code=sm_{number}"]
+    if arch.endswith("+PTX"):
+        flags.append(f"-gencode=arch=compute_{number},code=compute_{number}")
+    return flags
+
+
+class Cuda:
+    """What CUDA compilation needs, or why there is none."""
+
+    def __init__(self) -> None:
+        wish = os.environ.get("CHATTN_BUILD_CUDA", "auto").lower()
+        if wish not in ("auto", "0", "1"):
+            raise SystemExit(f"CHATTN_BUILD_CUDA must be auto, 0 or 1, not '{wish}'")
+        self.home, self.note = (None, "CHATTN_BUILD_CUDA=0") if wish == "0" else find_toolkit()
+        self.archs: list[str] = []
+        self.version = ""
+        if self.home and (problem := self.problem()):
+            self.home, self.note = None, problem
+        if not self.home and wish == "1":
+            raise SystemExit(f"CHATTN_BUILD_CUDA=1, but {self.note}")
+        if self.home:
+            self.archs = cuda_architectures()
+            self.note = f"nvcc {self.version} from {self.note}"
+
+    def problem(self) -> str | None:
+        text = subprocess.run([self.nvcc, "--version"], capture_output=True, text=True).stdout
+        release = re.search(r"release (\d+\.\d+)", text)
+        if not release:
+            return f"{self.nvcc} does not tell its release"
+        self.version = release[1]
+        if not self.static_runtime():
+            return f"{self.home} has no libcudart_static.a"
+        return None
+
+    @property
+    def nvcc(self) -> str:
+        return str(self.home / "bin" / "nvcc")
+
+    def static_runtime(self) -> Path | None:
+        for sub in ("lib64", "lib", "targets/x86_64-linux/lib", "targets/sbsa-linux/lib"):
+            if (file := self.home / sub / "libcudart_static.a").exists():
+                return file
+        return None
+
+    def command(self, defines: list[str]) -> list[str]:
+        return [
+            self.nvcc, "-O3", "-std=c++20", "-Xcompiler=-fPIC,-Wall,-fvisibility=hidden",
+            f"-I{ROOT / 'csrc'}", *defines, *(f for a in self.archs for f in gencode(a)),
+        ]  # fmt: skip
+
+
+class BuildNative(build_ext):
+    """Compiles csrc/ in parallel, reusing objects whose command and inputs have not changed."""
+
+    def build_extension(self, ext: Extension) -> None:
+        import pybind11
+        import torch
+        from torch.utils import cpp_extension
+
+        cuda = Cuda()
+        self.objects = Path(self.build_temp).resolve() / "csrc"
+        self.newest_header = max(
+            f.stat().st_mtime for p in ("*.h", "*.cuh") for f in ROOT.glob(f"csrc/**/{p}")
+        )
+        cxx = os.environ.get("CXX", "g++")
+        base = [cxx, "-O3", "-std=c++20", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra",
+                f"-I{ROOT / 'csrc'}"]  # fmt: skip
+        x86 = ["-DCHATTN_HAVE_X86"] if "avx2" in ISA_FLAGS else []
+        with_cuda = ["-DCHATTN_WITH_CUDA"] if cuda.home else []
+        torch_flags = [f"-DTORCH_TARGET_VERSION={TORCH_TARGET}"] + [
+            f"-isystem{p}" for p in cpp_extension.include_paths()
+        ]
+        info = {
+            "VERSION": VERSION, "TORCH_VERSION": torch.__version__, "CUDA_VERSION": cuda.version,
+            "CUDA_ARCHS": ";".join(cuda.archs), "CUDA_NOTE": cuda.note,
+        }  # fmt: skip
+        python = self.compiler.include_dirs + self.include_dirs
+        module_flags = [f'-DCHATTN_{k}="{v}"' for k, v in info.items()] + [
+            f"-isystem{p}" for p in [pybind11.get_include(), *python]
+        ]
+
+        jobs = []  # (source, object name, command)
+
+        def add(source: Path, command: list[str], suffix: str = "") -> None:
+            name = str(source.relative_to(ROOT / "csrc")).replace("/", "_") + suffix + ".o"
+            jobs.append((source, self.objects / name, command))
+
+        for source in sorted(ROOT.glob("csrc/**/*.cpp")):
+            if source.name == "kernels.cpp":
+                for isa, flags in ISA_FLAGS.items():
+                    add(source, [*base, "-Wno-psabi", f"-DCHATTN_ISA={isa}", *flags], f".{isa}")
+            elif source.name == "module.cpp":
+                add(source, [*base, *with_cuda, *module_flags])
+            elif source.parent.name == "ops":
+                add(source, [*base, *with_cuda, *torch_flags])
+            else:
+                add(source, [*base, *x86, *with_cuda])
+        if cuda.home:
+            for source in sorted(ROOT.glob("csrc/**/*.cu")):
+                add(source, cuda.command(with_cuda))
+
+        say(f"CPU kernels for {', '.join(ISA_FLAGS)}")
+        if cuda.home:
+            say(f"CUDA kernels included: {cuda.note}, architectures {' '.join(cuda.archs)}")
+        else:
+            say(f"CUDA kernels not included: {cuda.note}")
+        workers = int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)
+        jobs.sort(key=lambda job: job[0].suffix != ".cu")  # the slow ones first
+        with ThreadPoolExecutor(workers) as pool:
+            list(pool.map(lambda job: self.compile(*job), jobs))
+
+        target = Path(self.get_ext_fullpath(ext.name)).resolve()
+        target.parent.mkdir(parents=True, exist_ok=True)
+        link = [cxx, "-shared", "-o", str(target), *(str(job[1]) for job in jobs)]
+        link += [f"-L{p}" for p in cpp_extension.library_paths()] + ["-ltorch_cpu", "-lc10"]
+        if cuda.home:
+            link += [str(cuda.static_runtime()), "-lrt"]
+        self.call([*link, "-ldl", "-lpthread", "-Wl,--as-needed"], f"linking {target.name}")
+
+    def compile(self, source: Path, output: Path, command: list[str]) -> None:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        command = [*command, "-c", str(source), "-o", str(output)]
+        record = output.with_suffix(".command")
+        inputs = max(source.stat().st_mtime, self.newest_header)
+        current = output.exists() and output.stat().st_mtime > inputs
+        if current and record.exists() and record.read_text() == "\n".join(command):
+            return
+        self.call(command, f"compiling {output.name.removesuffix('.o')}")
+        record.write_text("\n".join(command))
+
+    def call(self, command: list[str], what: str) -> None:
+        say(what)
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.stdout or done.stderr:
+            say(done.stdout + done.stderr)
+        if done.returncode:
+            raise SystemExit(f"chattn_cuda: {what} failed; the command was:\n{' '.join(command)}")
+
+
+setup(
+    version=VERSION,
+    ext_modules=[Extension("chattn_cuda._C", sources=[])],
+    cmdclass={"build_ext": BuildNative},
+)
