@@ -5,8 +5,45 @@
 #include <string>
 
 #include "engine/cpu/kernels.h"
+#include "gates/se_plan.h"
 
 namespace py = pybind11;
+
+namespace {
+
+chattn::DType dtype_of(const std::string& name) {
+  if (name == "float32") return chattn::DType::f32;
+  if (name == "float16") return chattn::DType::f16;
+  if (name == "bfloat16") return chattn::DType::bf16;
+  if (name == "float64") return chattn::DType::f64;
+  throw py::value_error("dtype must be float32, float16, bfloat16 or float64; got " + name);
+}
+
+py::list plan_se(std::int64_t n, std::int64_t c, std::int64_t hw, std::int64_t rd,
+                 const std::string& dtype, bool channels_last, bool add_maxpool, bool backward) {
+  if (n < 1 || c < 1 || hw < 1 || rd < 1) throw py::value_error("n, c, hw and rd must be positive");
+  const chattn::MapShape map{dtype_of(dtype), channels_last, n, c, hw};
+  chattn::MlpGate gate;
+  gate.weight_dtype = map.dtype;
+  gate.rd = rd;
+  gate.add_maxpool = add_maxpool;
+  py::list launches;
+  for (const auto& launch :
+       chattn::cuda::describe(chattn::cuda::plan_se(map, gate), map, gate, backward)) {
+    py::dict d;
+    d["kernel"] = launch.kernel;
+    d["work"] = launch.work;
+    d["blocks"] = launch.blocks;
+    d["threads"] = chattn::cuda::kThreads;
+    d["vector_bytes"] = launch.vector_bytes;
+    d["map_reads"] = launch.map_reads;
+    d["map_writes"] = launch.map_writes;
+    launches.append(d);
+  }
+  return launches;
+}
+
+}  // namespace
 
 PYBIND11_MODULE(_C, m) {
   m.doc() = "Native kernels of chattn_cuda; the operators are torch.ops.chattn_cuda.";
@@ -28,4 +65,9 @@ PYBIND11_MODULE(_C, m) {
   m.def(
       "cpu_isa", [] { return std::string(chattn::cpu::kernels().isa); },
       "Instruction set of the CPU kernels in use: baseline, avx2 or avx512.");
+
+  m.def("plan_se", &plan_se, py::arg("n"), py::arg("c"), py::arg("hw"), py::arg("rd"),
+        py::arg("dtype") = "float32", py::arg("channels_last") = false,
+        py::arg("add_maxpool") = false, py::arg("backward") = false,
+        "CUDA launches of a squeeze-and-excitation call: kernel, blocks, bytes of the map moved.");
 }

@@ -47,6 +47,7 @@ struct dtype_of<double> {
 };
 
 constexpr int size_of(DType t) { return t == DType::f64 ? 8 : t == DType::f32 ? 4 : 2; }
+constexpr int acc_size(DType t) { return t == DType::f64 ? 8 : 4; }
 
 template <class To, class From>
 CHATTN_HD To bit_cast(From from) {

@@ -8,6 +8,7 @@
 #include <torch/headeronly/core/ScalarType.h>
 #include <torch/headeronly/util/Exception.h>
 
+#include <cstdint>
 #include <initializer_list>
 #include <optional>
 
@@ -78,10 +79,12 @@ inline MemoryFormat memory_format(bool channels_last) {
   return channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous;
 }
 
-// `t` itself where it is dense in that format already, else a dense copy.
+// `t` itself where it is dense in that format and starts on a 16-byte boundary, else such a copy.
 inline Tensor in_format(const Tensor& t, bool channels_last) {
-  const bool ready = channels_last ? dense(t, {0, 2, 3, 1}) : dense(t, {0, 1, 2, 3});
-  return ready ? t : torch::stable::contiguous(t, memory_format(channels_last));
+  if (!(channels_last ? dense(t, {0, 2, 3, 1}) : dense(t, {0, 1, 2, 3})))
+    return torch::stable::contiguous(t, memory_format(channels_last));
+  if (reinterpret_cast<std::uintptr_t>(t.data_ptr()) % 16 == 0) return t;
+  return torch::stable::clone(t);
 }
 
 inline Tensor row_major(const Tensor& t) {

@@ -1,0 +1,183 @@
+// The passes that write a map: y = gate*x, and dx = gate*g + dmean (+ dpeak where x is the maximum).
+//
+// A block owns a tile of (samples x channels) gates, which a Gate computes into shared memory, and
+// then streams the part of the map under it: one read of every input, one write. The Gate is all that
+// a new block has to bring:
+//   kTiles            numbers per gate: 1 scale; 2 + shift; 4 + peak, + share of the peak
+//   kShared           accumulators of scratch that prepare() needs
+//   prepare(scratch, tiles, place)   fills tiles[q*kTileSize + sample*kApplyChannels + channel]
+#pragma once
+#include "engine/cuda/fast_div.h"
+#include "engine/cuda/plan.h"
+//
+#include "common/device.cuh"
+
+namespace chattn::cuda {
+
+// Blocks that must fit on a multiprocessor, for enough loads in flight.
+template <class T, class Gate>
+constexpr int kApplyBlocks = sizeof(acc_t<T>) == 8 || Gate::kTiles >= 4 ? 2 : 3;
+constexpr int kTileSize = kApplySamples * kApplyChannels;
+
+// Which gates a block owns. part == 0: nobody else computes them, so this block also stores them.
+struct TilePlace {
+  int n0, c0;
+  int samples, channels;  // clipped to the map
+  int part;
+};
+
+struct ApplyShape {
+  int n = 0, c = 0, hw = 0, samples = 1, channels = kApplyChannels, parts = 1, channel_tiles = 1;
+  FastDiv by_hw, by_slots;  // NCHW: by_slots divides by the vectors of a span
+
+  // Blocks run roughly in order, and the pass before this one ended with the last samples: starting
+  // with those finds them in the second-level cache.
+  CHATTN_DEVICE TilePlace place() const {
+    TilePlace p;
+    const int block = static_cast<int>(gridDim.x - 1 - blockIdx.x);
+    p.part = block % parts;
+    const int tile = block / parts;
+    p.c0 = tile % channel_tiles * channels;
+    p.n0 = tile / channel_tiles * samples;
+    p.samples = min(n - p.n0, samples);
+    p.channels = min(c - p.c0, channels);
+    return p;
+  }
+};
+
+template <class T>
+struct ApplyIo {
+  const T* in;  // x, or g in the backward pass
+  const T* x;   // only where the maximum's positions are needed
+  T* out;
+};
+
+// One element: tiles at index t.
+template <class Gate, class A>
+CHATTN_DEVICE A apply_one(const Shared<A>& tiles, int t, A value, A x) {
+  A r = tiles.ld(t) * value;
+  if constexpr (Gate::kTiles >= 2) r += tiles.ld(kTileSize + t);
+  if constexpr (Gate::kTiles >= 4) {
+    if (x == tiles.ld(2 * kTileSize + t)) r += tiles.ld(3 * kTileSize + t);
+  }
+  return r;
+}
+
+// ---- NCHW: a sample's channels of the tile are one contiguous span -------------------------------
+template <class T, int V, class Gate>
+CHATTN_KERNEL(kThreads, (kApplyBlocks<T, Gate>))
+apply_spans(ApplyShape shape, ApplyIo<T> io, Gate gate) {
+  using A = acc_t<T>;
+  constexpr bool kNeedX = Gate::kTiles >= 4;
+  const int tid = static_cast<int>(threadIdx.x);
+  const TilePlace p = shape.place();
+  Shared<A> scratch = shared<A>(0, Gate::kShared);
+  Shared<A> tiles = shared<A>(sizeof(A) * Gate::kShared, Gate::kTiles * kTileSize);
+  gate.prepare(scratch, tiles, p);
+  __syncthreads();
+
+  const int length = p.channels * shape.hw;
+  const int slots = static_cast<int>(shape.by_slots.divisor);  // vectors per span, and one to spare
+  const int first = split_at(p.samples * slots, p.part, shape.parts);
+  const int last = split_at(p.samples * slots, p.part + 1, shape.parts);
+  CHATTN_UNROLL_BY(2)
+  for (int i = first + tid; i < last; i += kThreads) {
+    const int m = shape.by_slots.quotient(i);
+    const index_t base = static_cast<index_t>((p.n0 + m) * shape.c + p.c0) * shape.hw;
+    const int skew = static_cast<int>(base % V);
+    const int e = (i - m * slots) * V - skew;  // on a 16-byte boundary of the map
+    if (e >= 0 && e + V <= length) {
+      const Vec<T, V> v = load_stream<V>(io.in + base + e);
+      Vec<T, V> x, r;
+      if constexpr (kNeedX) x = load_stream<V>(io.x + base + e);
+      int channel = shape.by_hw.quotient(e), position = e - channel * shape.hw;
+      CHATTN_UNROLL
+      for (int k = 0; k < V; ++k) {
+        const A a = apply_one<Gate>(tiles, m * kApplyChannels + channel, to_acc(v[k]),
+                                    kNeedX ? to_acc(x[k]) : A(0));
+        r[k] = from_acc<T>(a);
+        if (++position == shape.hw) {
+          position = 0;
+          ++channel;
+        }
+      }
+      store_vec(io.out + base + e, r);
+    } else {  // the words that the span shares with its neighbours
+      for (int q = e < 0 ? 0 : e; q < e + V && q < length; ++q) {
+        const A a = apply_one<Gate>(tiles, m * kApplyChannels + shape.by_hw.quotient(q),
+                                    to_acc(ld(io.in + base + q)),
+                                    kNeedX ? to_acc(ld(io.x + base + q)) : A(0));
+        st(io.out + base + q, from_acc<T>(a));
+      }
+    }
+  }
+}
+
+// ---- channels_last: a position's channels of the tile are one short row ---------------------------
+template <class T, int V, class Gate>
+CHATTN_KERNEL(kThreads, (kApplyBlocks<T, Gate>))
+apply_rows(ApplyShape shape, ApplyIo<T> io, Gate gate) {
+  using A = acc_t<T>;
+  constexpr bool kNeedX = Gate::kTiles >= 4;
+  constexpr int kCols = kApplyChannels / V, kRows = kThreads / kCols;
+  const int tid = static_cast<int>(threadIdx.x);
+  const TilePlace p = shape.place();
+  Shared<A> scratch = shared<A>(0, Gate::kShared);
+  Shared<A> tiles = shared<A>(sizeof(A) * Gate::kShared, Gate::kTiles * kTileSize);
+  gate.prepare(scratch, tiles, p);
+  __syncthreads();
+
+  const int channel = tid % kCols * V;
+  if (channel >= p.channels) return;  // C is a multiple of V
+  const int begin = split_at(shape.hw, p.part, shape.parts);
+  const int end = split_at(shape.hw, p.part + 1, shape.parts);
+  for (int m = 0; m < p.samples; ++m) {
+    const int t = m * kApplyChannels + channel;
+    CHATTN_UNROLL_BY(4)
+    for (int i = begin + tid / kCols; i < end; i += kRows) {
+      const index_t offset =
+          (static_cast<index_t>(p.n0 + m) * shape.hw + i) * shape.c + p.c0 + channel;
+      const Vec<T, V> v = load_stream<V>(io.in + offset);
+      Vec<T, V> x, r;
+      if constexpr (kNeedX) x = load_stream<V>(io.x + offset);
+      CHATTN_UNROLL
+      for (int k = 0; k < V; ++k)
+        r[k] = from_acc<T>(apply_one<Gate>(tiles, t + k, to_acc(v[k]), kNeedX ? to_acc(x[k]) : A(0)));
+      store_vec(io.out + offset, r);
+    }
+  }
+}
+
+// ---- launch --------------------------------------------------------------------------------------
+template <class T, class Gate>
+Status launch_apply(const char* name, const ApplyPlan& plan, const MapShape& map,
+                    const ApplyIo<T>& io, const Gate& gate, void* stream) {
+  using A = acc_t<T>;
+  constexpr int kWidest = 16 / static_cast<int>(sizeof(T));
+  ApplyShape shape;
+  shape.n = static_cast<int>(map.n);
+  shape.c = static_cast<int>(map.c);
+  shape.hw = static_cast<int>(map.hw);
+  shape.samples = plan.samples;
+  shape.channels = plan.channels;
+  shape.parts = plan.parts;
+  shape.channel_tiles = static_cast<int>(plan.channel_tiles);
+  shape.by_hw = FastDiv(static_cast<std::uint32_t>(map.hw));
+  shape.by_slots = FastDiv(static_cast<std::uint32_t>(
+      std::min<index_t>(plan.channels, map.c) * map.hw / plan.vec + 2));
+  LaunchConfig config;
+  config.grid = dim3(static_cast<unsigned>(plan.sample_tiles * plan.channel_tiles * plan.parts));
+  config.block = dim3(kThreads);
+  config.shared_bytes = sizeof(A) * (Gate::kShared + Gate::kTiles * kTileSize);
+  config.stream = stream;
+  if (!map.channels_last)
+    return launch(name, apply_spans<T, kWidest, Gate>, config, shape, io, gate);
+  if (plan.vec == kWidest)
+    return launch(name, apply_rows<T, kWidest, Gate>, config, shape, io, gate);
+  if constexpr (kWidest == 8) {
+    if (plan.vec == 2) return launch(name, apply_rows<T, 2, Gate>, config, shape, io, gate);
+  }
+  return launch(name, apply_rows<T, 1, Gate>, config, shape, io, gate);
+}
+
+}  // namespace chattn::cuda

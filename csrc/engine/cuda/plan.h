@@ -1,0 +1,141 @@
+// The launch planner: how the passes cut a map into blocks. Plain arithmetic on the shape, so that the
+// order of every reduction, and with it every bit of the result, is the same on every GPU.
+#pragma once
+#include <algorithm>
+#include <cstdint>
+
+#include "common/macros.h"
+#include "engine/map.h"
+
+namespace chattn::cuda {
+
+constexpr int kThreads = 256;
+constexpr int kWarps = kThreads / 32;
+// Blocks that keep a large GPU busy (132 multiprocessors, a few blocks each).
+constexpr index_t kManyBlocks = 528;
+constexpr int kMaxSplits = 32;  // partial sums per plane that a consumer adds up
+
+constexpr index_t ceil_div(index_t a, index_t b) { return (a + b - 1) / b; }
+
+// Where part `i` of `parts` equal parts of [0, length) begins.
+CHATTN_HD int split_at(int length, int i, int parts) {
+  return static_cast<int>(static_cast<index_t>(length) * i / parts);
+}
+
+// ---- squeeze and its gradient: per-plane reductions --------------------------------------------
+struct ReducePlan {
+  enum Kind {
+    tiles,   // NCHW, small planes: a run of planes is staged in shared memory, then reduced
+    planes,  // NCHW, large planes: warps or a block read one plane each
+    rows,    // channels_last: threads own channels and walk over positions
+  } kind = tiles;
+  int vec = 1;              // elements per access
+  int tile_planes = 1;      // tiles: planes per block
+  int lanes = 32;           // tiles: threads that share a plane
+  int warps_per_plane = 1;  // planes: 1, or all of the block's
+  int cols = 1;             // rows: vectors of channels per block
+  int splits = 1;           // partial results per plane
+  index_t blocks = 1;
+};
+
+inline int widest_vector(DType dtype) { return 16 / size_of(dtype); }
+
+// Elements per access: 16 bytes, or what the rows of a channels_last map allow. Every map starts on a
+// 16-byte boundary.
+inline int plan_vector(const MapShape& map) {
+  const int widest = widest_vector(map.dtype);
+  if (!map.channels_last || map.c % widest == 0) return widest;
+  return widest == 8 && map.c % 2 == 0 ? 2 : 1;
+}
+
+inline ReducePlan plan_reduce(const MapShape& map) {
+  ReducePlan plan;
+  const int widest = widest_vector(map.dtype);
+  plan.vec = plan_vector(map);
+  if (map.channels_last) {
+    plan.kind = ReducePlan::rows;
+    const index_t vectors = map.c / plan.vec;
+    while (plan.cols < 32 && plan.cols < vectors) plan.cols *= 2;
+    const index_t blocks = map.n * ceil_div(vectors, plan.cols);
+    const index_t rows = kThreads / plan.cols;
+    plan.splits = static_cast<int>(std::clamp<index_t>(
+        std::min(ceil_div(kManyBlocks, blocks), map.hw / (4 * rows)), 1, kMaxSplits));
+    plan.blocks = blocks * plan.splits;
+    return plan;
+  }
+  // Planes that start anywhere in a 16-byte word, or end within one, would waste sectors.
+  constexpr index_t kStagedPlane = 512, kStagedElements = 4096;
+  const bool ragged = map.hw % widest != 0;
+  if (map.hw < kStagedPlane && (ragged || map.hw < 256)) {
+    plan.kind = ReducePlan::tiles;
+    // A multiple of `widest` planes starts on a 16-byte boundary whatever HW is.
+    plan.tile_planes = static_cast<int>(
+        std::max<index_t>(kStagedElements / map.hw / widest * widest, ragged ? widest : 1));
+    plan.lanes = 1;
+    while (plan.lanes < 32 && plan.lanes * 2 * plan.tile_planes <= kThreads) plan.lanes *= 2;
+    plan.blocks = ceil_div(map.planes(), plan.tile_planes);
+    return plan;
+  }
+  plan.kind = ReducePlan::planes;
+  if (map.planes() >= kManyBlocks * kWarps || map.hw < 1024) {
+    plan.blocks = ceil_div(map.planes(), kWarps);
+    return plan;
+  }
+  plan.warps_per_plane = kWarps;
+  plan.splits = static_cast<int>(std::clamp<index_t>(
+      std::min(ceil_div(kManyBlocks, map.planes()), map.hw / 4096), 1, kMaxSplits));
+  plan.blocks = map.planes() * plan.splits;
+  return plan;
+}
+
+// ---- gate products: (N, K) x (K, rd) in tiles, K cut into splits -------------------------------
+constexpr int kContractTile = 32;
+
+struct ContractPlan {
+  index_t sample_tiles = 1, hidden_tiles = 1;
+  int splits = 1;  // partial sums over K; each is at least two chunks of work
+};
+
+inline ContractPlan plan_contract(index_t n, index_t k, index_t rd) {
+  ContractPlan plan;
+  plan.sample_tiles = ceil_div(n, kContractTile);
+  plan.hidden_tiles = ceil_div(rd, kContractTile);
+  // Enough blocks for half a GPU; more partial sums would cost their readers more than they save.
+  plan.splits = static_cast<int>(std::clamp<index_t>(
+      std::min<index_t>(64 / (plan.sample_tiles * plan.hidden_tiles), k / 256), 1,
+      n > kContractTile ? 2 : 8));
+  return plan;
+}
+
+// ---- rescale and its gradient: a tile of gates, then the map under it ---------------------------
+constexpr int kApplySamples = 16, kApplyChannels = 64;
+
+struct ApplyPlan {
+  int vec = 1;
+  int samples = 1;                 // per block; they share the block's rows of the weights
+  int channels = kApplyChannels;   // per block
+  int parts = 1;                   // blocks that share a tile of gates, each with a part of HW
+  index_t sample_tiles = 1, channel_tiles = 1;
+};
+
+// `weight_bytes`: what a block tile over all channels reads of the weights.
+inline ApplyPlan plan_apply(const MapShape& map, index_t weight_bytes) {
+  ApplyPlan plan;
+  plan.vec = plan_vector(map);
+  // Offsets inside a tile of NCHW planes stay below 2^31.
+  if (!map.channels_last && map.hw >= index_t{1} << 20) plan.channels = 1;
+  // Re-reading the weights for every tile of samples may cost 6 % of the pass's traffic.
+  while (plan.samples < kApplySamples && plan.samples < map.n && plan.channels > 1 &&
+         ceil_div(map.n, plan.samples) * weight_bytes * 100 > 6 * 3 * map.bytes())
+    plan.samples *= 2;
+  plan.sample_tiles = ceil_div(map.n, plan.samples);
+  plan.channel_tiles = ceil_div(map.c, plan.channels);
+  const index_t tiles = plan.sample_tiles * plan.channel_tiles;
+  const index_t tile_elements = plan.samples * std::min<index_t>(plan.channels, map.c) * map.hw;
+  plan.parts = static_cast<int>(std::clamp<index_t>(
+      std::min(ceil_div(kManyBlocks, tiles), tile_elements / (8 * kThreads)), 1,
+      map.channels_last ? map.hw : 65535));
+  return plan;
+}
+
+}  // namespace chattn::cuda

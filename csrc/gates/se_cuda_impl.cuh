@@ -1,0 +1,149 @@
+// The launchers of squeeze-and-excitation, for one map type. Each se_cuda_*.cu instantiates one type,
+// so that they compile in parallel.
+#pragma once
+#include "engine/cuda/reduce.cuh"
+#include "gates/mlp_cuda.cuh"
+#include "gates/se_cuda.h"
+#include "gates/se_plan.h"
+//
+#include "common/device.cuh"
+
+namespace chattn::cuda {
+
+template <class T>
+MlpShape<acc_t<T>> mlp_shape(const MapShape& map, const MlpGate& gate) {
+  using A = acc_t<T>;
+  MlpShape<A> s;
+  s.n = static_cast<int>(map.n);
+  s.c = static_cast<int>(map.c);
+  s.rd = static_cast<int>(gate.rd);
+  s.act = gate.act;
+  s.gate = gate.gate;
+  s.param = static_cast<A>(gate.act_param);
+  s.hw = static_cast<A>(map.hw);
+  return s;
+}
+
+template <class A, class Rows, class Columns>
+Status launch_contract(const char* name, const ContractPlan& plan, const MlpShape<A>& shape,
+                       const Rows& rows, const Columns& columns, A* out, void* stream) {
+  LaunchConfig config;
+  config.grid = dim3(static_cast<unsigned>(plan.sample_tiles),
+                     static_cast<unsigned>(plan.hidden_tiles), static_cast<unsigned>(plan.splits));
+  config.block = dim3(kThreads);
+  config.shared_bytes = sizeof(A) * ContractMatmul<A>::kShared;
+  config.stream = stream;
+  return launch(name, contract<A, Rows, Columns>, config, shape, rows, columns, out);
+}
+
+template <class T>
+Status se_forward_as(const SeForward& p, void* scratch, void* stream) {
+  using A = acc_t<T>;
+  const bool wide = sizeof(T) == 2 && p.gate.weight_dtype == DType::f32;
+  const SePlan plan = plan_se(p.map, p.gate);
+  const SeScratch at = SeScratch::make(plan, p.map, p.gate, false);
+  A* const work = static_cast<A*>(scratch);
+  const MlpShape<A> shape = mlp_shape<T>(p.map, p.gate);
+  const T* const x = static_cast<const T*>(p.x);
+
+  if (p.gate.add_maxpool) {
+    const ReduceIo<T, SumMaxOp<T>> io{{x}, {work, work + at.second}, nullptr};
+    CHATTN_TRY(launch_reduce("squeeze_max", plan.reduce, p.map, io, stream));
+  } else {
+    const ReduceIo<T, SumOp<T>> io{{x}, {work}, nullptr};
+    CHATTN_TRY(launch_reduce("squeeze", plan.reduce, p.map, io, stream));
+  }
+
+  PooledRows<A> rows{};
+  rows.shape = shape;
+  rows.total = {work, plan.reduce.splits, p.map.planes()};
+  if (p.gate.add_maxpool) rows.top = {work + at.second, plan.reduce.splits, p.map.planes()};
+  rows.pooled = static_cast<A*>(p.pooled);
+  rows.peak = static_cast<A*>(p.peak);
+  const WeightMatrix<T, true> w1{{p.w1, wide}, shape.rd, shape.c};
+  CHATTN_TRY(launch_contract("se_hidden", plan.contract, shape, rows, w1, work + at.product,
+                             stream));
+
+  MlpForwardGate<T> gate{};
+  gate.hidden.shape = shape;
+  gate.hidden.product = {work + at.product, plan.contract.splits, p.map.n * p.gate.rd};
+  gate.hidden.bias = {p.b1, wide};
+  gate.hidden.out = static_cast<A*>(p.hidden);
+  gate.w2 = {p.w2, wide};
+  gate.b2 = {p.b2, wide};
+  gate.scale_out = static_cast<A*>(p.scale);
+  const ApplyIo<T> io{x, nullptr, static_cast<T*>(p.y)};
+  return launch_apply("se_rescale", plan.apply, p.map, io, gate, stream);
+}
+
+template <class T, bool kMax>
+Status launch_gradient(const SeBackward& p, const SePlan& plan, const SeScratch& at, acc_t<T>* work,
+                       const HiddenGrad<acc_t<T>, true>& dh, bool wide, void* stream) {
+  MlpBackwardGate<T, kMax> gate{};
+  gate.dh = dh;
+  gate.w1 = {p.w1, wide};
+  gate.scale = static_cast<const acc_t<T>*>(p.scale);
+  gate.peak = static_cast<const acc_t<T>*>(p.peak);
+  gate.count = {work + at.second, plan.reduce.splits, p.map.planes()};
+  const ApplyIo<T> io{static_cast<const T*>(p.dy), static_cast<const T*>(p.x),
+                      static_cast<T*>(p.dx)};
+  return launch_apply(kMax ? "se_gradient_max" : "se_gradient", plan.apply, p.map, io, gate, stream);
+}
+
+template <class T>
+Status se_backward_as(const SeBackward& p, void* scratch, void* stream) {
+  using A = acc_t<T>;
+  const bool wide = sizeof(T) == 2 && p.gate.weight_dtype == DType::f32;
+  const SePlan plan = plan_se(p.map, p.gate);
+  const SeScratch at = SeScratch::make(plan, p.map, p.gate, true);
+  A* const work = static_cast<A*>(scratch);
+  const MlpShape<A> shape = mlp_shape<T>(p.map, p.gate);
+  const T* const x = static_cast<const T*>(p.x);
+  const T* const dy = static_cast<const T*>(p.dy);
+
+  if (p.gate.add_maxpool) {
+    const ReduceIo<T, DotCountOp<T>> io{
+        {dy, x}, {work, work + at.second}, static_cast<const A*>(p.peak)};
+    CHATTN_TRY(launch_reduce("se_dot_count", plan.reduce, p.map, io, stream));
+  } else {
+    const ReduceIo<T, DotOp<T>> io{{dy, x}, {work}, nullptr};
+    CHATTN_TRY(launch_reduce("se_dot", plan.reduce, p.map, io, stream));
+  }
+
+  GateGradRows<A> rows{};
+  rows.shape = shape;
+  rows.dot = {work, plan.reduce.splits, p.map.planes()};
+  rows.dgate = static_cast<const A*>(p.dgate);
+  rows.scale = static_cast<const A*>(p.scale);
+  rows.dz = work + at.dz;
+  const WeightMatrix<T, false> w2{{p.w2, wide}, shape.rd, shape.rd};
+  CHATTN_TRY(launch_contract("se_hidden_grad", plan.contract, shape, rows, w2, work + at.product,
+                             stream));
+
+  const Partials<A> product{work + at.product, plan.contract.splits, p.map.n * p.gate.rd};
+  const A* const hidden = static_cast<const A*>(p.hidden);
+  if (p.dw1 != nullptr) {
+    WeightGradArgs<T> args{};
+    args.dh = {shape, product, hidden};
+    args.dz = work + at.dz;
+    args.pooled = static_cast<const A*>(p.pooled);
+    args.dw1 = {p.dw1, wide};
+    args.db1 = {p.db1, wide};
+    args.dw2 = {p.dw2, wide};
+    args.db2 = {p.db2, wide};
+    args.channel_tiles = static_cast<int>(ceil_div(p.map.c, kContractTile));
+    args.hidden_tiles = static_cast<int>(ceil_div(p.gate.rd, kContractTile));
+    LaunchConfig config;
+    config.grid = dim3(2u * static_cast<unsigned>(args.channel_tiles * args.hidden_tiles));
+    config.block = dim3(kThreads);
+    config.shared_bytes = sizeof(A) * ContractMatmul<A>::kShared;
+    config.stream = stream;
+    CHATTN_TRY(launch("se_weight_grads", weight_grads<T>, config, args));
+  }
+  if (p.dx == nullptr) return Status{};
+  const HiddenGrad<A, true> dh{shape, product, hidden};
+  return p.gate.add_maxpool ? launch_gradient<T, true>(p, plan, at, work, dh, wide, stream)
+                            : launch_gradient<T, false>(p, plan, at, work, dh, wide, stream);
+}
+
+}  // namespace chattn::cuda
