@@ -123,6 +123,10 @@ class Cuda:
         return None
 
     @property
+    def release(self) -> tuple[int, ...]:
+        return tuple(int(part) for part in self.version.split("."))
+
+    @property
     def nvcc(self) -> str:
         return str(self.home / "bin" / "nvcc")
 
@@ -136,6 +140,7 @@ class Cuda:
         return [
             self.nvcc, "-O3", "-std=c++20", "-Xcompiler=-fPIC,-Wall,-fvisibility=hidden",
             f"-I{ROOT / 'csrc'}", *defines, *(f for a in self.archs for f in gencode(a)),
+            *(["--compress-mode=size"] if self.release >= (12, 8) else []),
         ]  # fmt: skip
 
 
@@ -176,6 +181,8 @@ class BuildNative(build_ext):
             jobs.append((source, self.objects / name, command))
 
         for source in sorted(ROOT.glob("csrc/**/*.cpp")):
+            if source.stem.endswith("_cuda") and not cuda.home:
+                continue
             if source.name == "kernels.cpp":
                 for isa, flags in ISA_FLAGS.items():
                     add(source, [*base, "-Wno-psabi", f"-DCHATTN_ISA={isa}", *flags], f".{isa}")

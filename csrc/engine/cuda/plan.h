@@ -133,7 +133,7 @@ inline ApplyPlan plan_apply(const MapShape& map, index_t weight_bytes) {
   const index_t tiles = plan.sample_tiles * plan.channel_tiles;
   const index_t tile_elements = plan.samples * std::min<index_t>(plan.channels, map.c) * map.hw;
   plan.parts = static_cast<int>(std::clamp<index_t>(
-      std::min(ceil_div(kManyBlocks, tiles), tile_elements / (8 * kThreads)), 1,
+      std::min(kManyBlocks / 2 / tiles, tile_elements / (8 * kThreads)), 1,
       map.channels_last ? map.hw : 65535));
   return plan;
 }

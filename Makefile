@@ -1,0 +1,71 @@
+# make demo | test | bench | doctor | lint | types | clean      (make help explains them)
+#
+# Everything runs in .venv, which the first target makes. VENV=path and PYTHON=python3.x choose others;
+# TORCH="torch torchvision" gives a new .venv another torch than the one that figures are taken with.
+
+PYTHON ?= python3
+VENV ?= .venv
+TORCH ?= torch==2.14.1 torchvision==0.29.1
+BIN := $(VENV)/bin
+SOURCES := $(shell find csrc -type f) setup.py pyproject.toml
+CPP := $(shell find csrc tests/cuda_host -name '*.h' -o -name '*.cuh' -o -name '*.cpp' -o -name '*.cu')
+
+.PHONY: help demo test bench doctor lint format types clean
+
+help:
+	@echo "make demo     build, then run a real model with and without chattn_cuda (main job)"
+	@echo "make test     build, then run all tests"
+	@echo "make bench    build, then compare with eager PyTorch and torch.compile (pytest-benchmark)"
+	@echo "make doctor   what is built and what can run here"
+	@echo "make lint     ruff, clang-format;   make format applies them"
+	@echo "make types    mypy"
+	@echo "make clean    remove build results (not .venv)"
+
+# Packages; made again when the project's requirements change.
+$(VENV)/.packages: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet $(foreach package,$(TORCH),"$(package)") ninja
+	$(BIN)/python -m pip install --quiet "setuptools>=77" wheel "pybind11>=2.13"
+	touch $@
+
+# The package itself, in place, with what its tests and demo need.
+$(VENV)/.built: $(VENV)/.packages $(SOURCES)
+	$(BIN)/python -m pip install --verbose --no-build-isolation --editable ".[test]" > build.log 2>&1 \
+		|| { grep 'chattn_cuda:' build.log; echo "the build failed; all of it is in build.log"; exit 1; }
+	@grep -E 'chattn_cuda: (CPU|CUDA)' build.log | sed 's/^ *//'
+	touch $@
+
+$(VENV)/.lint: $(VENV)/.built
+	$(BIN)/python -m pip install --quiet --group lint
+	touch $@
+
+demo: $(VENV)/.built
+	$(BIN)/python -m chattn_cuda demo
+
+test: $(VENV)/.built
+	$(BIN)/python -m pytest tests -q
+
+bench: $(VENV)/.built
+	$(BIN)/python -m pytest bench -q
+
+doctor: $(VENV)/.built
+	$(BIN)/python -m chattn_cuda doctor
+
+lint: $(VENV)/.lint
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run --Werror $(CPP)
+
+format: $(VENV)/.lint
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CPP)
+
+types: $(VENV)/.lint
+	$(BIN)/mypy
+
+clean:
+	rm -rf build dist *.egg-info build.log bench/results .pytest_cache .mypy_cache .ruff_cache
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+	rm -f chattn_cuda/_C*.so $(VENV)/.built
