@@ -1,0 +1,21 @@
+"""Fused channel attention for PyTorch: squeeze, gate and rescale in as few passes as possible."""
+
+from __future__ import annotations
+
+from chattn_cuda import backends, functional
+from chattn_cuda._version import __version__
+from chattn_cuda.convert import Report, accelerate, restore
+from chattn_cuda.explanation import Explanation, explain
+from chattn_cuda.modules import SqueezeExcite
+
+__all__ = [
+    "Explanation",
+    "Report",
+    "SqueezeExcite",
+    "__version__",
+    "accelerate",
+    "backends",
+    "explain",
+    "functional",
+    "restore",
+]

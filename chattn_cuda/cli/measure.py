@@ -1,0 +1,249 @@
+"""Correctness gate and timing, shared by ``demo``, ``bench`` and the pytest-benchmark suite.
+
+The implementations of a row run in turn, round by round, in one process, so that whatever else the
+machine does meets all of them alike; what is reported are medians and the ratios of medians.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from statistics import median, quantiles
+
+import torch
+from torch import Tensor
+
+from chattn_cuda.cli.cases import COMPILE, EAGER, Problem, Row, fused_backends
+from chattn_cuda.reference import accumulation_dtype
+
+__all__ = ["FACTOR", "Entry", "Result", "compare", "error_floor", "errors", "measure", "time_calls"]
+
+FACTOR = 2.0
+"""A result may be so many times as far from the exact one as eager PyTorch's, plus a floor."""
+
+
+def error_floor(dtype: torch.dtype) -> float:
+    """What is allowed where eager PyTorch is exact by luck, relative to the largest exact value.
+
+    One rounding to ``dtype`` and 16 units in the last place of the accumulation type.
+    """
+    return 0.5 * torch.finfo(dtype).eps + 16 * torch.finfo(accumulation_dtype(dtype)).eps
+
+
+def errors(value: Tensor, exact: Tensor) -> tuple[float, float]:
+    """Returns (largest absolute error over the largest exact value, relative L2 error)."""
+    if exact.numel() == 0:
+        return 0.0, 0.0
+    exact = exact.double()
+    difference = value.double() - exact
+    tiny = torch.finfo(torch.float64).tiny
+    return (
+        float(difference.abs().max() / exact.abs().max().clamp_min(tiny)),
+        float(difference.norm() / exact.norm().clamp_min(tiny)),
+    )
+
+
+def compare(
+    names: Sequence[str],
+    values: Sequence[Tensor],
+    exact: Sequence[Tensor],
+    eager: Sequence[Tensor],
+) -> tuple[float, str | None]:
+    """Compare results with the exact ones, by the error that eager PyTorch makes.
+
+    Returns:
+        The largest error over all tensors, and what is wrong, if anything is.
+    """
+    largest, problem = 0.0, None
+    for name, v, x, e in zip(names, values, exact, eager, strict=True):
+        if v.shape != e.shape or v.dtype != e.dtype:
+            return float("inf"), f"{name} is {v.dtype} {tuple(v.shape)}, not {tuple(e.shape)}"
+        for error, allowed in zip(errors(v, x), errors(e, x), strict=True):
+            limit = FACTOR * allowed + error_floor(e.dtype)
+            if not error <= limit and problem is None:  # also where it is NaN
+                problem = f"{name} has error {error:.1e}, above {limit:.1e}"
+        largest = max(largest, errors(v, x)[0])
+    return largest, problem
+
+
+@dataclass
+class Entry:
+    """One implementation in a row.
+
+    Attributes:
+        samples: Milliseconds of each round; empty where it did not run.
+        error: Largest error against float64, relative to the largest exact value of its tensor.
+        wrong: What is wrong with its results; such an implementation is not timed.
+        unavailable: Why it could not run.
+    """
+
+    samples: list[float] = field(default_factory=list)
+    error: float | None = None
+    wrong: str | None = None
+    unavailable: str | None = None
+
+    @property
+    def ms(self) -> float | None:
+        """The median."""
+        return median(self.samples) if self.samples else None
+
+    def spread(self) -> tuple[float, float] | None:
+        """The 20 % and 80 % quantiles."""
+        if len(self.samples) < 2:
+            return None
+        parts = quantiles(self.samples, n=5, method="inclusive")
+        return parts[0], parts[-1]
+
+
+@dataclass
+class Result:
+    """A measured row; ``entries`` in the order of the implementations."""
+
+    row: Row
+    entries: dict[str, Entry]
+
+    def ratio(self, baseline: str, implementation: str) -> float | None:
+        """How many times as fast as ``baseline`` the implementation is."""
+        entry, base = self.entries.get(implementation), self.entries.get(baseline)
+        if entry is None or base is None or entry.ms is None or base.ms is None:
+            return None
+        return base.ms / entry.ms
+
+
+def measure(
+    row: Row,
+    implementations: Sequence[str] | None = None,
+    *,
+    seconds: float = 3.0,
+    min_rounds: int = 7,
+    max_rounds: int = 300,
+) -> Result:
+    """Check every implementation of a row against float64, then time them in turn.
+
+    Args:
+        row: What to measure.
+        implementations: "eager" first; by default eager, torch.compile and every backend with
+            kernels that can run on the row's device.
+        seconds: Time to spend on the rounds, after compilation and checks.
+        min_rounds: At least so many rounds, even if they take longer.
+        max_rounds: At most so many.
+
+    Returns:
+        The result; wrong or unavailable implementations have no samples.
+    """
+    if implementations is None:
+        implementations = (EAGER, COMPILE, *fused_backends(row.device))
+    problem = Problem(row, copies=_copies(row))
+    torch._dynamo.reset()  # compiled code of earlier rows would count against its limits
+    exact, eager = problem.exact(), problem.call(EAGER)()
+    entries: dict[str, Entry] = {}
+    calls: dict[str, Callable[[], object]] = {}
+    for name in implementations:
+        entry = entries[name] = Entry()
+        call = problem.call(name)
+        try:
+            values = call()
+        except Exception as error:
+            if name != COMPILE:
+                raise
+            # Without a C++ compiler, for one.
+            text = str(error).strip() or type(error).__name__
+            entry.unavailable = text.splitlines()[0]
+            continue
+        entry.error, entry.wrong = compare(problem.names, values, exact, eager)
+        if entry.wrong is None:
+            calls[name] = call
+    del exact, eager
+    samples = time_calls(
+        calls,
+        row.device,
+        seconds=seconds,
+        min_rounds=min_rounds,
+        max_rounds=max_rounds,
+        repeat=_copies(row),
+    )
+    for name, times in samples.items():
+        entries[name].samples = times
+    return Result(row, entries)
+
+
+def time_calls(
+    calls: Mapping[str, Callable[[], object]],
+    device: str,
+    *,
+    seconds: float,
+    min_rounds: int = 5,
+    max_rounds: int = 300,
+    repeat: int = 1,
+    hide_launches: bool = True,
+) -> dict[str, list[float]]:
+    """Milliseconds per call, round by round, the calls in turn and each round in another order.
+
+    On a CPU a sample is one call; its results are freed after the clock has stopped. On a GPU it is
+    the device's time for ``repeat`` calls, by CUDA events, divided by ``repeat``; with
+    ``hide_launches`` the device is kept waiting until the host has queued them.
+
+    Args:
+        calls: What to time; each is called twice beforehand.
+        device: "cpu" or "cuda".
+        seconds: Time to spend.
+        min_rounds: At least so many rounds.
+        max_rounds: At most so many.
+        repeat: Calls per sample on a GPU.
+        hide_launches: See above.
+    """
+    samples: dict[str, list[float]] = {name: [] for name in calls}
+    sleep = {}
+    for name, call in calls.items():
+        call()
+        if device == "cuda":
+            torch.cuda.synchronize()
+        start = time.perf_counter()
+        for _ in range(repeat if device == "cuda" else 1):
+            call()
+        sleep[name] = time.perf_counter() - start if hide_launches else 0.0
+    end = time.perf_counter() + seconds
+    names = list(calls)
+    for i in itertools.count():
+        if not names or i >= max_rounds or (i >= min_rounds and time.perf_counter() > end):
+            return samples
+        first = i % len(names)
+        for name in names[first:] + names[:first]:
+            if device == "cuda":
+                samples[name].append(_gpu_sample(calls[name], repeat, sleep[name]))
+            else:
+                samples[name].append(_cpu_sample(calls[name]))
+    return samples
+
+
+def _cpu_sample(call: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    result = call()
+    elapsed = time.perf_counter() - start
+    del result
+    return elapsed * 1e3
+
+
+def _gpu_sample(call: Callable[[], object], repeat: int, sleep: float) -> float:
+    begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    torch.cuda.synchronize()
+    if sleep:
+        torch.cuda._sleep(int(min(1.5 * sleep, 0.1) * 2e9))  # cycles of a clock near 2 GHz
+    begin.record()
+    for _ in range(repeat):
+        call()
+    end.record()
+    end.synchronize()
+    return begin.elapsed_time(end) / repeat
+
+
+def _copies(row: Row) -> int:
+    """Sets of inputs that a GPU goes round, so that none is in its L2 cache when it is next read."""
+    if row.device != "cuda":
+        return 1
+    cache = torch.cuda.get_device_properties(torch.cuda.current_device()).L2_cache_size
+    n, c, h, w = row.shape
+    size = n * c * h * w * row.dtype.itemsize
+    return max(2, min(32, -(-2 * cache // size) + 1))

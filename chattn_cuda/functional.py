@@ -1,0 +1,210 @@
+"""The blocks as functions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Literal, overload
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from chattn_cuda import activations, backends, ops, reference, validation
+from chattn_cuda.activations import Activation, ActivationSpec
+from chattn_cuda.explanation import Explanation, explain_call, register_explainer
+
+__all__ = ["squeeze_excite"]
+
+Resolved = tuple[Activation, float]
+_SE_WEIGHTS = ("w1", "b1", "w2", "b2")
+
+
+@overload
+def squeeze_excite(
+    x: Tensor,
+    w1: Tensor,
+    b1: Tensor | None,
+    w2: Tensor,
+    b2: Tensor | None,
+    *,
+    act: ActivationSpec = ...,
+    gate: ActivationSpec = ...,
+    add_maxpool: bool = ...,
+    return_gate: Literal[False] = ...,
+    backend: str = ...,
+) -> Tensor: ...
+
+
+@overload
+def squeeze_excite(
+    x: Tensor,
+    w1: Tensor,
+    b1: Tensor | None,
+    w2: Tensor,
+    b2: Tensor | None,
+    *,
+    act: ActivationSpec = ...,
+    gate: ActivationSpec = ...,
+    add_maxpool: bool = ...,
+    return_gate: Literal[True],
+    backend: str = ...,
+) -> tuple[Tensor, Tensor]: ...
+
+
+def squeeze_excite(
+    x: Tensor,
+    w1: Tensor,
+    b1: Tensor | None,
+    w2: Tensor,
+    b2: Tensor | None,
+    *,
+    act: ActivationSpec = "relu",
+    gate: ActivationSpec = "sigmoid",
+    add_maxpool: bool = False,
+    return_gate: bool = False,
+    backend: str = "auto",
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Squeeze-and-Excitation: ``x * gate(w2 @ act(w1 @ mean_hw(x) + b1) + b2)``.
+
+    Hu et al., "Squeeze-and-Excitation Networks", arXiv 1709.01507, equations 2 to 4; the same
+    result as timm's ``SEModule``. Gradients flow to x, the weights and the biases (and from the
+    gate, where it is returned); they can be differentiated again.
+
+    Args:
+        x: The map (N, C, H, W): float32, float16, bfloat16 or float64; any strides.
+        w1: First layer, (rd, C) as a Linear's weight or (rd, C, 1, 1) as a 1x1 convolution's.
+        b1: Its bias (rd,), or None.
+        w2: Second layer, (C, rd) or (C, rd, 1, 1).
+        b2: Its bias (C,), or None.
+        act: Activation between the layers: a name ("relu", "silu", "hard_swish", ...), a module
+            class or instance, a partial, or any function of a tensor.
+        gate: The gate: "sigmoid", "hard_sigmoid", "tanh", "relu", "identity" or as above.
+        add_maxpool: Squeeze with the mean of the mean and the maximum.
+        return_gate: Also return the gate.
+        backend: "auto" or one of "cuda", "triton", "cpu", "reference".
+
+    The weights have x's type; under autocast they may have another. Activations that the kernels do
+    not know run the formulas in PyTorch; `chattn_cuda.explain` says which path a call takes.
+    Forward-mode differentiation and tensor subclasses run the formulas too.
+
+    Returns:
+        y with x's shape, type and memory format (contiguous or channels_last). With ``return_gate``
+        also the gate (N, C), float32 (float64 for a float64 x).
+
+    Raises:
+        TypeError: A tensor argument is not a dense floating-point tensor, or a specification is of
+            the wrong type.
+        ValueError: Wrong shape, device, or type mix; unknown activation or backend; a named backend
+            that cannot run here.
+
+    Complexity: at most 2 reads and 1 write of x's size forward, 3 reads and 1 write backward. Kept
+    for the backward: x and at most N * (3 * C + rd) numbers.
+
+    Example:
+        >>> x = torch.randn(2, 64, 8, 8)
+        >>> w1, w2 = torch.randn(4, 64), torch.randn(64, 4)
+        >>> y = squeeze_excite(x, w1, None, w2, None)
+    """
+    validation.check_map(x)
+    validation.check_squeeze_excite(x, w1, b1, w2, b2)
+    weights = validation.unify_dtypes(x, (w1, b1, w2, b2), _SE_WEIGHTS)
+    name = backends.select(backend, x.device.type, x.dtype)
+    act_, gate_ = activations.resolve(act, "act"), activations.resolve(gate, "gate")
+    if _why_not_fused(x, weights, act_, gate_) is not None:
+        act_function = activations.as_callable(act, "act")
+        gate_function = activations.as_callable(gate, "gate")
+        y, s = _formulas(x, weights, act_function, gate_function, add_maxpool)
+    else:
+        assert act_ is not None and gate_ is not None
+        y, s = run_squeeze_excite(name, x, weights, act_, gate_, add_maxpool)
+    return (y, s) if return_gate else y
+
+
+def run_squeeze_excite(
+    backend: str,
+    x: Tensor,
+    weights: Sequence[Tensor | None],
+    act: Resolved,
+    gate: Resolved,
+    add_maxpool: bool,
+) -> tuple[Tensor, Tensor]:
+    """Returns y and the gate by ``backend``, on arguments that were checked."""
+    namespace = backends.get(backend).namespace
+    if namespace is None:
+        return _formulas(
+            x, weights, act[0].with_param(act[1]), gate[0].with_param(0.0), add_maxpool
+        )
+    w1, b1, w2, b2 = (w if w is None or w.is_contiguous() else w.contiguous() for w in weights)
+    return ops.apply(
+        "se", namespace, x, w1, b1, w2, b2, act[0].code, act[1], gate[0].code, add_maxpool
+    )
+
+
+def _formulas(
+    x: Tensor,
+    weights: Sequence[Tensor | None],
+    act: Callable[[Tensor], Tensor],
+    gate: Callable[[Tensor], Tensor],
+    add_maxpool: bool,
+) -> tuple[Tensor, Tensor]:
+    w1, b1, w2, b2 = weights
+    assert w1 is not None and w2 is not None
+    y, s = reference.squeeze_excite(x, w1, b1, w2, b2, act, gate, add_maxpool)
+    return y.contiguous(memory_format=ops.memory_format_of(x)), s
+
+
+def why_not_fused(x: Tensor, weights: Sequence[Tensor | None]) -> str | None:
+    """Why the operators cannot take these tensors, whatever the block; None where they can."""
+    for t in (x, *weights):
+        kind = type(t)
+        if kind is not Tensor and kind is not torch.nn.Parameter and kind is not type(None):
+            if hasattr(kind, "__tensor_flatten__"):
+                return f"an argument is a {kind.__name__}"
+    if x.shape[1] == 0 or x.shape[2] == 0 or x.shape[3] == 0:
+        return f"x has empty planes, shape {tuple(x.shape)}"
+    if torch.compiler.is_compiling():
+        if torch._C._are_functorch_transforms_active():
+            return "torch.func inside torch.compile cannot differentiate the operators"
+    elif forward_ad._current_level >= 0:
+        return "forward-mode differentiation is active"
+    return None
+
+
+def _why_not_fused(
+    x: Tensor,
+    weights: Sequence[Tensor | None],
+    act: Resolved | None,
+    gate: Resolved | None,
+) -> str | None:
+    if act is None:
+        return "the kernels do not know this act"
+    if gate is None or not gate[0].is_gate:
+        return "the kernels do not know this gate"
+    return why_not_fused(x, weights)
+
+
+def _explain_squeeze_excite(
+    x: Tensor,
+    w1: Tensor,
+    b1: Tensor | None,
+    w2: Tensor,
+    b2: Tensor | None,
+    *,
+    act: ActivationSpec = "relu",
+    gate: ActivationSpec = "sigmoid",
+    add_maxpool: bool = False,
+    return_gate: bool = False,
+    backend: str = "auto",
+) -> Explanation:
+    validation.check_map(x)
+    validation.check_squeeze_excite(x, w1, b1, w2, b2)
+    uncovered = _why_not_fused(
+        x,
+        (w1, b1, w2, b2),
+        activations.resolve(act, "act"),
+        activations.resolve(gate, "gate"),
+    )
+    return explain_call("squeeze_excite", backend, x.device.type, x.dtype, uncovered, "reference")
+
+
+register_explainer(squeeze_excite, _explain_squeeze_excite)

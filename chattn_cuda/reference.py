@@ -1,0 +1,70 @@
+"""The formulas in plain PyTorch: the oracle of the tests and the `reference` backend.
+
+Written to be checked by hand. Any floating-point type; sums, gates and small layers are computed
+in float32 (float64 for float64), whatever autocast says; differentiable to any order.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+__all__ = ["accumulation_dtype", "no_autocast", "squeeze_excite"]
+
+
+def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The type in which sums and gates are computed and kept for maps of type ``dtype``."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def no_autocast(device_type: str) -> contextlib.AbstractContextManager[Any]:
+    """A context in which autocast does not change the types of the formulas."""
+    if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
+        return torch.autocast(device_type, enabled=False)
+    return contextlib.nullcontext()
+
+
+def squeeze_excite(
+    x: Tensor,
+    w1: Tensor,
+    b1: Tensor | None,
+    w2: Tensor,
+    b2: Tensor | None,
+    act: Callable[[Tensor], Tensor] = F.relu,
+    gate: Callable[[Tensor], Tensor] = torch.sigmoid,
+    add_maxpool: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """Squeeze-and-Excitation (Hu et al., arXiv 1709.01507, equations 2 to 4).
+
+    ``p = mean_hw(x)``, or ``(mean_hw(x) + max_hw(x)) / 2`` with ``add_maxpool``;
+    ``s = gate(w2 @ act(w1 @ p + b1) + b2)``; ``y[n, c] = s[n, c] * x[n, c]``.
+
+    Args:
+        x: (N, C, H, W).
+        w1: (rd, C) or (rd, C, 1, 1).
+        b1: (rd,) or None.
+        w2: (C, rd) or (C, rd, 1, 1).
+        b2: (C,) or None.
+        act: Activation between the two layers.
+        gate: Activation of the gate.
+        add_maxpool: Mix the maximum into the mean.
+
+    Returns:
+        y, of x's shape and type, and the gate (N, C) in the accumulation type.
+    """
+    acc = accumulation_dtype(x.dtype)
+    with no_autocast(x.device.type):
+        u = x.to(acc)
+        p = u.mean((2, 3))
+        if add_maxpool:
+            p = 0.5 * p + 0.5 * u.amax((2, 3))
+        h = F.linear(p, w1.to(acc).flatten(1), None if b1 is None else b1.to(acc))
+        z = F.linear(act(h), w2.to(acc).flatten(1), None if b2 is None else b2.to(acc))
+        s = gate(z)
+        y = (u * s[:, :, None, None]).to(x.dtype)
+    return y, s

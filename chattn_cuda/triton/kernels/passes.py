@@ -1,0 +1,341 @@
+"""The four passes over feature maps, for any gate and for M >= 1 maps, in both memory formats.
+
+| pass | reads | writes |
+|---|---|---|
+| ``squeeze_kernel`` | every map once | partial sums (and maxima) per (n, c) |
+| ``rescale_tile`` | every map once | y = sum_m gate_m * x_m, once |
+| ``reduce_kernel`` | dy and every map once | partial sums of dy * x_m per (n, c) |
+| ``spread_tile`` | dy once (and x with the max) | dx_m = gate_m * dy + dp / HW, once |
+
+The reductions are whole kernels. The other two are functions that a block calls from its own kernel
+with the gate tile that it has just computed in registers: that saves a launch and a round trip.
+
+A map is (N, C, L) with L = H * W. One program works on a tile of TN samples x TC channels and walks
+over L in steps of TL. In registers the tile is [TN, TC, TL] for NCHW and [TN, TL, TC] for
+channels_last, so that the last axis is the contiguous one in memory in both. The length of that
+axis comes as ``units * ALIGN`` with ALIGN a compile-time power of two: Triton then knows that rows
+are aligned and uses 128-bit accesses. Offsets are 64-bit.
+
+Partial results are laid out (splits, N, C), or (M, splits, N, C): the splits of L are merged, in
+order, by the gate's kernel. Nothing is atomic, so results depend on the shape alone.
+"""
+
+# mypy: ignore-errors
+# (Triton compiles these functions; their parameters have no Python types.)
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from .activations import to_storage
+
+# Sizes that vary from call to call: specialising on their values would only recompile.
+SIZES = ("n_size", "mid_size", "inner_units", "steps", "c_tiles", "splits")
+
+
+@triton.jit
+def channels_and_length(mid_size, inner_units, ALIGN: tl.constexpr, CL: tl.constexpr):
+    """C and L, from the sizes of the middle and the contiguous axis."""
+    mid = tl.cast(mid_size, tl.int64)
+    inner = tl.cast(inner_units, tl.int64) * ALIGN
+    if CL:
+        return inner, mid
+    else:
+        return mid, inner
+
+
+@triton.jit
+def locate(pid, c_tiles, splits, TN: tl.constexpr, TC: tl.constexpr, CL: tl.constexpr):
+    """The program's samples [TN], channels [TC] and split; neighbours are neighbours in memory."""
+    pid = pid.to(tl.int64)
+    if CL:
+        c_tile = pid % c_tiles
+        split = (pid // c_tiles) % splits
+    else:
+        split = pid % splits
+        c_tile = (pid // splits) % c_tiles
+    n_tile = pid // c_tiles // splits
+    return n_tile * TN + tl.arange(0, TN), c_tile * TC + tl.arange(0, TC), split
+
+
+@triton.jit
+def last_first():
+    """Program index in reverse.
+
+    A pass that reads a map for the second time begins where the first ended: that part is still in
+    the L2 cache.
+    """
+    return tl.num_programs(0) - 1 - tl.program_id(0)
+
+
+@triton.jit
+def step_range(split, steps, L, TL: tl.constexpr):
+    """The steps of TL that belong to this split."""
+    return split * steps, tl.minimum((split + 1) * steps, tl.cdiv(L, TL))
+
+
+@triton.jit
+def offsets(n, c, pos, C, L, CL: tl.constexpr):
+    """Element offsets of a tile, in its register order."""
+    if CL:
+        return (n[:, None, None] * L + pos[None, :, None]) * C + c[None, None, :]
+    else:
+        return (n[:, None, None] * C + c[None, :, None]) * L + pos[None, None, :]
+
+
+@triton.jit
+def inside(n, c, pos, N, C, L, CL: tl.constexpr):
+    """Which elements of a tile exist."""
+    if CL:
+        return (n < N)[:, None, None] & (pos < L)[None, :, None] & (c < C)[None, None, :]
+    else:
+        return (n < N)[:, None, None] & (c < C)[None, :, None] & (pos < L)[None, None, :]
+
+
+@triton.jit
+def over_length(v, CL: tl.constexpr):
+    """A per-(n, c) tile [TN, TC], to be broadcast over L."""
+    if CL:
+        return v[:, None, :]
+    else:
+        return v[:, :, None]
+
+
+@triton.jit
+def sum_length(v, CL: tl.constexpr):
+    """Sum of a tile over L: [TN, TC]."""
+    if CL:
+        return tl.sum(v, axis=1)
+    else:
+        return tl.sum(v, axis=2)
+
+
+@triton.jit
+def max_length(v, CL: tl.constexpr):
+    """Maximum of a tile over L: [TN, TC]. NaN propagates (Triton's own reduction drops it)."""
+    if CL:
+        nan = tl.max((v != v).to(tl.int32), axis=1)
+        top = tl.max(tl.where(v != v, float("-inf"), v), axis=1)
+    else:
+        nan = tl.max((v != v).to(tl.int32), axis=2)
+        top = tl.max(tl.where(v != v, float("-inf"), v), axis=2)
+    return tl.where(nan > 0, float("nan"), top)
+
+
+@triton.jit
+def maximum(a, b):
+    """Elementwise maximum that propagates NaN."""
+    return tl.where((a > b) | (a != a), a, b)
+
+
+@triton.jit
+def zero_tile(
+    TN: tl.constexpr, TC: tl.constexpr, TL: tl.constexpr, CL: tl.constexpr, ACC: tl.constexpr
+):
+    """A tile of zeros, in register order."""
+    if CL:
+        return tl.zeros([TN, TL, TC], ACC)
+    else:
+        return tl.zeros([TN, TC, TL], ACC)
+
+
+@triton.jit
+def load_map(x, offs, mask, ACC: tl.constexpr):
+    """Elements of a map in the accumulation type: the one place where maps are read."""
+    return tl.load(x + offs, mask=mask, other=0.0).to(ACC)
+
+
+@triton.jit
+def store_map(y, offs, mask, v):
+    """Round once and store: the one place where maps are written."""
+    tl.store(y + offs, to_storage(v, y.dtype.element_ty), mask=mask)
+
+
+@triton.jit(do_not_specialize=SIZES)
+def squeeze_kernel(
+    xs,
+    part_sum,
+    part_max,
+    n_size,
+    mid_size,
+    inner_units,
+    steps,
+    c_tiles,
+    splits,
+    ALIGN: tl.constexpr,
+    CL: tl.constexpr,
+    TN: tl.constexpr,
+    TC: tl.constexpr,
+    TL: tl.constexpr,
+):
+    """part_sum[split, n, c] = sum over maps and over the split of L; part_max likewise or None.
+
+    xs: tuple of maps; the maximum is of the first one. Grid: sample tiles x channel tiles x splits.
+    """
+    ACC: tl.constexpr = part_sum.dtype.element_ty
+    C, L = channels_and_length(mid_size, inner_units, ALIGN, CL)
+    n, c, split = locate(tl.program_id(0), c_tiles, splits, TN, TC, CL)
+    total = zero_tile(TN, TC, TL, CL, ACC)
+    if part_max is not None:
+        top = total + float("-inf")
+    begin, end = step_range(split, steps, L, TL)
+    for step in range(begin, end):
+        pos = step * TL + tl.arange(0, TL)
+        offs = offsets(n, c, pos, C, L, CL)
+        mask = inside(n, c, pos, n_size, C, L, CL)
+        for m in tl.static_range(len(xs)):
+            v = load_map(xs[m], offs, mask, ACC)
+            total += v
+            if part_max is not None and m == 0:
+                top = maximum(tl.where(mask, v, float("-inf")), top)
+    where = (split * n_size + n)[:, None] * C + c[None, :]
+    exists = (n < n_size)[:, None] & (c < C)[None, :]
+    tl.store(part_sum + where, sum_length(total, CL), mask=exists)
+    if part_max is not None:
+        tl.store(part_max + where, max_length(top, CL), mask=exists)
+
+
+@triton.jit
+def _zero_tiles(
+    xs,
+    TN: tl.constexpr,
+    TC: tl.constexpr,
+    TL: tl.constexpr,
+    CL: tl.constexpr,
+    ACC: tl.constexpr,
+):
+    tiles = ()
+    for _ in tl.static_range(len(xs)):
+        tiles = tiles + (zero_tile(TN, TC, TL, CL, ACC),)
+    return tiles
+
+
+@triton.jit
+def _add_products(tiles, g, xs, offs, mask, ACC: tl.constexpr):
+    added = ()
+    for m in tl.static_range(len(xs)):
+        added = added + (tiles[m] + g * load_map(xs[m], offs, mask, ACC),)
+    return added
+
+
+@triton.jit(do_not_specialize=SIZES)
+def reduce_kernel(
+    dy,
+    xs,
+    peak,
+    parts,
+    part_count,
+    n_size,
+    mid_size,
+    inner_units,
+    steps,
+    c_tiles,
+    splits,
+    ALIGN: tl.constexpr,
+    CL: tl.constexpr,
+    TN: tl.constexpr,
+    TC: tl.constexpr,
+    TL: tl.constexpr,
+):
+    """parts[m, split, n, c] = sum over the split of dy * x_m; dy is read once for all m.
+
+    With ``peak`` (n, c), for M = 1, part_count[split, n, c] = number of elements equal to it.
+    """
+    ACC: tl.constexpr = parts.dtype.element_ty
+    C, L = channels_and_length(mid_size, inner_units, ALIGN, CL)
+    n, c, split = locate(tl.program_id(0), c_tiles, splits, TN, TC, CL)
+    exists = (n < n_size)[:, None] & (c < C)[None, :]
+    totals = _zero_tiles(xs, TN, TC, TL, CL, ACC)
+    if peak is not None:
+        top = over_length(tl.load(peak + (n[:, None] * C + c[None, :]), mask=exists, other=0.0), CL)
+        count = zero_tile(TN, TC, TL, CL, ACC)
+    begin, end = step_range(split, steps, L, TL)
+    for step in range(begin, end):
+        pos = step * TL + tl.arange(0, TL)
+        offs = offsets(n, c, pos, C, L, CL)
+        mask = inside(n, c, pos, n_size, C, L, CL)
+        g = load_map(dy, offs, mask, ACC)
+        if peak is not None:
+            v = load_map(xs[0], offs, mask, ACC)
+            totals = (totals[0] + g * v,)
+            count += ((v == top) & mask).to(ACC)
+        else:
+            totals = _add_products(totals, g, xs, offs, mask, ACC)
+    where = (split * n_size + n)[:, None] * C + c[None, :]
+    for m in tl.static_range(len(xs)):
+        plane = parts + m * splits * n_size * C
+        tl.store(plane + where, sum_length(totals[m], CL), mask=exists)
+    if peak is not None:
+        tl.store(part_count + where, sum_length(count, CL), mask=exists)
+
+
+@triton.jit
+def rescale_tile(
+    xs,
+    gates,
+    y,
+    n,
+    c,
+    split,
+    steps,
+    n_size,
+    C,
+    L,
+    CL: tl.constexpr,
+    TN: tl.constexpr,
+    TC: tl.constexpr,
+    TL: tl.constexpr,
+):
+    """Y = sum_m gates[m] * xs[m] over one split of L. gates: tuple of [TN, TC] tiles."""
+    ACC: tl.constexpr = gates[0].dtype
+    begin, end = step_range(split, steps, L, TL)
+    for step in range(begin, end):
+        pos = step * TL + tl.arange(0, TL)
+        offs = offsets(n, c, pos, C, L, CL)
+        mask = inside(n, c, pos, n_size, C, L, CL)
+        v = load_map(xs[0], offs, mask, ACC) * over_length(gates[0], CL)
+        for m in tl.static_range(1, len(xs)):
+            v += load_map(xs[m], offs, mask, ACC) * over_length(gates[m], CL)
+        store_map(y, offs, mask, v)
+
+
+@triton.jit
+def spread_tile(
+    dy,
+    gates,
+    shift,
+    xs,
+    peak,
+    peak_shift,
+    dxs,
+    n,
+    c,
+    split,
+    steps,
+    n_size,
+    C,
+    L,
+    CL: tl.constexpr,
+    TN: tl.constexpr,
+    TC: tl.constexpr,
+    TL: tl.constexpr,
+):
+    """dxs[m] = dy * gates[m] + shift over one split of L; dy is read once for all m.
+
+    gates: tuple of [TN, TC] tiles; shift: [TN, TC]. With ``peak``, for M = 1, elements of xs[0]
+    equal to it get ``peak_shift`` in addition (both [TN, TC]); without it, xs is not read.
+    """
+    ACC: tl.constexpr = shift.dtype
+    begin, end = step_range(split, steps, L, TL)
+    for step in range(begin, end):
+        pos = step * TL + tl.arange(0, TL)
+        offs = offsets(n, c, pos, C, L, CL)
+        mask = inside(n, c, pos, n_size, C, L, CL)
+        g = load_map(dy, offs, mask, ACC)
+        for m in tl.static_range(len(dxs)):
+            v = g * over_length(gates[m], CL) + over_length(shift, CL)
+            if peak is not None:
+                hit = load_map(xs[m], offs, mask, ACC) == over_length(peak, CL)
+                v = tl.where(hit, v + over_length(peak_shift, CL), v)
+            store_map(dxs[m], offs, mask, v)

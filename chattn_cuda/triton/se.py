@@ -1,0 +1,345 @@
+"""Squeeze-and-Excitation on Triton: plans, allocates and launches.
+
+Forward is three launches: squeeze, hidden, gate + rescale. Backward is four: reduce (dy * x),
+hidden gradient, weight gradients, map gradient. Nothing synchronises with the host, and memory
+comes from torch's allocator, so both can be captured in a CUDA graph after a first call has
+compiled them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .kernels import gate as gates
+from .kernels import passes
+from .kernels.activations import INTERPRETED
+from .launch import FILL, UNLIMITED, WARPS, PassPlan, plan_mlp, plan_outer, plan_pass
+
+_TWO_TILES = 2
+# The interpreter runs one program after the other, so it gets few and large ones.
+_FILL = 8 if INTERPRETED.value else FILL
+
+
+class Launch(NamedTuple):
+    """One kernel launch: ``args`` in the order of the kernel's parameters, constants included."""
+
+    kernel: Any
+    programs: int
+    args: tuple[Any, ...]
+
+
+def is_channels_last(x: Tensor) -> bool:
+    """Whether the results for ``x`` (N, C, H, W) are channels_last; the rule of all backends.
+
+    A dense map keeps its format (contiguous where it is both). Of the others, those whose channels
+    are adjacent and whose pixels are at least C apart count as channels_last.
+    """
+    if x.is_contiguous():
+        return False
+    if x.is_contiguous(memory_format=torch.channels_last):
+        return True
+    _, c, h, w = x.shape
+    _, sc, sh, sw = x.stride()
+    return c > 1 and sc == 1 and h * w > 1 and (h == 1 or sh >= c) and (w == 1 or sw >= c)
+
+
+def _format(channels_last: bool) -> torch.memory_format:
+    return torch.channels_last if channels_last else torch.contiguous_format
+
+
+def _dense(x: Tensor, channels_last: bool) -> Tensor:
+    return x.contiguous(memory_format=_format(channels_last))
+
+
+def _empty_map(x: Tensor, channels_last: bool) -> Tensor:
+    return torch.empty_like(x, memory_format=_format(channels_last))
+
+
+def _accumulator(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def _sizes(p: PassPlan, n: int) -> tuple[int, ...]:
+    return (n, p.mid, p.units, p.steps, p.c_tiles, p.splits)
+
+
+def _tiles(p: PassPlan) -> tuple[Any, ...]:
+    return (p.align, p.channels_last, p.tile_n, p.tile_c, p.tile_l)
+
+
+def _reduction(
+    n: int, c: int, hw: int, cl: bool, itemsize: int, tiles: int
+) -> tuple[int, PassPlan]:
+    """Plan of a pass that sums over HW, and the number of samples to run it with."""
+    if cl:
+        return n, plan_pass(n, c, hw, True, itemsize, tiles, fill=_FILL)
+    # Planes of NCHW are independent and adjacent: one sample with N * C channels.
+    return 1, plan_pass(1, n * c, hw, False, itemsize, tiles, fill=_FILL)
+
+
+def forward_launches(
+    x: Tensor,
+    w1: Tensor,
+    b1: Tensor | None,
+    w2: Tensor,
+    b2: Tensor | None,
+    act: int,
+    act_param: float,
+    gate_fn: int,
+    add_maxpool: bool,
+) -> tuple[tuple[Tensor, Tensor, Tensor, Tensor, Tensor], list[Launch]]:
+    """Outputs (y, pooled, peak, hidden, gate), not yet computed, and the launches that do."""
+    n, c, h, w = x.shape
+    hw = h * w
+    r = w1.shape[0]
+    channels_last = is_channels_last(x)
+    acc = _accumulator(x.dtype)
+    y = _empty_map(x, channels_last)
+    pooled = x.new_empty((n, c), dtype=acc)
+    peak = x.new_empty((n, c) if add_maxpool else (0,), dtype=acc)
+    hidden = x.new_empty((n, r), dtype=acc)
+    gate = x.new_empty((n, c), dtype=acc)
+    outputs = (y, pooled, peak, hidden, gate)
+    if n == 0:
+        return outputs, []
+    x = _dense(x, channels_last)
+    w1 = w1.reshape(r, c).contiguous()
+    w2 = w2.reshape(c, r).contiguous()
+    b1 = None if b1 is None else b1.contiguous()
+    b2 = None if b2 is None else b2.contiguous()
+    # At HW = 1 the formats are the same bytes; as channels_last, adjacent elements are adjacent.
+    cl = channels_last or hw == 1
+    size = x.element_size()
+
+    samples, p = _reduction(n, c, hw, cl, size, _TWO_TILES if add_maxpool else 1)
+    part_sum = x.new_empty((p.splits, n, c), dtype=acc)
+    part_max = torch.empty_like(part_sum) if add_maxpool else None
+    launches = [
+        Launch(
+            passes.squeeze_kernel,
+            p.programs,
+            ((x,), part_sum, part_max, *_sizes(p, samples), *_tiles(p)),
+        )
+    ]
+    m = plan_mlp(n, r, c, gate.element_size(), fill=_FILL)
+    launches.append(
+        Launch(
+            gates.mlp_hidden_kernel,
+            m.programs,
+            (part_sum, part_max, w1, b1, pooled, peak if add_maxpool else None, hidden)
+            + (n, c, r, hw, p.splits, m.tile_n, m.tile_r, m.tile_k),
+        )
+    )
+    p = plan_pass(n, c, hw, cl, size, max_splits=UNLIMITED, hidden=r, fill=_FILL)
+    launches.append(
+        Launch(
+            gates.mlp_rescale_kernel,
+            p.programs,
+            ((x,), y, hidden, w2, b2, gate, *_sizes(p, n), r, act, act_param, gate_fn)
+            + (*_tiles(p), p.tile_k),
+        )
+    )
+    return outputs, launches
+
+
+def backward_launches(
+    dy: Tensor,
+    dgate: Tensor | None,
+    x: Tensor,
+    pooled: Tensor,
+    peak: Tensor,
+    hidden: Tensor,
+    gate: Tensor,
+    w1: Tensor,
+    w2: Tensor,
+    act: int,
+    act_param: float,
+    gate_fn: int,
+    add_maxpool: bool,
+    need_dx: bool,
+    need_dw: bool,
+) -> tuple[tuple[Tensor, Tensor, Tensor, Tensor, Tensor], list[Launch]]:
+    """Outputs (dx, dw1, db1, dw2, db2), not yet computed, and the launches that do."""
+    n, c, h, w = x.shape
+    hw = h * w
+    r = w1.shape[0]
+    channels_last = is_channels_last(x)
+    acc = gate.dtype
+    dx = _empty_map(x, channels_last) if need_dx else x.new_empty((0,))
+    new_weight = w1.new_zeros if n == 0 else w1.new_empty
+    dw1 = new_weight(w1.shape if need_dw else (0,))
+    db1 = new_weight((r,) if need_dw else (0,))
+    dw2 = new_weight(w2.shape if need_dw else (0,))
+    db2 = new_weight((c,) if need_dw else (0,))
+    outputs = (dx, dw1, db1, dw2, db2)
+    if n == 0 or not (need_dx or need_dw):
+        return outputs, []
+    x = _dense(x, channels_last)
+    dy = _dense(dy, channels_last)
+    dgate = None if dgate is None else dgate.contiguous()
+    pooled, hidden, gate = pooled.contiguous(), hidden.contiguous(), gate.contiguous()
+    w1 = w1.reshape(r, c).contiguous()
+    w2 = w2.reshape(c, r).contiguous()
+    cl = channels_last or hw == 1
+    size = x.element_size()
+    acc_size = gate.element_size()
+    top = peak.contiguous() if add_maxpool else None
+
+    samples, p = _reduction(n, c, hw, cl, size, 2 * _TWO_TILES if add_maxpool else _TWO_TILES)
+    parts = x.new_empty((1, p.splits, n, c), dtype=acc)
+    part_count = parts.new_empty((p.splits, n, c)) if add_maxpool else None
+    launches = [
+        Launch(
+            passes.reduce_kernel,
+            p.programs,
+            (dy, (x,), top, parts, part_count, *_sizes(p, samples), *_tiles(p)),
+        )
+    ]
+    dz = torch.empty_like(gate)
+    count = torch.empty_like(gate) if add_maxpool else None
+    dhidden = torch.empty_like(hidden)
+    # w2 is contiguous along the hidden axis here: 8 columns are one 32-byte sector of float32
+    m = plan_mlp(n, r, c, acc_size, min_cols=8, fill=_FILL)
+    launches.append(
+        Launch(
+            gates.mlp_dhidden_kernel,
+            m.programs,
+            (parts, part_count, dgate, gate, hidden, w2, dz, count, dhidden)
+            + (n, c, r, p.splits, act, act_param, gate_fn, m.tile_n, m.tile_r, m.tile_k),
+        )
+    )
+    if need_dw:
+        m = plan_outer(r, c, n, acc_size)
+        launches.append(
+            Launch(
+                gates.mlp_dweight_kernel,
+                m.programs,
+                (dhidden, pooled, hidden, dz, dw1, db1, dw2, db2)
+                + (n, c, r, act, act_param, m.tile_n, m.tile_r, m.tile_k),
+            )
+        )
+    if need_dx:
+        tiles = _TWO_TILES if add_maxpool else 1
+        p = plan_pass(n, c, hw, cl, size, tiles, max_splits=UNLIMITED, hidden=r, fill=_FILL)
+        launches.append(
+            Launch(
+                gates.mlp_spread_kernel,
+                p.programs,
+                (dy, (x,), top, count, gate, dhidden, w1, (dx,), *_sizes(p, n), r, hw)
+                + (*_tiles(p), p.tile_k),
+            )
+        )
+    return outputs, launches
+
+
+def _run(launches: list[Launch], x: Tensor) -> None:
+    if not launches:
+        return
+    context: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
+    if INTERPRETED.value:
+        import numpy
+
+        context = numpy.errstate(all="ignore")  # Inf and NaN are results here, as on a GPU
+    elif x.device.type != "cuda":
+        raise RuntimeError(
+            f"chattn_cuda's Triton kernels run on CUDA tensors, got a tensor on {x.device}; for "
+            "CPU tensors set the environment variable TRITON_INTERPRET=1 before Python starts "
+            "(slow, for tests)"
+        )
+    elif x.device.index != torch.cuda.current_device():
+        context = torch.cuda.device(x.device)
+    with context:
+        for kernel, programs, args in launches:
+            kernel[(programs,)](*args, num_warps=WARPS)
+
+
+def se_forward(
+    x: Tensor,
+    w1: Tensor,
+    b1: Tensor | None,
+    w2: Tensor,
+    b2: Tensor | None,
+    act: int,
+    act_param: float,
+    gate_fn: int,
+    add_maxpool: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Operator ``se_forward``.
+
+    Args:
+        x: (N, C, H, W), float32, float16, bfloat16 or float64, any strides.
+        w1: (rd, C) or (rd, C, 1, 1), x's dtype, or float32 for a 16-bit x; so are b1, w2 and b2.
+        b1: (rd,) or None.
+        w2: (C, rd) or (C, rd, 1, 1).
+        b2: (C,) or None.
+        act: the activation's code.
+        act_param: leaky_relu's slope, elu's alpha.
+        gate_fn: the gate's code.
+        add_maxpool: whether the squeeze is half mean, half maximum.
+
+    Returns:
+        y in x's memory format; pooled (N, C), peak (N, C) or (0,), hidden (N, rd) and gate (N, C)
+        in the accumulation type. Three launches; extra memory: the partial sums of the squeeze, at
+        most 32 * N * C numbers.
+
+    Raises:
+        RuntimeError: for CPU tensors outside Triton's interpreter.
+    """
+    outputs, launches = forward_launches(x, w1, b1, w2, b2, act, act_param, gate_fn, add_maxpool)
+    _run(launches, x)
+    return outputs
+
+
+def se_backward(
+    dy: Tensor,
+    dgate: Tensor | None,
+    x: Tensor,
+    pooled: Tensor,
+    peak: Tensor,
+    hidden: Tensor,
+    gate: Tensor,
+    w1: Tensor,
+    w2: Tensor,
+    act: int,
+    act_param: float,
+    gate_fn: int,
+    add_maxpool: bool,
+    need_dx: bool,
+    need_dw: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Operator ``se_backward``: the gradients of :func:`se_forward`.
+
+    Args:
+        dy: gradient of y, any strides; copied first where it is not dense in x's memory format.
+        dgate: gradient of the gate, (N, C), or None.
+        x: the forward's map.
+        pooled: (N, C), from the forward.
+        peak: (N, C) or (0,), from the forward.
+        hidden: (N, rd), from the forward.
+        gate: (N, C), from the forward.
+        w1: (rd, C) or (rd, C, 1, 1), as in the forward.
+        w2: (C, rd) or (C, rd, 1, 1), as in the forward.
+        act: the activation's code.
+        act_param: leaky_relu's slope, elu's alpha.
+        gate_fn: the gate's code.
+        add_maxpool: whether the squeeze is half mean, half maximum.
+        need_dx: whether to compute dx.
+        need_dw: whether to compute the weight gradients.
+
+    Returns:
+        dx, dw1, db1, dw2, db2; shape (0,) where not needed. Up to four launches; extra memory: the
+        partial sums, at most 64 * N * C numbers.
+
+    Raises:
+        RuntimeError: for CPU tensors outside Triton's interpreter.
+    """
+    outputs, launches = backward_launches(
+        dy, dgate, x, pooled, peak, hidden, gate, w1, w2,
+        act, act_param, gate_fn, add_maxpool, need_dx, need_dw,
+    )  # fmt: skip
+    _run(launches, x)
+    return outputs

@@ -1,0 +1,124 @@
+"""Checks of what users pass. C++ re-checks only what memory safety needs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from chattn_cuda.backends import FUSED_DTYPES
+
+__all__ = ["check_map", "check_positive", "check_squeeze_excite", "unify_dtypes"]
+
+_DTYPES = ", ".join(str(d).removeprefix("torch.") for d in FUSED_DTYPES)
+
+
+def check_map(x: Tensor, channels: int | None = None, name: str = "x") -> None:
+    """Raise unless ``x`` is a dense floating-point (N, C, H, W) tensor.
+
+    Args:
+        x: The feature map.
+        channels: The expected C, if known.
+        name: The caller's argument, for error messages.
+
+    Raises:
+        TypeError: Not a tensor, or of a type that no backend computes in.
+        ValueError: Another rank or channel count.
+    """
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(x).__name__}")
+    if x.layout != torch.strided or x.is_nested:
+        layout = "nested" if x.is_nested else str(x.layout)
+        raise TypeError(f"{name} must be a dense tensor, got layout {layout}")
+    if x.dtype not in FUSED_DTYPES:
+        raise TypeError(f"{name} must have dtype {_DTYPES}; got {x.dtype}")
+    if x.dim() != 4 or (channels is not None and x.shape[1] != channels):
+        c = "C" if channels is None else channels
+        raise ValueError(f"{name} must have shape (N, {c}, H, W), got {tuple(x.shape)}")
+
+
+def check_positive(value: int, name: str) -> None:
+    """Raise unless ``value`` is an integer of at least 1.
+
+    Raises:
+        TypeError: Not an integer.
+        ValueError: Zero or negative.
+    """
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{name} must be an integer, got {type(value).__name__}")
+    if value < 1:
+        raise ValueError(f"{name} must be at least 1, got {value}")
+
+
+def check_squeeze_excite(
+    x: Tensor,
+    w1: Tensor,
+    b1: Tensor | None,
+    w2: Tensor,
+    b2: Tensor | None,
+    names: Sequence[str] = ("w1", "b1", "w2", "b2"),
+) -> None:
+    """Raise unless the weights of an SE block fit the map ``x``, which `check_map` accepted.
+
+    Raises:
+        TypeError: A weight is not a dense floating-point tensor.
+        ValueError: A weight has the wrong shape or is on another device.
+    """
+    for w, name in zip((w1, b1, w2, b2), names, strict=True):
+        if w is None and name in (names[1], names[3]):
+            continue
+        if not isinstance(w, Tensor):
+            raise TypeError(f"{name} must be a tensor, got {type(w).__name__}")
+        if w.layout != torch.strided:
+            raise TypeError(f"{name} must be a dense tensor, got layout {w.layout}")
+        if w.dtype not in FUSED_DTYPES:
+            raise TypeError(f"{name} must have dtype {_DTYPES}; got {w.dtype}")
+        if w.device != x.device:
+            raise ValueError(
+                f"{name} must be on the device of x ({x.device}), but it is on {w.device}"
+            )
+    c = x.shape[1]
+    shape = tuple(w1.shape)
+    if len(shape) not in (2, 4) or shape[1:] != (c, 1, 1)[: len(shape) - 1]:
+        raise ValueError(
+            f"{names[0]} must have shape (rd, {c}) or (rd, {c}, 1, 1) for x with {c} channels, "
+            f"got {shape}"
+        )
+    rd = shape[0]
+    if rd < 1:
+        raise ValueError(f"{names[0]} must have at least one row (rd >= 1), got shape {shape}")
+    shape = tuple(w2.shape)
+    if len(shape) not in (2, 4) or shape != (c, rd, 1, 1)[: len(shape)]:
+        raise ValueError(
+            f"{names[2]} must have shape ({c}, {rd}) or ({c}, {rd}, 1, 1), got {shape}"
+        )
+    for b, size, name in ((b1, rd, names[1]), (b2, c, names[3])):
+        if b is not None and tuple(b.shape) != (size,):
+            raise ValueError(f"{name} must have shape ({size},), got {tuple(b.shape)}")
+
+
+def unify_dtypes(
+    x: Tensor, weights: Sequence[Tensor | None], names: Sequence[str]
+) -> Sequence[Tensor | None]:
+    """The weights in a type that the operators take with ``x``; casts them under autocast only.
+
+    Under autocast a 16-bit ``x`` keeps float32 weights, as they are more exact than weights rounded
+    to x's type and cost no copy.
+
+    Raises:
+        ValueError: The types differ outside autocast.
+    """
+    dtype = x.dtype
+    others = [n for w, n in zip(weights, names, strict=True) if w is not None and w.dtype != dtype]
+    if not others:
+        return weights
+    kind = x.device.type
+    if not (torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)):
+        first = weights[list(names).index(others[0])]
+        assert first is not None
+        raise ValueError(
+            f"{others[0]} must have the dtype of x ({dtype}) outside autocast, got {first.dtype}"
+        )
+    target = torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
+    return [None if w is None else w.to(target) for w in weights]

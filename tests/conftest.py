@@ -1,0 +1,34 @@
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+
+if not torch.cuda.is_available():
+    # Triton reads it when a kernel is defined: before the first import of the kernels.
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
+GPU_REASON = "needs a CUDA GPU, and there is none here"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "gpu: needs a CUDA GPU; skipped where there is none")
+    torch.set_num_threads(2)
+    # Fills every new tensor with NaN, also those made in C++: what is never written shows.
+    torch.use_deterministic_algorithms(True, warn_only=True)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if item.get_closest_marker("gpu") is not None:
+            item.add_marker(pytest.mark.skip(reason=GPU_REASON))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    skipped = terminalreporter.stats.get("skipped", [])
+    count = sum(GPU_REASON in str(report.longrepr) for report in skipped)
+    where = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU here"
+    terminalreporter.write_line(f"GPU tests skipped: {count} ({where})")

@@ -1,0 +1,247 @@
+"""Compiles CUDA sources with g++ against the host runtime, plain or under a sanitizer.
+
+    library = build_library("chattn_cuda_host", [*kernels, *operators], torch=True)
+    program = build_program("zoo", sources, variant="tsan")
+
+Objects and results are kept in build/cuda_host/ and made again when a source, a header that it
+includes, the flags or the compiler change. Processes that build at the same time take turns.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import functools
+import hashlib
+import json
+import os
+import platform
+import shutil
+import subprocess
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent.parent
+BUILD = ROOT / "build" / "cuda_host"
+RUNTIME = tuple(sorted(HERE.glob("*.cpp")))
+JOBS = 2
+
+COMMON = [
+    "-std=c++20", "-g", "-fPIC", "-Wall", "-Wextra", "-Werror",
+    # Several builds of the same sources may live in one Python process.
+    "-fno-gnu-unique",
+]  # fmt: skip
+ASAN = ["-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
+# variant -> (flags of kernels, flags of everything else, flags of the linker)
+VARIANTS: dict[str, tuple[list[str], list[str], list[str]]] = {
+    # A CUDA thread has a stack of 64 KiB here, and nothing checks its end but a canary.
+    "plain": (["-O2", "-Wframe-larger-than=8192"], ["-O2"], []),
+    "asan": (ASAN, ASAN, ASAN),
+    # The switch of stacks that machines other than x86-64 use.
+    "ucontext": (["-O2"], ["-O2", "-DHOSTCUDA_UCONTEXT=1"], []),
+    # Only kernels are instrumented: the runtime tells ThreadSanitizer what their barriers order.
+    "tsan": (["-O1", "-fsanitize=thread"], ["-O1", "-DHOSTCUDA_TSAN=1"], ["-fsanitize=thread"]),
+}
+
+
+class BuildError(RuntimeError):
+    """The compiler refused; the text holds the command and what it printed."""
+
+
+def compiler() -> str | None:
+    """The C++ compiler, or None where there is none."""
+    return shutil.which(os.environ.get("CXX", "g++"))
+
+
+def build_library(
+    name: str,
+    sources: Sequence[Path | str],
+    *,
+    variant: str = "plain",
+    defines: Iterable[str] = (),
+    csrc: Path = ROOT / "csrc",
+    torch: bool = False,
+) -> Path:
+    """Compile sources and the runtime into a shared library, for ctypes or torch.ops.load_library.
+
+    Args:
+        name: of the library; the file is called lib<name>-<hash>.so.
+        sources: `.cu` files are kernels, everything else is plain C++.
+        variant: "plain", "asan" (with UndefinedBehaviorSanitizer), "tsan" or "ucontext".
+        defines: "NAME=VALUE".
+        csrc: replaces csrc/, for sources of a changed copy.
+        torch: for sources that use libtorch's stable ABI.
+
+    Raises:
+        BuildError: a compilation failed.
+    """
+    return _build(name, sources, variant, defines, csrc, torch, shared=True)
+
+
+def build_program(
+    name: str,
+    sources: Sequence[Path | str],
+    *,
+    variant: str = "plain",
+    defines: Iterable[str] = (),
+    csrc: Path = ROOT / "csrc",
+) -> Path:
+    """Compile sources, one of which has a main(), and the runtime into a program."""
+    return _build(name, sources, variant, defines, csrc, False, shared=False)
+
+
+def sanitized(variant: str, command: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    """(command, environment) that run a program, or a Python that loads a sanitized library."""
+    env = dict(os.environ)
+    preload: list[str] = []
+    command = list(command)
+    if variant == "asan":
+        preload = ["libasan.so", "libubsan.so", "libstdc++.so"]
+        env["ASAN_OPTIONS"] = "detect_leaks=0:" + env.get("ASAN_OPTIONS", "")
+        env["UBSAN_OPTIONS"] = "print_stacktrace=1:" + env.get("UBSAN_OPTIONS", "")
+    if variant == "tsan":
+        preload = ["libtsan.so", "libstdc++.so"]
+        env["TSAN_OPTIONS"] = "report_signal_unsafe=0:" + env.get("TSAN_OPTIONS", "")
+        if setarch := shutil.which("setarch"):  # its shadow collides with random addresses
+            command = [setarch, platform.machine(), "-R", *command]
+    if preload and not _is_own_program(command):
+        env["LD_PRELOAD"] = " ".join(_library_path(p) for p in preload)
+    return command, env
+
+
+def _is_own_program(command: Sequence[str]) -> bool:
+    """Whether build_program made it, so that it brings its sanitizer along."""
+    return any(BUILD in Path(word).parents for word in command[:4])
+
+
+@functools.cache
+def _library_path(name: str) -> str:
+    return subprocess.run(
+        [str(compiler()), f"-print-file-name={name}"], capture_output=True, text=True, check=True
+    ).stdout.strip()
+
+
+@functools.cache
+def _compiler_version() -> str:
+    cxx = compiler()
+    if cxx is None:
+        raise BuildError("no C++ compiler: neither CXX nor g++ was found")
+    text = subprocess.run([cxx, "--version"], capture_output=True, text=True, check=True).stdout
+    return cxx + "\n" + text
+
+
+@functools.cache
+def _torch_flags() -> tuple[tuple[str, ...], tuple[str, ...]]:
+    import torch
+    from torch.utils import cpp_extension
+
+    # System headers are not tracked one by one; the version stands for all of torch's.
+    compile_flags = [f"-isystem{p}" for p in cpp_extension.include_paths()]
+    compile_flags.append(f'-DCHATTN_HOST_BUILD_TORCH="{torch.__version__}"')
+    link_flags = []
+    for p in cpp_extension.library_paths():
+        link_flags += [f"-L{p}", f"-Wl,-rpath,{p}"]
+    return tuple(compile_flags), (*link_flags, "-ltorch_cpu", "-lc10")
+
+
+@contextlib.contextmanager
+def _lock() -> Iterator[None]:
+    BUILD.mkdir(parents=True, exist_ok=True)
+    with open(BUILD / "lock", "w") as f:
+        fcntl.flock(f, fcntl.LOCK_EX)
+        yield
+
+
+def _run(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
+    # Not under the sanitizer that this process itself may run under.
+    env = {k: v for k, v in os.environ.items() if k != "LD_PRELOAD"}
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=env)
+
+
+def _digest(*parts: str) -> str:
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+
+def _file_digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _dependencies(depfile: Path) -> list[str]:
+    """The prerequisites listed in a Makefile rule."""
+    rule = depfile.read_text().replace("\\\n", " ")
+    names = rule.split(": ", 1)[1].replace("\\ ", "\0").split()
+    return [n.replace("\0", " ") for n in names]
+
+
+def _compile(source: Path, flags: Sequence[str], folder: Path) -> tuple[Path, str]:
+    """(object, digest of all that went into it)."""
+    identity = _digest(str(source), *flags, _compiler_version())[:12]
+    stem = folder / f"{source.stem}-{identity}"
+    obj, manifest = stem.with_suffix(".o"), stem.with_suffix(".json")
+    if obj.exists() and manifest.exists():
+        known: dict[str, str] = json.loads(manifest.read_text())
+        if all(Path(p).exists() and _file_digest(Path(p)) == d for p, d in known.items()):
+            return obj, _digest(identity, *known.values())
+    depfile = stem.with_suffix(".d")
+    command = [str(compiler()), *flags, "-MMD", "-MF", str(depfile), "-x", "c++", "-c", str(source)]
+    result = _run([*command, "-o", str(obj)])
+    if result.returncode != 0:
+        raise BuildError(f"{' '.join(command)}\n{result.stdout}{result.stderr}")
+    inputs = {p: _file_digest(Path(p)) for p in map(_absolute, _dependencies(depfile))}
+    manifest.write_text(json.dumps(inputs))
+    return obj, _digest(identity, *inputs.values())
+
+
+def _absolute(name: str) -> str:
+    return str((ROOT / name).resolve())
+
+
+def _build(
+    name: str,
+    sources: Sequence[Path | str],
+    variant: str,
+    defines: Iterable[str],
+    csrc: Path,
+    torch: bool,
+    *,
+    shared: bool,
+) -> Path:
+    kernel_flags, other_flags, link_flags = VARIANTS[variant]
+    base = [*COMMON, f"-I{ROOT / 'tests'}"]
+    extra = [f"-D{d}" for d in defines]
+    libraries: list[str] = ["-pthread"]
+    if torch:
+        torch_compile, torch_link = _torch_flags()
+        extra += torch_compile
+        libraries += torch_link
+
+    def compile_one(source: Path) -> tuple[Path, str]:
+        if source in RUNTIME:
+            return _compile(source, [*base, f"-I{ROOT / 'csrc'}", *other_flags], folder)
+        own = kernel_flags if source.suffix == ".cu" else other_flags
+        return _compile(source, [*base, f"-I{csrc}", *own, *extra], folder)
+
+    folder = BUILD / variant
+    everything = [*(Path(s).resolve() for s in sources), *RUNTIME]
+    with _lock():
+        folder.mkdir(exist_ok=True)
+        with ThreadPoolExecutor(JOBS) as pool:
+            objects = list(pool.map(compile_one, everything))
+        digest = _digest(*(d for _, d in objects), *link_flags, *libraries)[:12]
+        # A new name for new contents: the old file may be loaded by a process that still runs.
+        target = folder / (f"lib{name}-{digest}.so" if shared else f"{name}-{digest}")
+        if target.exists():
+            return target
+        for old in folder.glob(f"lib{name}-*.so" if shared else f"{name}-{'[0-9a-f]' * 12}"):
+            old.unlink()
+        mode = ["-shared", "-Wl,-Bsymbolic"] if shared else []
+        partial = target.with_name(target.name + ".part")
+        command = [str(compiler()), *mode, *link_flags, *(str(o) for o, _ in objects)]
+        command += [*libraries, "-o", str(partial)]
+        result = _run(command)
+        if result.returncode != 0:
+            raise BuildError(f"{' '.join(command)}\n{result.stdout}{result.stderr}")
+        partial.rename(target)
+    return target

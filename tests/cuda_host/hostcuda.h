@@ -1,0 +1,74 @@
+// Runs CUDA kernels on the CPU: what a host build of the operators and the tests may call. Kernels
+// see none of this, they include common/device.cuh.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+#include <stdexcept>
+#include <string>
+
+namespace hostcuda {
+
+// Thrown out of launch() for every fault; the text names kernel, file:line, block and thread.
+struct LaunchError : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
+// Which runnable thread goes next. Thread order is undefined on a GPU, so results must not depend
+// on it.
+enum class Order {
+  depth,    // ascending; the threads that were released last go first
+  reverse,  // the same, descending
+  random,   // any runnable thread
+  prio,     // random priorities of blocks, warps and lanes: some run as far ahead as they can
+};
+
+struct Options {
+  Order order = Order::depth;
+  std::uint64_t seed = 1;
+  double preempt = 0;         // probability of a switch at each memory access
+  bool poison = true;         // shared memory starts as 0xff: NaN in every float type
+  bool bounds = true;         // global accesses must fall into a registered buffer, if there is any
+  bool uninitialized = true;  // shared memory must have been written before it is read
+  bool races = false;         // conflicting accesses that no barrier orders (one worker)
+  bool counters = false;      // bytes, sectors and requests per buffer
+  int workers = 2;            // OS threads; a block or a cluster stays on one of them
+  int sm = 90;                // device profile: 75, 80, 86, 89, 90, 100, 120
+  int multiprocessors = 132;
+  int stack_kib = 0;  // per thread; 0 is 64, or 256 under a sanitizer
+};
+
+Options& options();
+
+// Buffers belong to the calling thread. Once one is registered, kernels launched by this thread may
+// access nothing else in global memory. Empty buffers are ignored.
+void register_buffer(const void* p, std::size_t bytes, const char* name, bool writable);
+void clear_buffers();
+
+// Fills memory with NaN, so that an element nobody writes shows.
+void poison(void* p, std::size_t bytes);
+
+// Buffers registered while it lives are forgotten when it ends, also by an exception.
+class BufferScope {
+ public:
+  BufferScope();
+  ~BufferScope();
+  BufferScope(const BufferScope&) = delete;
+  BufferScope& operator=(const BufferScope&) = delete;
+  void input(const void* p, std::size_t bytes, const char* name) {
+    register_buffer(p, bytes, name, false);
+  }
+  // Poisoned first: the kernels must write all of it.
+  void output(void* p, std::size_t bytes, const char* name) {
+    poison(p, bytes);
+    register_buffer(p, bytes, name, true);
+  }
+
+ private:
+  std::size_t before_;
+};
+
+// Counters, launch log and shared-memory use so far, as JSON; see control.py for the fields.
+std::string report_json();
+void reset_report();
+
+}  // namespace hostcuda

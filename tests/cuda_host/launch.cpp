@@ -1,0 +1,148 @@
+// launch(): what a driver would refuse, and the workers.
+#include <algorithm>
+#include <cstring>
+#include <numeric>
+#include <thread>
+
+#include "cuda_host/runtime.h"
+
+namespace hostcuda {
+namespace {
+
+struct Profile {
+  int sm, shared_kib, threads_per_sm;
+  unsigned max_cluster;
+};
+constexpr Profile kProfiles[] = {
+    {75, 64, 1024, 1},   {80, 163, 2048, 1},   {86, 99, 1536, 1},  {89, 99, 1536, 1},
+    {90, 227, 2048, 16}, {100, 227, 2048, 16}, {120, 99, 1536, 8},
+};
+
+const Profile& profile(int sm) {
+  for (const Profile& p : kProfiles)
+    if (p.sm == sm) return p;
+  throw LaunchError("no device profile for sm_" + std::to_string(sm));
+}
+
+std::size_t volume(const dim3& d) { return static_cast<std::size_t>(d.x) * d.y * d.z; }
+
+void check_config(const char* name, const chattn::LaunchConfig& c, const Options& o) {
+  const Profile& p = profile(o.sm);
+  const std::size_t limit = static_cast<std::size_t>(p.shared_kib) << 10;
+  std::string why;
+  if (volume(c.grid) == 0 || volume(c.block) == 0)
+    why = "an empty grid or block";
+  else if (c.grid.x > 0x7fffffffu || c.grid.y > 65535 || c.grid.z > 65535)
+    why = "a grid larger than 2147483647 x 65535 x 65535";
+  else if (volume(c.block) > 1024 || c.block.z > 64)
+    why = "more than 1024 threads per block";
+  else if (c.shared_bytes > limit)
+    why = std::to_string(c.shared_bytes) + " bytes of shared memory, more than the " +
+          std::to_string(limit) + " of sm_" + std::to_string(o.sm);
+  else if (c.cluster == 0 || c.cluster > p.max_cluster)
+    why = "a cluster of " + std::to_string(c.cluster) + " blocks on sm_" + std::to_string(o.sm);
+  else if (c.grid.x % c.cluster != 0)
+    why = "a grid that is not a multiple of its cluster of " + std::to_string(c.cluster);
+  else if (c.cooperative &&
+           volume(c.grid) > static_cast<std::size_t>(o.multiprocessors) *
+                                (static_cast<std::size_t>(p.threads_per_sm) / volume(c.block)))
+    why = "a cooperative grid larger than the device holds at once";
+  else if (o.races && volume(c.grid) >= (1u << 22))
+    why = "more blocks than the race check can tell apart";
+  else if (HOSTCUDA_TSAN && volume(c.block) * c.cluster > 8000)
+    why = "more threads at once than ThreadSanitizer can follow";
+  if (!why.empty()) throw LaunchError("kernel " + std::string(name) + ": launch with " + why);
+}
+
+std::vector<std::size_t> unit_order(std::size_t units, const Options& o) {
+  std::vector<std::size_t> order(units);
+  std::iota(order.begin(), order.end(), std::size_t{0});
+  if (o.order == Order::reverse) std::reverse(order.begin(), order.end());
+  if (o.order == Order::random || o.order == Order::prio) {
+    std::uint64_t state = o.seed;
+    for (std::size_t i = units; i > 1; --i) {
+      state = state * 6364136223846793005ull + 1442695040888963407ull;
+      std::swap(order[i - 1], order[(state >> 33) % i]);
+    }
+  }
+  return order;
+}
+
+}  // namespace
+
+Options& options() {
+  static Options o;
+  return o;
+}
+
+chattn::DeviceInfo device_info() {
+  const Options& o = options();
+  return {o.sm, o.multiprocessors, profile(o.sm).shared_kib << 10};
+}
+
+// ---- buffers -----------------------------------------------------------------------------------
+std::vector<Buffer>& buffers_of_thread() {
+  static thread_local std::vector<Buffer> buffers;
+  return buffers;
+}
+
+void register_buffer(const void* p, std::size_t bytes, const char* name, bool writable) {
+  if (bytes == 0) return;
+  const auto begin = reinterpret_cast<std::uintptr_t>(p);
+  buffers_of_thread().push_back({begin, begin + bytes, name, writable});
+}
+
+void clear_buffers() { buffers_of_thread().clear(); }
+
+void poison(void* p, std::size_t bytes) {
+  if (bytes > 0) std::memset(p, 0xff, bytes);
+}
+
+BufferScope::BufferScope() : before_(buffers_of_thread().size()) {}
+BufferScope::~BufferScope() {
+  auto& buffers = buffers_of_thread();
+  buffers.erase(buffers.begin() + static_cast<std::ptrdiff_t>(before_), buffers.end());
+}
+
+// ---- launch ------------------------------------------------------------------------------------
+void run(const char* name, const chattn::LaunchConfig& config, void (*body)(void*), void* args) {
+  if (worker) throw LaunchError("kernel " + std::string(name) + ": launched from a kernel");
+  const Unobserved u;
+  const Options o = options();
+  check_config(name, config, o);
+  record_launch(name, config);
+  const std::size_t blocks = volume(config.grid);
+  const std::size_t unit_blocks = config.cooperative ? blocks : config.cluster;
+  const std::size_t units = blocks / unit_blocks;
+  const int threads = static_cast<int>(volume(config.block));
+  Launch launch{name,
+                config,
+                body,
+                args,
+                o,
+                buffers_of_thread(),
+                blocks,
+                unit_blocks,
+                units,
+                threads,
+                unit_order(units, o)};
+  launch.failed_at = units;
+  release(&launch.start_tag);
+
+  // Starting a thread costs more than running a small launch. The race check keeps one time line.
+  constexpr std::size_t kWorthAThread = 4096;
+  const bool alone = o.races || HOSTCUDA_TSAN || blocks * volume(config.block) < kWorthAThread;
+  const std::size_t workers =
+      alone ? 1 : std::min<std::size_t>(static_cast<std::size_t>(std::max(o.workers, 1)), units);
+  const auto work = [&launch] { Worker(launch).run(); };
+  {
+    std::vector<std::jthread> others;
+    for (std::size_t i = 1; i < workers; ++i) others.emplace_back(work);
+    work();
+  }
+  acquire(&launch.end_tag);
+  record_counters(launch.traffic, launch.counters);
+  if (!launch.error.empty()) throw LaunchError(launch.error);
+}
+
+}  // namespace hostcuda

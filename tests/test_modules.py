@@ -1,0 +1,401 @@
+"""`SqueezeExcite` is timm's `SEModule`: constructor, parameters, results, and what may be done to it."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import inspect
+import io
+import pickle
+from typing import Any
+
+import pytest
+import timm.layers
+import torch
+from timm.layers import SEModule
+from torch import Tensor, nn
+
+import chattn_cuda
+from chattn_cuda import SqueezeExcite, backends
+from tests import cases
+
+FUSED = backends.select("auto", "cpu") != "reference"
+
+
+def pair(*args: Any, **kwargs: Any) -> tuple[SqueezeExcite, SEModule]:
+    """Our module and timm's, with the same weights."""
+    ours, theirs = SqueezeExcite(*args, **kwargs), SEModule(*args, **kwargs)
+    theirs.load_state_dict(ours.state_dict())
+    return ours, theirs
+
+
+def maps(channels: int = 24, n: int = 2) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(n, channels, 5, 7, generator=generator) + torch.randn(
+        1, channels, 1, 1, generator=generator
+    )
+
+
+def assert_same(actual: Any, expected: Any) -> None:
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
+
+
+def path(module: nn.Module, x: Tensor) -> str:
+    return chattn_cuda.explain(module, x).path
+
+
+def assert_trains_alike(ours: nn.Module, theirs: nn.Module, x: Tensor) -> None:
+    """Same output, gradients and buffers."""
+    results = []
+    for module in (ours, theirs):
+        leaf = x.detach().clone(memory_format=torch.preserve_format).requires_grad_()
+        module.zero_grad()
+        y = module(leaf)
+        y.sin().sum().backward()
+        results.append((y, leaf.grad, {k: p.grad for k, p in module.named_parameters()}))
+    assert_same(results[0], results[1])
+    assert_same(dict(ours.named_buffers()), dict(theirs.named_buffers()))
+
+
+def test_constructor_is_timms() -> None:
+    ours = inspect.signature(SqueezeExcite.__init__).parameters
+    theirs = inspect.signature(SEModule.__init__).parameters
+    own = list(ours)[: len(theirs)]
+    assert own == list(theirs)
+    for name in theirs:
+        assert ours[name].default == theirs[name].default, name
+        assert ours[name].kind == theirs[name].kind, name
+    assert list(ours)[len(theirs) :] == ["backend"]
+    assert ours["backend"].kind == inspect.Parameter.KEYWORD_ONLY
+
+
+@pytest.mark.parametrize(
+    "kwargs",
+    [
+        {},
+        {"rd_ratio": 0.25},
+        {"rd_channels": 5},
+        {"rd_channels": 0},
+        {"rd_divisor": 1},
+        {"rd_ratio": 1.0},
+        {"bias": False},
+        {"norm_layer": nn.BatchNorm2d},
+        {"norm_layer": nn.BatchNorm2d, "bias": False, "act_layer": "silu"},
+        {"act_layer": nn.Hardswish, "gate_layer": nn.Hardsigmoid},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("channels", [64, 72, 228, 320])
+def test_parameters_and_initialisation_are_timms(channels: int, kwargs: dict[str, Any]) -> None:
+    torch.manual_seed(3)
+    ours = SqueezeExcite(channels, **kwargs)
+    torch.manual_seed(3)
+    theirs = SEModule(channels, **kwargs)
+    assert list(ours.state_dict()) == list(theirs.state_dict())
+    assert_same(dict(ours.state_dict()), dict(theirs.state_dict()))
+    assert [n for n, _ in ours.named_children()] == [n for n, _ in theirs.named_children()]
+    for name in ("fc1", "bn", "fc2"):
+        assert type(getattr(ours, name)) is type(getattr(theirs, name))
+    theirs.load_state_dict(ours.state_dict())
+    ours.load_state_dict(theirs.state_dict())
+
+
+def test_channels_of_the_reduction() -> None:
+    expected = {64: 8, 128: 8, 192: 16, 256: 16, 320: 24, 480: 32, 512: 32, 576: 40, 672: 40}
+    expected |= {1056: 64, 1512: 96, 2048: 128}
+    assert {c: SqueezeExcite(c).fc1.out_channels for c in expected} == expected
+
+
+@pytest.mark.parametrize(
+    "kwargs",
+    [
+        {},
+        {"bias": False},
+        {"add_maxpool": True},
+        {"act_layer": "silu", "gate_layer": "hard_sigmoid"},
+        {"act_layer": functools.partial(nn.LeakyReLU, 0.2)},
+        {"act_layer": functools.partial(nn.GELU, approximate="tanh")},
+        {"act_layer": timm.layers.get_act_layer("hard_swish"), "gate_layer": nn.Tanh},
+        {"act_layer": timm.layers.activations.GELUTanh},
+        {"gate_layer": timm.layers.activations.Sigmoid},
+        {"act_layer": "gelu_tanh", "gate_layer": "relu"},
+        {"act_layer": "identity", "gate_layer": "identity"},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("layout", ["nchw", "nhwc"])
+def test_trains_like_timm(kwargs: dict[str, Any], layout: str) -> None:
+    ours, theirs = pair(24, rd_channels=6, **kwargs)
+    x = cases.LAYOUTS[layout](maps())
+    assert_trains_alike(ours, theirs, x)
+    assert ours(x).stride() == theirs(x).stride()
+    assert not FUSED or path(ours, x) == "fused"
+
+
+@pytest.mark.parametrize("name", ["selu", "celu", "quick_gelu", "hard_mish", "prelu"])
+def test_activations_that_the_kernels_do_not_know(name: str) -> None:
+    ours, theirs = pair(24, rd_channels=6, act_layer=name)
+    assert_trains_alike(ours, theirs, maps())
+    explanation = chattn_cuda.explain(ours, maps())
+    assert explanation.path == "eager" and "act" in explanation.reasons[0]
+
+
+def test_activation_subclass_is_not_taken_for_its_base() -> None:
+    class Double(nn.ReLU):
+        def forward(self, z: Tensor) -> Tensor:
+            return 2 * super().forward(z)
+
+    ours, theirs = pair(24, rd_channels=6, act_layer=Double)
+    assert_trains_alike(ours, theirs, maps())
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("affine", [True, False])
+def test_batch_norm(bias: bool, affine: bool) -> None:
+    norm = functools.partial(nn.BatchNorm2d, affine=affine)
+    ours, theirs = pair(24, rd_channels=6, norm_layer=norm, bias=bias)
+    for module in (ours, theirs):
+        torch.manual_seed(1)
+        module.bn.running_mean.normal_()
+        module.bn.running_var.uniform_(0.5, 2)
+        if affine:
+            nn.init.normal_(module.bn.weight)
+            nn.init.normal_(module.bn.bias)
+    assert_trains_alike(ours, theirs, maps(n=4))
+    explanation = chattn_cuda.explain(ours, maps())
+    assert explanation.path == "eager" and "batch" in explanation.reasons[0]
+    assert int(ours.bn.num_batches_tracked) == int(theirs.bn.num_batches_tracked) == 1
+
+    ours.eval()
+    theirs.eval()
+    assert_trains_alike(ours, theirs, maps(n=4))
+    assert not FUSED or path(ours, maps()) == "fused"
+    ours.half()
+    theirs.half()
+    torch.testing.assert_close(ours(maps().half()), theirs(maps().half()), rtol=5e-3, atol=5e-3)
+
+
+def test_other_norms_run_the_submodules() -> None:
+    ours, theirs = pair(24, rd_channels=6, norm_layer=lambda c, **dd: nn.GroupNorm(2, c, **dd))
+    assert_trains_alike(ours, theirs, maps())
+    assert "GroupNorm" in chattn_cuda.explain(ours, maps()).reasons[0]
+
+
+class LowRank(nn.Conv2d):
+    """A stand-in for adapters: another class, with another result."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + 0.5 * x.mean(1, keepdim=True)
+
+
+def _replace(m: Any) -> None:
+    lora = LowRank(24, 6, 1)
+    lora.load_state_dict(m.fc1.state_dict())
+    m.fc1 = lora
+
+
+def _parametrise(m: Any) -> None:
+    nn.utils.parametrizations.weight_norm(m.fc2)
+
+
+def _hook(m: Any) -> None:
+    m.fc1.register_forward_hook(lambda module, args, output: 2 * output)
+
+
+def _pre_hook(m: Any) -> None:
+    m.fc2.register_forward_pre_hook(lambda module, args: (args[0] + 1,))
+
+
+def _act_hook(m: Any) -> None:
+    m.act.register_forward_hook(lambda module, args, output: output + 1)
+
+
+def _backward_hook(m: Any) -> None:
+    m.fc2.register_full_backward_hook(lambda module, grad_input, grad_output: (2 * grad_input[0],))
+
+
+def _own_forward(m: Any) -> None:
+    m.fc1.forward = lambda x: 3 * nn.Conv2d.forward(m.fc1, x)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [_replace, _parametrise, _hook, _pre_hook, _act_hook, _backward_hook, _own_forward],
+    ids=lambda f: f.__name__.strip("_"),
+)
+def test_changed_submodules_are_called(change: Any) -> None:
+    ours, theirs = pair(24, rd_channels=6)
+    for module in (ours, theirs):
+        change(module)
+    assert_trains_alike(ours, theirs, maps())
+    assert path(ours, maps()) == "eager"
+
+
+def test_hooks_of_the_module_itself_fire() -> None:
+    module, seen = SqueezeExcite(24), []
+    module.register_forward_hook(lambda *args: seen.append(1))
+    module(maps())
+    assert seen == [1] and (not FUSED or path(module, maps()) == "fused")
+
+
+def test_autocast_as_timm() -> None:
+    ours, theirs = pair(24, rd_channels=6)
+    for x in (maps(), maps().bfloat16()):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            y, expected = ours(x), theirs(x)
+        assert y.dtype == expected.dtype
+        torch.testing.assert_close(y, expected, rtol=0.02, atol=0.02)
+
+
+def test_16_bit_module() -> None:
+    for dtype in (torch.float16, torch.bfloat16):
+        ours, theirs = pair(24, rd_channels=6, dtype=dtype)
+        x = maps().to(dtype)
+        torch.testing.assert_close(ours(x), theirs(x), rtol=0.02, atol=0.02)
+
+
+def test_device_and_dtype_arguments() -> None:
+    module = SqueezeExcite(24, device="meta", dtype=torch.float64, norm_layer=nn.BatchNorm2d)
+    assert {(p.device.type, p.dtype) for p in module.parameters()} == {("meta", torch.float64)}
+    assert module.eval()(torch.empty(2, 24, 5, 7, device="meta", dtype=torch.float64)).is_meta
+
+
+def test_empty_batch_and_empty_planes() -> None:
+    ours, theirs = pair(24)
+    for shape in ((0, 24, 5, 7), (2, 24, 0, 7)):
+        assert ours(torch.randn(shape)).shape == theirs(torch.randn(shape)).shape
+
+
+def test_backend_can_be_set() -> None:
+    module = SqueezeExcite(24, backend="reference")
+    assert module.backend == "reference"
+    assert path(module, maps()) == "reference"
+    expected = module(maps())
+    module.backend = "auto"
+    assert module.backend == "auto"
+    assert_same(module(maps()), expected)
+    with pytest.raises(ValueError, match="backend must be one of auto, cuda"):
+        module.backend = "gpu"
+    assert module.backend == "auto"
+
+
+# ---- what may be done to a module --------------------------------------------------------------
+
+
+@pytest.fixture(params=["own", "accelerated"])
+def module(request: pytest.FixtureRequest) -> nn.Module:
+    torch.manual_seed(0)
+    if request.param == "own":
+        return SqueezeExcite(24, rd_channels=6)
+    return chattn_cuda.accelerate(SEModule(24, rd_channels=6)).model
+
+
+@pytest.fixture
+def expected(module: nn.Module) -> Tensor:
+    plain = SEModule(24, rd_channels=6)
+    plain.load_state_dict(module.state_dict())
+    return plain(maps()).detach()
+
+
+def test_fx(module: nn.Module, expected: Tensor) -> None:
+    traced = torch.fx.symbolic_trace(module)
+    assert_same(traced(maps()).detach(), expected)
+    assert "fc1" in {node.target for node in traced.graph.nodes}
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_script(module: nn.Module, expected: Tensor) -> None:
+    scripted = torch.jit.script(module)
+    buffer = io.BytesIO()
+    torch.jit.save(scripted, buffer)
+    buffer.seek(0)
+    assert_same(torch.jit.load(buffer)(maps()).detach(), expected)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_trace(module: nn.Module, expected: Tensor) -> None:
+    traced = torch.jit.trace(module, maps())
+    assert "chattn_cuda::" not in str(traced.inlined_graph)
+    assert_same(traced(maps()).detach(), expected)
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_export(module: nn.Module, expected: Tensor, strict: bool) -> None:
+    sizes = {0: torch.export.Dim("n"), 2: torch.export.Dim("h"), 3: torch.export.Dim("w")}
+    program = torch.export.export(module, (maps(),), dynamic_shapes={"x": sizes}, strict=strict)
+    assert_same(program.module()(maps()).detach(), expected)
+    assert program.module()(torch.randn(5, 24, 3, 3)).shape == (5, 24, 3, 3)
+    if FUSED:
+        graphs = [m for m in program.graph_module.modules() if isinstance(m, torch.fx.GraphModule)]
+        targets = [str(node.target) for graph in graphs for node in graph.graph.nodes]
+        assert "chattn_cuda.se_forward.default" in targets
+
+
+def test_onnx_export_sees_plain_operations(
+    module: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.onnx, "is_in_onnx_export", lambda: True)
+    program = torch.export.export(module, (maps(),))
+    assert not any("chattn" in str(node.target) for node in program.graph.nodes)
+
+
+def test_compile(module: nn.Module, expected: Tensor) -> None:
+    torch._dynamo.reset()
+    compiled = torch.compile(module, fullgraph=True)
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for _ in range(3):
+            y = compiled(maps())
+            y.sum().backward()
+    assert_same(y.detach(), expected)
+
+
+def test_deepcopy_and_pickle(module: nn.Module, expected: Tensor) -> None:
+    module.backend = "reference"
+    buffer = io.BytesIO()
+    torch.save(module, buffer)
+    buffer.seek(0)
+    copies = (
+        copy.deepcopy(module),
+        copy.copy(module),
+        pickle.loads(pickle.dumps(module)),
+        torch.load(buffer, weights_only=False),
+    )
+    for other in copies:
+        assert type(other) is type(module)
+        assert other.backend == "reference"
+        assert list(other.state_dict()) == list(module.state_dict())
+        assert_same(other(maps()).detach(), expected)
+
+
+def test_state_dict_in_and_out(module: nn.Module, expected: Tensor) -> None:
+    other = SEModule(24, rd_channels=6)
+    other.load_state_dict(module.state_dict())
+    module.load_state_dict(other.state_dict())
+    assert_same(module(maps()).detach(), expected)
+
+
+def test_prints(module: nn.Module) -> None:
+    assert "fc1" in repr(module) and "SqueezeExcite" in str(chattn_cuda.explain(module, maps()))
+
+
+def test_functional_call_and_func_grad(module: nn.Module) -> None:
+    parameters = {k: p.detach() for k, p in module.named_parameters()}
+
+    def loss(parameters: dict[str, Tensor]) -> Tensor:
+        return torch.func.functional_call(module, parameters, (maps(),)).sin().sum()
+
+    grads = torch.func.grad(loss)(parameters)
+    module(maps()).sin().sum().backward()
+    for name, p in module.named_parameters():
+        assert_same(grads[name], p.grad)
+
+
+def test_move_and_swap_parameters(module: nn.Module, expected: Tensor) -> None:
+    """Nothing is cached: new values are seen at once."""
+    module(maps())
+    with torch.no_grad():
+        for p in module.parameters():
+            p.mul_(0)
+    assert_same(module(maps()).detach(), maps() / 2)
+    module.double()
+    assert module(maps().double()).dtype == torch.float64

@@ -1,0 +1,126 @@
+"""Every backend against float64, forward and backward, over the case table."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from chattn_cuda import ops
+from chattn_cuda.reference import accumulation_dtype
+from tests import cases
+from tests.cases import BLOCKS, Case
+from tests.compare import assert_close
+
+
+def results(
+    outputs: tuple[Tensor, Tensor], x: Tensor, parameters: dict[str, Any], dy: Tensor, dgate: Tensor
+) -> dict[str, Tensor]:
+    y, gate = outputs
+    leaves = {"x": x, **{k: p for k, p in parameters.items() if p is not None}}
+    grads = torch.autograd.grad((y, gate), list(leaves.values()), (dy, dgate.to(gate)))
+    return {"y": y, "gate": gate, **{f"d{k}": g for k, g in zip(leaves, grads, strict=True)}}
+
+
+@pytest.mark.parametrize("case", cases.table())
+def test_against_float64(case: Case) -> None:
+    cases.require(case.backend)
+    block, options = BLOCKS[case.block], case.config.options
+    inputs = cases.make_inputs(case)
+
+    x, parameters, dy = inputs.to(torch.float64)
+    exact = results(block.run(x, parameters, options, "reference"), x, parameters, dy, inputs.dgate)
+    x, parameters, dy = inputs.to(case.dtype)
+    eager = results(block.eager(x, parameters, options), x, parameters, dy, inputs.dgate)
+
+    x, parameters, dy = inputs.to(case.dtype, case.device)
+    actual = results(
+        block.run(x, parameters, options, case.backend), x, parameters, dy, inputs.dgate
+    )
+    for name, value in actual.items():
+        memory_format = torch.contiguous_format
+        if name in ("y", "dx"):
+            memory_format = ops.memory_format_of(x)
+        if case.backend == "reference" and name != "y":
+            memory_format = None  # autograd of the formulas decides
+        assert_close(
+            name,
+            value,
+            exact[name],
+            eager[name],
+            dtype=accumulation_dtype(case.dtype) if name == "gate" else case.dtype,
+            memory_format=memory_format,
+            allow_zero=case.config.shape[0] == 0,
+        )
+
+
+@pytest.mark.parametrize("backend", cases.fused_backends())
+@pytest.mark.parametrize("layout", ["nchw", "nhwc"])
+def test_is_bitwise_reproducible(backend: str, layout: str) -> None:
+    cases.require(backend)
+    for block in BLOCKS.values():
+        case = Case(block.name, backend, block.small[0], torch.float32, layout)
+        inputs = cases.make_inputs(case)
+        runs = []
+        for _ in range(2):
+            x, parameters, dy = inputs.to(case.dtype, case.device)
+            outputs = block.run(x, parameters, case.config.options, backend)
+            runs.append(results(outputs, x, parameters, dy, inputs.dgate))
+        for name in runs[0]:
+            assert torch.equal(runs[0][name], runs[1][name]), name
+
+
+@pytest.mark.parametrize("backend", cases.fused_backends())
+@pytest.mark.parametrize("layout", ["nchw", "nhwc"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=["float32", "float16"])
+@pytest.mark.parametrize("add_maxpool", [False, True], ids=["mean", "maxpool"])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf], ids=["nan", "inf", "-inf"])
+def test_not_finite_values_go_where_eager_puts_them(
+    backend: str, layout: str, dtype: torch.dtype, add_maxpool: bool, value: float
+) -> None:
+    cases.require(backend)
+    block = BLOCKS["se"]
+    options = {"rd": 6, "add_maxpool": add_maxpool}
+    case = Case("se", backend, cases.Config("nan", (3, 18, 5, 7), options), dtype, layout)
+    inputs = cases.make_inputs(case)
+    inputs.x[1, 2, 3, 4] = value
+    x, parameters, _ = inputs.to(dtype)
+    expected, _ = block.eager(x, parameters, options)
+    x, parameters, _ = inputs.to(dtype, case.device)
+    y, _ = block.run(x, parameters, options, backend)
+    assert torch.equal(y.isnan().cpu(), expected.isnan())
+    assert torch.equal(y.isinf().cpu(), expected.isinf())
+    assert y[0].isfinite().all() and y[2].isfinite().all()
+
+
+@pytest.mark.parametrize("backend", cases.fused_backends())
+def test_float32_weights_with_a_16_bit_map(backend: str) -> None:
+    """What the operators are given under autocast."""
+    cases.require(backend)
+    block = BLOCKS["se"]
+    for dtype in (torch.float16, torch.bfloat16):
+        for config in block.small[:2]:
+            case = Case("se", backend, config, dtype, "nchw")
+            inputs = cases.make_inputs(case)
+            x, parameters, dy = inputs.to(torch.float64)
+            exact = results(
+                block.run(x, parameters, config.options, "reference"),
+                x,
+                parameters,
+                dy,
+                inputs.dgate,
+            )
+            x, parameters, dy = inputs.to(dtype)
+            eager = results(
+                block.eager(x, parameters, config.options), x, parameters, dy, inputs.dgate
+            )
+            x, _, dy = inputs.to(dtype, case.device)
+            _, parameters, _ = inputs.to(torch.float32, case.device)
+            with torch.autocast(case.device, dtype=dtype):
+                outputs = block.run(x, parameters, config.options, backend)
+            actual = results(outputs, x, parameters, dy, inputs.dgate)
+            for name, value in actual.items():
+                kind = dtype if name in ("y", "dx") else torch.float32
+                assert_close(name, value, exact[name], eager[name], dtype=kind)
