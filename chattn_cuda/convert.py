@@ -211,7 +211,7 @@ def _accelerated(cls: Any) -> Any:
 def _reduce(self: Any, protocol: Any) -> Any:
     """Pickle by the original class: the accelerated one is in no module."""
     base = _base(type(self))
-    _, _, *state = super(type(self), self).__reduce_ex__(protocol)
+    _, _, *state = base.__reduce_ex__(self, protocol)
     return _rebuild, (base,), *state
 
 

@@ -224,8 +224,8 @@ def device_of(backend: str) -> str:
 
 
 def is_slow(backend: str) -> bool:
-    """Whether a backend gets the small sizes: interpreters, and the oracle itself."""
-    return backend != "cpu" and device_of(backend) == "cpu"
+    """Whether a backend gets the small sizes: Triton's interpreter, and the oracle itself."""
+    return backend not in ("cpu", host_backend.NAME) and device_of(backend) == "cpu"
 
 
 def unavailable(backend: str) -> str | None:

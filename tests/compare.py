@@ -23,7 +23,7 @@ def floor(dtype: torch.dtype) -> float:
 
 
 def errors(value: Tensor, exact: Tensor) -> tuple[float, float]:
-    """(largest absolute error over the largest exact value, relative L2 error) on finite entries."""
+    """(largest absolute error / largest exact value, relative L2 error) of the finite entries."""
     keep = exact.isfinite()
     exact, value = exact[keep].double(), value[keep].double()
     if exact.numel() == 0:

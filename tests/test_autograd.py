@@ -61,7 +61,7 @@ def test_gradcheck(backend: str, variant: str, layout: str) -> None:
 
     fast = cases.is_slow(backend)
     assert gradcheck(call, make(backend), fast_mode=fast)
-    if layout == "nchw" or not fast:
+    if layout == "nchw":
         assert gradgradcheck(call, make(backend), fast_mode=fast)
 
 
@@ -284,7 +284,7 @@ def test_vmap_under_autograd(backend: str) -> None:
     )
 
 
-@pytest.mark.filterwarnings("ignore::FutureWarning")  # torch.jit inside torch's own jvp tables
+@pytest.mark.filterwarnings("ignore:.*torch.jit")  # in torch's own tables for forward mode
 @all_backends
 def test_forward_mode_and_hessian(backend: str) -> None:
     x, w1, *rest = (t.detach() for t in make(backend))
@@ -333,8 +333,11 @@ SAMPLES = (
 
 
 @fused
-@pytest.mark.parametrize("sample", SAMPLES)
-@pytest.mark.parametrize("add_maxpool", [False, True], ids=["mean", "maxpool"])
+@pytest.mark.parametrize(
+    ("sample", "add_maxpool"),
+    [(s, False) for s in SAMPLES] + [(s, True) for s in SAMPLES[:2]],
+    ids=lambda v: v if isinstance(v, str) else "maxpool" if v else "mean",
+)
 def test_opcheck(backend: str, sample: str, add_maxpool: bool) -> None:
     namespace = backends.get(backend).namespace
     operators = getattr(torch.ops, namespace)
@@ -425,6 +428,7 @@ def test_compile_in_inference(backend: str) -> None:
         )
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
 def test_compile_around_torch_func() -> None:
     """Inside torch.compile, transforms must not lose the gradient."""
     backend = backends.select("auto", "cpu")

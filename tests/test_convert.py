@@ -8,13 +8,14 @@ import pickle
 from typing import Any
 
 import pytest
-import timm
 import torch
-from timm.layers import EcaModule, SEModule
 from torch import Tensor, nn
 
 import chattn_cuda
 from chattn_cuda import accelerate, restore
+
+timm = pytest.importorskip("timm", reason="timm is not installed")
+SEModule, EcaModule = timm.layers.SEModule, timm.layers.EcaModule
 
 
 class OwnForward(SEModule):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+import importlib
+import importlib.util
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -12,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import chattn_cuda
-from chattn_cuda import SqueezeExcite, activations, backends
+from chattn_cuda import SqueezeExcite, _native, activations, backends
 from chattn_cuda.functional import squeeze_excite
 
 
@@ -200,6 +202,35 @@ def test_bad_input(name: str) -> None:
 def test_mixed_real_devices() -> None:
     with pytest.raises(ValueError, match="w1 must be on the device of x"):
         call(x=X.cuda())()
+
+
+def test_native_module_that_does_not_load_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(name: str) -> None:
+        raise ImportError("_C.so: undefined symbol: aoti_torch_empty")
+
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(importlib, "import_module", broken)
+    with pytest.raises(ImportError, match="undefined symbol: aoti_torch_empty"):
+        _native.module.__wrapped__()
+
+
+@pytest.fixture
+def without_native(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    backends._select.cache_clear()
+    monkeypatch.setattr(_native, "module", lambda: None)
+    yield
+    backends._select.cache_clear()
+
+
+def test_without_the_native_module_everything_runs(without_native: None) -> None:
+    assert backends.select("auto", "cpu") == "reference"
+    module = SqueezeExcite(6)
+    assert squeeze_excite(**arguments()).shape == module(X).shape == X.shape
+    explanation = chattn_cuda.explain(module, X)
+    assert explanation.path == "eager" and "no fused backend" in explanation.reasons[0]
+    assert "was not built" in explanation.others["cpu"]
+    with pytest.raises(ValueError, match="'cpu' cannot run here: .* was not built"):
+        squeeze_excite(**arguments(), backend="cpu")
 
 
 # ---- what is not an error ----------------------------------------------------------------------

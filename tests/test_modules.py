@@ -1,4 +1,4 @@
-"""`SqueezeExcite` is timm's `SEModule`: constructor, parameters, results, and what may be done to it."""
+"""`SqueezeExcite` is timm's `SEModule`: constructor, parameters, results, and uses."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ import pickle
 from typing import Any
 
 import pytest
-import timm.layers
 import torch
-from timm.layers import SEModule
 from torch import Tensor, nn
 
 import chattn_cuda
 from chattn_cuda import SqueezeExcite, backends
 from tests import cases
 
+timm = pytest.importorskip("timm", reason="timm is not installed")
+SEModule = timm.layers.SEModule
 FUSED = backends.select("auto", "cpu") != "reference"
 
 
-def pair(*args: Any, **kwargs: Any) -> tuple[SqueezeExcite, SEModule]:
+def pair(*args: Any, **kwargs: Any) -> tuple[SqueezeExcite, nn.Module]:
     """Our module and timm's, with the same weights."""
     ours, theirs = SqueezeExcite(*args, **kwargs), SEModule(*args, **kwargs)
     theirs.load_state_dict(ours.state_dict())
@@ -132,6 +132,25 @@ def test_trains_like_timm(kwargs: dict[str, Any], layout: str) -> None:
     assert not FUSED or path(ours, x) == "fused"
 
 
+@pytest.mark.parametrize("backend", cases.fused_backends())
+@pytest.mark.parametrize("layout", ["nchw", "nhwc"])
+@pytest.mark.parametrize(
+    "kwargs", [{}, {"norm_layer": nn.BatchNorm2d, "add_maxpool": True}], ids=["plain", "bn-maxpool"]
+)
+def test_trains_like_timm_on_every_backend(
+    backend: str, layout: str, kwargs: dict[str, Any]
+) -> None:
+    cases.require(backend)
+    device = cases.device_of(backend)
+    ours, theirs = (m.eval().to(device) for m in pair(24, rd_channels=6, **kwargs))
+    ours.backend = backend
+    x = cases.LAYOUTS[layout](maps().to(device))
+    assert path(ours, x) == "fused"
+    assert_trains_alike(ours, theirs, x)
+    assert_trains_alike(chattn_cuda.accelerate(theirs, backend).model, ours, x)
+    assert path(theirs, x) == "fused"
+
+
 @pytest.mark.parametrize("name", ["selu", "celu", "quick_gelu", "hard_mish", "prelu"])
 def test_activations_that_the_kernels_do_not_know(name: str) -> None:
     ours, theirs = pair(24, rd_channels=6, act_layer=name)
@@ -194,6 +213,10 @@ def _replace(m: Any) -> None:
     m.fc1 = lora
 
 
+def _wrap(m: Any) -> None:
+    m.fc1 = nn.Sequential(m.fc1, nn.Dropout(0.0))
+
+
 def _parametrise(m: Any) -> None:
     nn.utils.parametrizations.weight_norm(m.fc2)
 
@@ -220,7 +243,7 @@ def _own_forward(m: Any) -> None:
 
 @pytest.mark.parametrize(
     "change",
-    [_replace, _parametrise, _hook, _pre_hook, _act_hook, _backward_hook, _own_forward],
+    [_replace, _wrap, _parametrise, _hook, _pre_hook, _act_hook, _backward_hook, _own_forward],
     ids=lambda f: f.__name__.strip("_"),
 )
 def test_changed_submodules_are_called(change: Any) -> None:

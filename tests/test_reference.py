@@ -5,9 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
-import timm
 import torch
-import torchvision
 from torch import nn
 
 from chattn_cuda import SqueezeExcite, activations, reference
@@ -104,6 +102,7 @@ def test_16_bit_sums_and_gates_are_float32(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("options", [{}, {"add_maxpool": True}, {"bias": False}])
 @pytest.mark.parametrize("act", ["relu", "silu", "hard_swish"])
 def test_matches_timm(options: dict[str, bool], act: str) -> None:
+    timm = pytest.importorskip("timm", reason="timm is not installed")
     theirs = timm.layers.SEModule(
         24, rd_channels=6, act_layer=act, gate_layer="hard_sigmoid", **options
     ).to(F64)
@@ -123,6 +122,7 @@ def test_matches_timm(options: dict[str, bool], act: str) -> None:
 
 
 def test_matches_torchvision() -> None:
+    torchvision = pytest.importorskip("torchvision", reason="torchvision is not installed")
     theirs = torchvision.ops.SqueezeExcitation(24, 6, nn.SiLU, nn.Hardsigmoid).to(F64)
     x = torch.randn(2, 24, 5, 7, dtype=F64)
     weights = (theirs.fc1.weight, theirs.fc1.bias, theirs.fc2.weight, theirs.fc2.bias)

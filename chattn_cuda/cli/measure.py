@@ -36,8 +36,8 @@ def errors(value: Tensor, exact: Tensor) -> tuple[float, float]:
     """Returns (largest absolute error over the largest exact value, relative L2 error)."""
     if exact.numel() == 0:
         return 0.0, 0.0
-    exact = exact.double()
-    difference = value.double() - exact
+    exact = exact.detach().double()
+    difference = value.detach().double() - exact
     tiny = torch.finfo(torch.float64).tiny
     return (
         float(difference.abs().max() / exact.abs().max().clamp_min(tiny)),

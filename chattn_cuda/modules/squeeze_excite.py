@@ -40,6 +40,12 @@ class SqueezeExciteForward(FusedForward):
     @torch.jit.unused
     def obstacle(self) -> str | None:
         """Why the operators do not cover this module as it is now; None where they do."""
+        found = self._activations()
+        return found if isinstance(found, str) else None
+
+    @torch.jit.unused
+    def _activations(self) -> str | tuple[functional.Resolved, functional.Resolved]:
+        """The activation and the gate, or what `obstacle` returns."""
         reason = pointwise_obstacle(self.fc1, "fc1") or pointwise_obstacle(self.fc2, "fc2")
         if reason is not None:
             return reason
@@ -50,24 +56,26 @@ class SqueezeExciteForward(FusedForward):
                 return reason
             if bn.training or bn.running_mean is None:
                 return "bn normalises with the statistics of the batch"
-        if activations.resolve(self.act) is None:
+        act, gate = activations.resolve(self.act), activations.resolve(self.gate)
+        if act is None:
             return f"the kernels do not know act ({type(self.act).__name__})"
-        gate = activations.resolve(self.gate)
         if gate is None or not gate[0].is_gate:
             return f"the kernels do not know gate ({type(self.gate).__name__})"
-        return None
+        return act, gate
 
     @torch.jit.unused
     def fused_forward(self, x: Tensor) -> Tensor | None:
         """The block by the operators, or None where it must run its submodules."""
-        if self.obstacle() is not None:
+        found = self._activations()
+        if isinstance(found, str):
             if isinstance(x, Tensor):
                 backends.select(self.backend, x.device.type)
             return None
         fc1, fc2 = self.fc1, self.fc2
         validation.check_map(x, fc1.in_channels)
-        validation.check_squeeze_excite(x, fc1.weight, fc1.bias, fc2.weight, fc2.bias, _WEIGHTS)
-        weights: Sequence[Tensor | None] = (fc1.weight, fc1.bias, fc2.weight, fc2.bias)
+        w1, b1, w2, b2 = fc1.weight, fc1.bias, fc2.weight, fc2.bias
+        validation.check_squeeze_excite(x, w1, b1, w2, b2, _WEIGHTS)
+        weights: Sequence[Tensor | None] = (w1, b1, w2, b2)
         name = backends.select(self.backend, x.device.type, x.dtype)
         if name == "reference" and self.backend == "auto":
             return None
@@ -76,16 +84,16 @@ class SqueezeExciteForward(FusedForward):
         weights = validation.unify_dtypes(x, weights, _WEIGHTS)
         if type(self.bn) is not nn.Identity:
             weights = fold_batch_norm(self.bn, *weights)
-        act, gate = activations.resolve(self.act), activations.resolve(self.gate)
-        assert act is not None and gate is not None
-        return functional.run_squeeze_excite(name, x, weights, act, gate, self.add_maxpool)[0]
+        return functional.run_squeeze_excite(name, x, weights, *found, self.add_maxpool)[0]
 
     @torch.jit.unused
     def explain(self, x: Tensor) -> Explanation:
         """How ``forward(x)`` would run; see `chattn_cuda.explain`."""
         validation.check_map(x)
-        weights = (self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias)
-        uncovered = self.obstacle() or functional.why_not_fused(x, weights)
+        uncovered = self.obstacle()
+        if uncovered is None:
+            weights = (self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias)
+            uncovered = functional.why_not_fused(x, weights)
         if uncovered is None and self.backend == "auto":
             if backends.select("auto", x.device.type, x.dtype) == "reference":
                 uncovered = "no fused backend can run here"

@@ -18,6 +18,7 @@ import os
 import platform
 import shutil
 import subprocess
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -230,12 +231,15 @@ def _build(
         with ThreadPoolExecutor(JOBS) as pool:
             objects = list(pool.map(compile_one, everything))
         digest = _digest(*(d for _, d in objects), *link_flags, *libraries)[:12]
-        # A new name for new contents: the old file may be loaded by a process that still runs.
+        # A new name for new contents: another process may have loaded the old file, or be about to.
+        # So only results that nobody has asked for lately go.
         target = folder / (f"lib{name}-{digest}.so" if shared else f"{name}-{digest}")
         if target.exists():
+            target.touch()
             return target
         for old in folder.glob(f"lib{name}-*.so" if shared else f"{name}-{'[0-9a-f]' * 12}"):
-            old.unlink()
+            if time.time() - old.stat().st_mtime > 24 * 3600:
+                old.unlink()
         mode = ["-shared", "-Wl,-Bsymbolic"] if shared else []
         partial = target.with_name(target.name + ".part")
         command = [str(compiler()), *mode, *link_flags, *(str(o) for o, _ in objects)]

@@ -1,7 +1,7 @@
 // Registers the CUDA kernels, executed on the CPU, as the operators of chattn_cuda_host.
 //
-// Checks, allocation, planner and launchers are those of a GPU; only the runner differs, which tells
-// the runtime which memory belongs to which tensor.
+// Checks, allocation, planner and launchers are those of a GPU; only the runner differs, which
+// tells the runtime which memory belongs to which tensor.
 #include "cuda_host/hostcuda.h"
 #include "gates/se_cuda.h"
 #include "ops/se_op.h"
@@ -81,11 +81,13 @@ struct HostRunner {
 }  // namespace
 }  // namespace chattn::ops
 
-STABLE_TORCH_LIBRARY(chattn_cuda_host, m) {
+STABLE_TORCH_LIBRARY(chattn_cuda_host, m)
+{
   m.def(chattn::ops::kSeForwardSchema);
   m.def(chattn::ops::kSeBackwardSchema);
 }
 
-STABLE_TORCH_LIBRARY_IMPL(chattn_cuda_host, CPU, m) {
+STABLE_TORCH_LIBRARY_IMPL(chattn_cuda_host, CPU, m)
+{
   chattn::ops::register_se<chattn::ops::HostRunner>(m);
 }

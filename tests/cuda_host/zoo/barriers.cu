@@ -31,7 +31,7 @@ ZOO(divergent_on_one_line, nullptr, .block = kThreads);
 CHATTN_KERNEL(kThreads) barrier_in_branch(const float*, float* out) {
   const int t = local_thread();
   float v = 0;
-  // FAULT barrier_in_branch: deadlock: 128 threads have exited, 100 threads wait in __syncthreads at barriers.cu:
+  // FAULT barrier_in_branch: deadlock: 128 threads have exited, 100 threads wait in __syncthreads
   if (t < 100) __syncthreads();
   if (t >= 100) v = __shfl_xor_sync(kFullMask, v, 1);
   st(out + t, v);
