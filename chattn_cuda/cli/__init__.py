@@ -21,6 +21,7 @@ _COMMANDS = {
     "doctor": "what is installed, built and usable here, and why something is not",
     "demo": "SE-ResNet-50 on two photographs: eager, compiled and accelerated, checked and timed",
     "bench": "the blocks against eager PyTorch and torch.compile",
+    "traffic": "what the CUDA kernels of a block move, counted without a GPU",
 }
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import logging
 import shlex
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -19,6 +18,7 @@ from chattn_cuda.cli.terminal import Terminal, UsageError, require
 
 __all__ = ["add_arguments", "default_device", "default_dtypes", "finish", "quiet", "run"]
 
+_SECONDS = 3.0
 _DTYPES = ("float32", "float16", "bfloat16", "float64")
 
 
@@ -26,15 +26,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of ``bench``."""
     parser.add_argument("--block", choices=tuple(BLOCKS), action="append", help="default: all")
     parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where usable")
-    parser.add_argument("--dtype", choices=_DTYPES, action="append", help="default: float32, on GPUs 16-bit too")  # fmt: skip  # noqa: E501
+    parser.add_argument(
+        "--dtype",
+        choices=_DTYPES,
+        action="append",
+        help="default: float32; on a GPU also the 16-bit types",
+    )
     parser.add_argument("--layout", choices=tuple(LAYOUTS), action="append", help="default: both")
     parser.add_argument("--direction", choices=DIRECTIONS, action="append", help="default: both")
-    parser.add_argument("--seconds", type=float, default=3.0, help="per row (default: 3)")
+    parser.add_argument("--seconds", type=float, default=_SECONDS, help="per row (default: 3)")
     parser.add_argument("--threads", type=int, help="CPU threads (default: torch's own)")
     parser.add_argument("--no-compile", action="store_true", help="leave out torch.compile")
     parser.add_argument("--results", type=Path, metavar="DIR", help="write CSV and JSON there")
     add_report_arguments(parser)
-    parser.add_argument("--read", type=Path, metavar="JSON", help="show this report, measure nothing")  # fmt: skip  # noqa: E501
+    parser.add_argument(
+        "--read", type=Path, metavar="JSON", help="show this report, measure nothing"
+    )
 
 
 def add_report_arguments(parser: argparse.ArgumentParser) -> None:
@@ -75,7 +82,7 @@ def run(arguments: argparse.Namespace) -> int:
     if device == "cuda" and not torch.cuda.is_available():
         raise UsageError("--device cuda: torch finds no CUDA device")
     if not fused_backends(device):
-        raise UsageError(f"no backend with kernels can run on {device}; see: python -m chattn_cuda doctor")  # fmt: skip  # noqa: E501
+        raise UsageError(f"no backend with kernels runs on {device}: python -m chattn_cuda doctor")
     blocks = arguments.block or list(BLOCKS)
     require("bench", [m for b in blocks for m in BLOCKS[b].requires])
     if arguments.chart:
@@ -119,6 +126,9 @@ def finish(
     for table in finished.tables():
         terminal.table(table)
     terminal.line(finished.environment.line())
+    note = finished.noise()
+    if note:
+        terminal.line(note, "yellow")
     for line in finished.problems():
         terminal.line(line, "bold red")
     written = finished.write(folder) if folder else []
@@ -147,12 +157,13 @@ def set_threads(count: int) -> None:
 
 def command(arguments: argparse.Namespace) -> str:
     """The command line that measures the same again."""
-    words: list[str] = ["python", "-m", "chattn_cuda", "bench"]
-    for name in ("block", "device", "dtype", "layout", "direction", "seconds", "threads"):
+    words = ["python", "-m", "chattn_cuda", "bench"]
+    for name in ("block", "device", "dtype", "layout", "direction", "threads"):
         value = getattr(arguments, name)
-        many: Sequence[object] = value if isinstance(value, list) else [value]
-        if value is not None and (name, value) != ("seconds", 3.0):
-            words += [w for v in many for w in (f"--{name}", f"{v:g}" if name == "seconds" else str(v))]  # fmt: skip  # noqa: E501
+        if value is not None:
+            words += [f"--{name}={v}" for v in (value if isinstance(value, list) else [value])]
+    if arguments.seconds != _SECONDS:
+        words.append(f"--seconds={arguments.seconds:g}")
     if arguments.no_compile:
         words.append("--no-compile")
     return shlex.join(words)

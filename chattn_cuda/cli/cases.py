@@ -10,6 +10,7 @@ import functools
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +27,7 @@ __all__ = [
     "Block",
     "Problem",
     "Row",
+    "forward_backward",
     "fused_backends",
     "rows",
 ]
@@ -150,7 +152,7 @@ class Problem:
         parameters = [f"d {name}" for name, _ in self._peer.named_parameters()]
         self.names = ("y", "d x", *parameters) if self._training else ("y",)
 
-    def module(self, implementation: str) -> nn.Module | Callable[[Tensor], Tensor]:
+    def module(self, implementation: str) -> Any:
         """The row's module by "eager", "torch.compile" or one of the backends."""
         module = copy.deepcopy(self._peer)
         if implementation == EAGER:
@@ -168,18 +170,21 @@ class Problem:
 
     def exact(self) -> tuple[Tensor, ...]:
         """What the peer computes from the first inputs in float64."""
-        peer = copy.deepcopy(self._peer).double()
         x, dy = self._sets[0]
         doubled = x.detach().double().requires_grad_(self._training)
-        return self._run(peer, itertools.cycle([(doubled, dy.double())]))
+        return self._run(
+            copy.deepcopy(self._peer).double(), itertools.cycle([(doubled, dy.double())])
+        )
 
-    def _run(
-        self, module: Callable[[Tensor], Tensor], sets: Iterator[tuple[Tensor, Tensor]]
-    ) -> tuple[Tensor, ...]:
+    def _run(self, module: Any, sets: Iterator[tuple[Tensor, Tensor]]) -> tuple[Tensor, ...]:
         x, dy = next(sets)
-        if not self._training:
-            with torch.no_grad():
-                return (module(x),)
-        y = module(x)
-        parameters = list(module.parameters())  # type: ignore[attr-defined]
-        return (y, *torch.autograd.grad(y, [x, *parameters], dy))
+        if self._training:
+            return forward_backward(module, x, dy)
+        with torch.no_grad():
+            return (module(x),)
+
+
+def forward_backward(module: Any, x: Tensor, dy: Tensor) -> tuple[Tensor, ...]:
+    """The output and the gradients of x and of all parameters."""
+    y = module(x)
+    return (y, *torch.autograd.grad(y, [x, *module.parameters()], dy))

@@ -61,8 +61,8 @@ def draw(path: Path, panels: Sequence[Panel], title: str, subtitle: str) -> Path
     lines = -(-len(panels) // columns)
     names = list(dict.fromkeys(n for p in panels for _, bars, _ in p.rows for n in bars))
     most = max(len(p.rows) for p in panels)
-    height = 1.35 + lines * (0.62 + most * (0.16 + 0.19 * len(names)))
-    style = {
+    height = 1.2 + lines * (0.62 + most * (0.16 + 0.19 * len(names)))
+    style: dict[Any, Any] = {
         "font.family": "sans-serif",
         "font.sans-serif": ["DejaVu Sans"],
         "svg.hashsalt": "chattn_cuda",  # the same data make the same file
@@ -79,7 +79,7 @@ def draw(path: Path, panels: Sequence[Panel], title: str, subtitle: str) -> Path
                 _panel(axis, panels[i], names, colours, longest)
             else:
                 axis.axis("off")
-        top = 1 - 0.95 / height
+        top = 1 - 0.72 / height
         figure.text(0.014, 1 - 0.34 / height, title, size=14, weight="bold", color=_INK)
         figure.text(0.014, 1 - 0.60 / height, subtitle, size=8.5, color=_MUTED)
         handles = [plt.Rectangle((0, 0), 1, 1, color=colours[n]) for n in names]
@@ -121,6 +121,9 @@ def _colours(names: Sequence[str]) -> dict[str, str]:
 def _panel(
     axis: Any, panel: Panel, names: Sequence[str], colours: Mapping[str, str], longest: float
 ) -> None:
+    from matplotlib import patheffects
+
+    halo = [patheffects.withStroke(linewidth=2.5, foreground="white")]
     thickness = 0.8 / len(names)
     for y, (_, bars, strong) in enumerate(panel.rows):
         if strong:
@@ -139,10 +142,11 @@ def _panel(
                 size=8,
                 weight="bold" if ours else "normal",
                 color=_INK,
+                path_effects=halo,
             )
             axis.annotate(
                 note, (1, 0.5), (5 if text.get_text() else 0, 0), xycoords=text,
-                textcoords="offset points", va="center", size=7.5, color=_MUTED,
+                textcoords="offset points", va="center", size=7.5, color=_MUTED, path_effects=halo,
             )  # fmt: skip
     axis.set_yticks(range(len(panel.rows)), [label for label, _, _ in panel.rows], color=_INK)
     for tick, (_, _, strong) in zip(axis.get_yticklabels(), panel.rows, strict=True):

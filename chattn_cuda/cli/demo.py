@@ -21,11 +21,11 @@ from torch import Tensor, nn
 from chattn_cuda import backends
 from chattn_cuda.cli import chart
 from chattn_cuda.cli.bench import default_device, quiet, set_threads
-from chattn_cuda.cli.cases import BLOCKS, COMPILE, DIRECTIONS, EAGER, Row
+from chattn_cuda.cli.cases import BLOCKS, COMPILE, DIRECTIONS, EAGER, Row, forward_backward
 from chattn_cuda.cli.chart import Panel
 from chattn_cuda.cli.environment import environment
-from chattn_cuda.cli.measure import FACTOR, Entry, Result, error_floor, errors, measure, time_calls
-from chattn_cuda.cli.report import milliseconds, ratio_cell, size
+from chattn_cuda.cli.measure import FACTOR, Entry, Result, compare, errors, measure, time_calls
+from chattn_cuda.cli.report import milliseconds, noise_note, ratio_cell, size, time_cell
 from chattn_cuda.cli.terminal import Cell, Steps, Table, Terminal, UsageError, require
 from chattn_cuda.convert import accelerate
 
@@ -34,6 +34,7 @@ __all__ = ["add_arguments", "photographs", "run"]
 _NEEDS = ("timm", "torchvision", "sklearn", "PIL", "rich", "matplotlib")
 _MODEL = "seresnet50"
 _INFERENCE, _STEP = "inference", "training step"
+_SAME = 1e-10  # what two correct computations in float64 differ by at most
 _CLASSES = (698, 985)  # ImageNet's palace and daisy, for want of labels
 
 
@@ -87,7 +88,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Check, measure, print and draw; returns 1 where outputs or gradients disagree."""
-    require("demo", _NEEDS)
+    require("the demo", _NEEDS)
     quiet()
     if arguments.threads is not None:
         set_threads(arguments.threads)
@@ -123,21 +124,28 @@ def run(arguments: argparse.Namespace) -> int:
                 chosen = (EAGER, *compiled, backend)
                 blocks.append(measure(row, chosen, seconds=plan.block_seconds, min_rounds=5))
 
-    terminal.line(f"accelerate: {converted}")
-    problems = _print_checks(terminal, checks, plan)
+    terminal.line(f"accelerate({_MODEL}): {converted}")
+    terminal.table(_check_table(checks))
+    terminal.line(
+        f"float32 agrees where it is at most {FACTOR:g} times as far from float64 as eager PyTorch",
+        "dim",
+    )
+    problems = [check.wrong for check in checks if check.wrong]
     panels = []
-    for k, direction in enumerate(DIRECTIONS):
+    for direction, label, entries in zip(DIRECTIONS, (_INFERENCE, _STEP), timed, strict=True):
         picked = [result for result in blocks if result.row.direction == direction]
-        entries, label = timed[k], (_INFERENCE, _STEP)[k]
-        name = f"{_MODEL}, {label}"
-        table, panel = _present(picked, entries, name, plan, checks[k].values(), backend)
-        table.title = panel.title = ("Forward", "Forward + backward")[k]
+        table, panel = _present(picked, entries, label, backend)
+        panel.title = direction.capitalize().replace("+", " + ")
+        table.title = f"{panel.title} ({_MODEL} on {plan.batch} x 3 x {plan.side} x {plan.side})"
         terminal.table(table)
         panels.append(panel)
     if device == "cpu" and plan.compile_blocks and plan.compile_model != "both":
         terminal.line(
             "- : compiling the training step takes minutes; --compile-training includes it", "dim"
         )
+    note = noise_note(e for r in [*timed, *(b.entries for b in blocks)] for e in r.values())
+    if note:
+        terminal.line(note, "yellow")
     for result in blocks:
         for name, entry in result.entries.items():
             if entry.wrong:
@@ -158,7 +166,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def photographs(count: int, side: int) -> Tensor:
-    """``count`` crops of the two photographs, (count, 3, side, side), normalised as for ImageNet."""
+    """Crops of the two photographs, (count, 3, side, side), normalised as for ImageNet."""
     from sklearn.datasets import load_sample_images
 
     mean = torch.tensor([0.485, 0.456, 0.406])[:, None, None]
@@ -218,62 +226,120 @@ def _images(count: int, side: int, device: str) -> tuple[Tensor, Tensor]:
 # ---- the check ---------------------------------------------------------------------------------
 
 
-def _check(plan: Plan, device: str, backend: str) -> tuple[list[dict[str, Entry]], str]:
-    """The model's errors against itself in float64, per direction, and what was accelerated.
+@dataclass
+class Check:
+    """One comparison with the eager model in float64.
 
-    Rounding alone moves the gradients of such a network by up to a percent, because it flips ReLUs
-    near zero. So the measure is how far eager PyTorch itself is from float64: the accelerated model
-    may be `FACTOR` times as far, by the rule that the blocks are held to.
+    Attributes:
+        what: What was compared.
+        eager: The distance of eager PyTorch in float32, where that is the yardstick.
+        ours: The distance of the accelerated model.
+        wrong: What is wrong, if anything is.
+    """
+
+    what: str
+    eager: float | None
+    ours: float
+    wrong: str | None = None
+
+
+def _check(plan: Plan, device: str, backend: str) -> tuple[list[Check], str]:
+    """Compare the accelerated model with the eager one; also says what was accelerated.
+
+    The gradients of the whole model are compared in float64: in float32, rounding flips ReLUs near
+    zero, which moves the gradients of such a network by up to a percent whoever computes them. In
+    float32, each block is compared on the activations and gradients that reach it in the model, and
+    may be `FACTOR` times as far from float64 as eager PyTorch is; so may the model's outputs.
     """
     model = _model(device)
     ours = copy.deepcopy(model)
     report = accelerate(ours, backend)
+    names = [entry.name for entry in report.changed]
     images, labels = _images(2, plan.check_side, device)
-    exact = _answers(copy.deepcopy(model).double(), images.double(), labels)
-    eager, fused = _answers(model, images, labels), _answers(ours, images, labels)
-    checks = []
-    for e, v, x in zip(eager, fused, exact, strict=True):
-        entries = {EAGER: Entry(error=errors(e, x)[1]), backend: Entry(error=errors(v, x)[1])}
-        limit = FACTOR * errors(e, x)[1] + error_floor(e.dtype)
-        error = entries[backend].error
-        if error is None or not error <= limit:
-            entries[backend].wrong = f"error {error:.1e}, above {limit:.1e}"
-        checks.append(entries)
-    count = sum(entry.cls == "SEModule" for entry in report.changed)
-    return checks, f"{count} SEModule of {_MODEL} run fused, {len(report.left)} do not"
+    exact_model, ours_double = copy.deepcopy(model).double(), copy.deepcopy(ours).double()
+    eager, fused = _outputs(model, images), _outputs(ours, images)
+    exact, fused_exact = (_outputs(m, images.double()) for m in (exact_model, ours_double))
+    error, wrong = compare(("outputs",), (fused,), (exact,), (eager,))
+    checks = [
+        _double_check("outputs", fused_exact, exact),
+        Check(f"{_MODEL} in float32: outputs", errors(eager, exact)[0], error, wrong),
+    ]
+    inputs = _capture(model, names, images, labels)
+    gradients = _gradients(exact_model, images.double(), labels)
+    checks.insert(
+        1, _double_check("gradients", _gradients(ours_double, images.double(), labels), gradients)
+    )
+    return [*checks, *_check_blocks(model, ours, inputs)], str(report).splitlines()[0]
 
 
-def _answers(model: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Outputs in eval mode; all gradients of a training step in one vector."""
+def _double_check(what: str, value: Tensor, exact: Tensor) -> Check:
+    error = errors(value, exact)[1]
+    wrong = None if error <= _SAME else f"{what} in float64 differ by {error:.1e} > {_SAME:.0e}"
+    return Check(f"{_MODEL} in float64: {what}", None, error, wrong)
+
+
+def _outputs(model: nn.Module, images: Tensor) -> Tensor:
     model.eval()
     with torch.no_grad():
-        outputs = model(images)
+        outputs: Tensor = model(images)
+    return outputs
+
+
+def _gradients(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+    """All gradients of a training step in one vector."""
     model.train()
     loss = F.cross_entropy(model(images), labels)
-    gradients = torch.autograd.grad(loss, list(model.parameters()))
-    return outputs, torch.cat([g.flatten() for g in gradients])
+    return torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(model.parameters()))])
 
 
-def _print_checks(terminal: Terminal, checks: Sequence[dict[str, Entry]], plan: Plan) -> list[str]:
-    """Print how the model compares with float64; returns what disagrees."""
-    problems = []
-    table = Table(
-        f"Agreement: {_MODEL}, relative L2 distance to float64",
-        ["", "eager", "chattn_cuda", ""],
-    )
-    for name, entries in zip(("outputs", "gradients"), checks, strict=True):
-        eager, ours = entries.values()
-        verdict = Cell("agree", "green") if ours.wrong is None else Cell("DISAGREE", "bold red")
-        table.rows.append([name, f"{eager.error:.1e}", f"{ours.error:.1e}", verdict])
-        if ours.wrong:
-            problems.append(f"{_MODEL} {name}: {ours.wrong}")
-    terminal.table(table)
-    terminal.line(
-        f"agree: at most {FACTOR:g} times as far from float64 as eager PyTorch is; its rounding "
-        "flips ReLUs near zero, which moves the gradients",
-        "dim",
-    )
-    return problems
+def _capture(
+    model: nn.Module, names: Sequence[str], images: Tensor, labels: Tensor
+) -> dict[str, list[Tensor]]:
+    """What reaches the named blocks in a training step: the input and the output's gradient."""
+    captured: dict[str, list[Tensor]] = {name: [] for name in names}
+    handles = []
+    for name in names:
+
+        def hook(module: nn.Module, args: Any, y: Tensor, name: str = name) -> None:
+            captured[name].append(args[0].detach())
+            y.register_hook(captured[name].append)
+
+        handles.append(model.get_submodule(name).register_forward_hook(hook))
+    _gradients(model, images, labels)
+    for handle in handles:
+        handle.remove()
+    return captured
+
+
+def _check_blocks(
+    model: nn.Module, ours: nn.Module, inputs: dict[str, list[Tensor]]
+) -> list[Check]:
+    """Every block alone, forward and backward, on what reaches it in the model."""
+    title = f"{len(inputs)} SE blocks in float32, as in the model"
+    checks = [Check(f"{title}: {what}", 0.0, 0.0) for what in ("outputs", "gradients")]
+    for block, (x, dy) in inputs.items():
+        module, fused = model.get_submodule(block), ours.get_submodule(block)
+        double = copy.deepcopy(module).double()
+        names = ("y", "d x", *(f"d {name}" for name, _ in module.named_parameters()))
+        exact = forward_backward(double, x.double().requires_grad_(), dy.double())
+        eager, values = (
+            forward_backward(m, x.clone().requires_grad_(), dy) for m in (module, fused)
+        )
+        for check, part in zip(checks, (slice(0, 1), slice(1, None)), strict=True):
+            error, wrong = compare(names[part], values[part], exact[part], eager[part])
+            baseline, _ = compare(names[part], eager[part], exact[part], eager[part])
+            check.eager, check.ours = max(check.eager or 0.0, baseline), max(check.ours, error)
+            check.wrong = check.wrong or (wrong and f"{block}: {wrong}")
+    return checks
+
+
+def _check_table(checks: Sequence[Check]) -> Table:
+    table = Table("Errors against eager PyTorch in float64", ["", "eager", "chattn_cuda", ""])
+    for check in checks:
+        verdict = Cell("DISAGREE", "bold red") if check.wrong else Cell("agree", "green")
+        eager = "" if check.eager is None else f"{check.eager:.0e}"
+        table.rows.append([check.what, eager, f"{check.ours:.0e}", verdict])
+    return table
 
 
 # ---- the timing --------------------------------------------------------------------------------
@@ -342,12 +408,7 @@ def _training_call(module: nn.Module, images: Tensor, labels: Tensor) -> Callabl
 
 
 def _present(
-    blocks: Sequence[Result],
-    model: dict[str, Entry],
-    name: str,
-    plan: Plan,
-    check: Any,
-    backend: str,
+    blocks: Sequence[Result], model: dict[str, Entry], label: str, backend: str
 ) -> tuple[Table, Panel]:
     """A table and a chart panel with the blocks and the model of one direction."""
     table = Table(
@@ -357,33 +418,26 @@ def _present(
     panel = Panel("")
     for result in blocks:
         error = result.entries[backend].error
-        label = f"SE {size(result.row)}"
-        _add(table, panel, label, result, backend, f"{error:.0e}" if error is not None else "-")
-    _, ours = check
-    table.rows.append(None)
-    label = f"{name} {plan.batch} x 3 x {plan.side} x {plan.side}"
+        text = "-" if error is None else f"{error:.0e}"
+        table.rows.append([f"SE {size(result.row)}", *_cells(result, backend), text])
+        panel.add(size(result.row), _bars(result, backend))
     whole = Result(blocks[0].row, model)
-    _add(table, panel, label, whole, backend, f"{ours.error:.0e}", short=name.replace(", ", "\n"))
+    table.rows += [None, [f"{_MODEL} {label}", *_cells(whole, backend), "see above"]]
+    panel.add(f"{_MODEL}\n{label}", _bars(whole, backend), strong=True)
     return table, panel
 
 
-def _add(
-    table: Table,
-    panel: Panel,
-    label: str,
-    result: Result,
-    backend: str,
-    error: str,
-    short: str = "",
-) -> None:
-    times = {name: entry.ms for name, entry in result.entries.items()}
-    cells: list[str | Cell] = [label]
-    cells += [milliseconds(times.get(name)) for name in (EAGER, COMPILE, backend)]
-    cells += [ratio_cell(result.ratio(base, backend)) for base in (EAGER, COMPILE)]
-    table.rows.append([*cells, error])
+def _cells(result: Result, backend: str) -> list[str | Cell]:
+    entries = [result.entries.get(name, Entry()) for name in (EAGER, COMPILE, backend)]
+    ratios = [result.ratio(baseline, backend) for baseline in (EAGER, COMPILE)]
+    return [*map(time_cell, entries), *map(ratio_cell, ratios)]
+
+
+def _bars(result: Result, backend: str) -> dict[str, tuple[float, str]]:
     bars = {}
-    for implementation, shown in ((EAGER, EAGER), (COMPILE, COMPILE), (backend, "chattn_cuda")):
-        ratio = result.ratio(EAGER, implementation)
+    for name in result.entries:
+        ratio = result.ratio(EAGER, name)
         if ratio is not None:
-            bars[shown] = (ratio, f"{milliseconds(times[implementation])} ms")
-    panel.add(short or label.removeprefix("SE "), bars, strong=bool(short))
+            shown = "chattn_cuda" if name == backend else name
+            bars[shown] = (ratio, f"{milliseconds(result.entries[name].ms)} ms")
+    return bars

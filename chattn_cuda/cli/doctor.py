@@ -1,4 +1,4 @@
-"""``python -m chattn_cuda doctor``: what is installed, built and usable here, and why something is not."""
+"""``python -m chattn_cuda doctor``: what is installed, built and usable here, or why not."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def run(arguments: argparse.Namespace) -> int:
     terminal.heading("Devices")
     terminal.fields(_devices(native, hints))
 
-    table = Table('Backends, in the order of backend="auto"', ["", "", ""], left=3)
+    table = Table('Backends, in the order of backend="auto"', ["name", "here", "why"], left=3)
     broken = loader_error is not None
     for name in backends.names():
         state, text, failed = _backend(name, loader_error)

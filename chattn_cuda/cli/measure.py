@@ -89,6 +89,12 @@ class Entry:
         """The median."""
         return median(self.samples) if self.samples else None
 
+    @property
+    def noisy(self) -> bool:
+        """Whether the machine was too busy for the median to mean much."""
+        spread = self.spread()
+        return spread is not None and spread[1] > 1.5 * spread[0]
+
     def spread(self) -> tuple[float, float] | None:
         """The 20 % and 80 % quantiles."""
         if len(self.samples) < 2:
@@ -240,7 +246,7 @@ def _gpu_sample(call: Callable[[], object], repeat: int, sleep: float) -> float:
 
 
 def _copies(row: Row) -> int:
-    """Sets of inputs that a GPU goes round, so that none is in its L2 cache when it is next read."""
+    """Sets of inputs that a GPU goes round, so that its L2 cache never holds the next one."""
     if row.device != "cuda":
         return 1
     cache = torch.cuda.get_device_properties(torch.cuda.current_device()).L2_cache_size

@@ -18,7 +18,17 @@ from chattn_cuda.cli.environment import Environment
 from chattn_cuda.cli.measure import Entry, Result
 from chattn_cuda.cli.terminal import Cell, Table
 
-__all__ = ["Report", "geometric_mean", "milliseconds", "ratio_cell", "read", "short_name"]
+__all__ = [
+    "Report",
+    "geometric_mean",
+    "milliseconds",
+    "noise_note",
+    "ratio_cell",
+    "read",
+    "short_name",
+    "size",
+    "time_cell",
+]
 
 
 def geometric_mean(values: Iterable[float | None]) -> float | None:
@@ -31,10 +41,29 @@ def geometric_mean(values: Iterable[float | None]) -> float | None:
 
 
 def milliseconds(ms: float | None) -> str:
-    """Three significant digits; "-" for None."""
+    """Three digits or so; "-" for None."""
     if ms is None:
         return "-"
-    return f"{ms:.0f}" if ms >= 100 else f"{ms:.1f}" if ms >= 10 else f"{ms:.3g}"
+    return f"{ms:.{0 if ms >= 100 else 1 if ms >= 10 else 2 if ms >= 0.1 else 4}f}"
+
+
+def time_cell(entry: Entry | None) -> Cell:
+    """The median, with "~" where the machine was too busy."""
+    if entry is None or entry.ms is None:
+        return Cell("-")
+    return Cell("~" * entry.noisy + milliseconds(entry.ms), "yellow" if entry.noisy else "")
+
+
+def noise_note(entries: Iterable[Entry]) -> str | None:
+    """What "~" means, with the number of such medians; None where there are none."""
+    timed = [e for e in entries if e.samples]
+    noisy = sum(e.noisy for e in timed)
+    if not noisy:
+        return None
+    return (
+        f"~ : {noisy} of {len(timed)} medians are unreliable: the machine was busy with something "
+        "else (80 % quantile above 1.5 times the 20 % quantile)"
+    )
 
 
 def ratio_text(ratio: float | None) -> str:
@@ -121,7 +150,7 @@ class Report:
     def _time(self, entry: Entry | None) -> Cell:
         if entry is not None and entry.wrong is not None:
             return Cell("WRONG", "bold red")
-        return Cell(milliseconds(entry.ms if entry else None))
+        return time_cell(entry)
 
     def mean(self, group: Sequence[Result], baseline: str, name: str) -> float | None:
         """The geometric mean of a group's ratios."""
@@ -160,6 +189,10 @@ class Report:
             if e.unavailable
         }
         return lines + sorted(reasons)
+
+    def noise(self) -> str | None:
+        """A line about unreliable medians, or None."""
+        return noise_note(e for result in self.results for e in result.entries.values())
 
     def wrong(self) -> bool:
         """Whether any implementation gave a wrong result."""
@@ -273,7 +306,8 @@ class Report:
             for _, eager_text, compile_text in means:
                 cells += [f"**{eager_text}**", f"**{compile_text}**"]
             lines.append(_markdown_row(cells))
-        return "\n".join(lines) + "\n"
+        note = self.noise()
+        return "\n".join([*lines, *(["", note] if note else [])]) + "\n"
 
     def panels(self) -> list[Panel]:
         """A chart panel per group."""

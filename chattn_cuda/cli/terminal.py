@@ -60,7 +60,7 @@ class Table:
     left: int = 1
 
     def plain(self) -> str:
-        """The table as text."""
+        """The table without its title as text."""
         cells = [list(self.columns), *([str(c) for c in row] for row in self.rows if row)]
         widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
 
@@ -72,8 +72,9 @@ class Table:
             return "  ".join(texts).rstrip()
 
         rule = "-" * (sum(widths) + 2 * len(widths) - 2)
-        lines = [line(self.columns), rule, *(line(row) if row else rule for row in self.rows)]
-        return "\n".join([self.title, *lines] if self.title else lines)
+        return "\n".join(
+            [line(self.columns), rule, *(line(row) if row else rule for row in self.rows)]
+        )
 
 
 class Steps:
@@ -135,7 +136,8 @@ class Terminal:
 
     def table(self, table: Table) -> None:
         """Print a table."""
-        self.line()
+        if table.title:
+            self.heading(table.title)
         if not self._console:
             print(table.plain())
             return
@@ -144,15 +146,16 @@ class Terminal:
         from rich.text import Text
 
         rich = RichTable(
-            title=table.title or None,
-            title_justify="left",
-            title_style="bold cyan",
             header_style="dim",
             box=box.SIMPLE_HEAD,
+            show_edge=False,
             pad_edge=False,
         )
         for i, column in enumerate(table.columns):
-            rich.add_column(Text(column), justify="left" if i < table.left else "right")
+            if i < table.left:
+                rich.add_column(Text(column))
+            else:
+                rich.add_column(Text(column), justify="right", no_wrap=True)
         for row in table.rows:
             if row is None:
                 rich.add_section()

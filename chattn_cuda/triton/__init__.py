@@ -29,13 +29,20 @@ def interpreting() -> bool:
     return os.environ.get("TRITON_INTERPRET", "0").lower() in _ON
 
 
+def _installed() -> bool:
+    try:
+        return importlib.util.find_spec("triton") is not None
+    except (ImportError, ValueError):  # an import hook, or sys.modules["triton"] = None
+        return False
+
+
 def why_not(device: torch.device | str | None = None) -> str | None:
     """Why the kernels cannot run on ``device``, or None if they can.
 
     Args:
         device: where the tensors are; None asks whether there is any device to run on.
     """
-    if importlib.util.find_spec("triton") is None:
+    if not _installed():
         return "triton is not installed (pip install triton)"
     kind = None if device is None else torch.device(device).type
     if interpreting() and kind in (None, "cpu"):

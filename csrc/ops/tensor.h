@@ -56,23 +56,15 @@ inline bool dense(const Tensor& t, const std::initializer_list<int>& order) {
   return true;
 }
 
-// torch's rule for strides that are channels_last in order, dense or not.
-inline bool channels_last_order(const Tensor& t) {
-  if (t.stride(1) == 0) return false;
-  index_t smallest = 0;
-  for (const int d : {1, 3, 2, 0}) {
-    if (t.size(d) == 0 || t.stride(d) < smallest) return false;
-    if (d == 0 && smallest == t.stride(1)) return false;
-    smallest = t.stride(d);
-    if (t.size(d) > 1) smallest *= t.size(d);
-  }
-  return true;
-}
-
-// The memory format of a block's output; chattn_cuda.ops.memory_format_of is the same rule.
+// The memory format of a block's output; chattn_cuda.ops.memory_format_of is the same rule. A dense map
+// keeps its format. Of the others, those with adjacent channels and pixels at least C apart count as
+// channels_last, as in torch's elementwise operations.
 inline bool is_channels_last(const Tensor& x) {
-  return x.numel() > 0 && !dense(x, {0, 1, 2, 3}) &&
-         (dense(x, {0, 2, 3, 1}) || channels_last_order(x));
+  if (x.numel() == 0 || dense(x, {0, 1, 2, 3})) return false;
+  if (dense(x, {0, 2, 3, 1})) return true;
+  const index_t c = x.size(1), h = x.size(2), w = x.size(3);
+  return c > 1 && x.stride(1) == 1 && h * w > 1 && (h == 1 || x.stride(2) >= c) &&
+         (w == 1 || x.stride(3) >= c);
 }
 
 inline MemoryFormat memory_format(bool channels_last) {

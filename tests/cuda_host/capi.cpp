@@ -76,6 +76,8 @@ __attribute__((visibility("default"))) int hostcuda_set_option(const char* name,
     o.counters = on;
   } else if (key == "workers") {
     o.workers = integer;
+  } else if (key == "delay") {
+    o.delay = integer;
   } else if (key == "sm") {
     if (multiprocessors_of(integer) == 0) return -1;
     o.sm = integer;

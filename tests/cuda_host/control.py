@@ -57,6 +57,9 @@ class BufferTraffic:
         sectors = self.load_sectors + self.store_sectors
         return self.bytes / (32 * sectors) if sectors else 1.0
 
+    def __add__(self, other: BufferTraffic) -> BufferTraffic:
+        return BufferTraffic(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
+
 
 @dataclass(frozen=True)
 class Report:
@@ -72,6 +75,17 @@ class Report:
     shared_store_bytes: int
     threads: int
     switches: int
+
+    @classmethod
+    def parse(cls, text: str) -> Report:
+        """A report from its JSON."""
+        data = json.loads(text)
+        data["launches"] = [
+            LaunchRecord(**{**entry, "grid": tuple(entry["grid"]), "block": tuple(entry["block"])})
+            for entry in data["launches"]
+        ]
+        data["buffers"] = {k: BufferTraffic(**v) for k, v in data["buffers"].items()}
+        return cls(**{f.name: data[f.name] for f in fields(cls)})
 
 
 class HostCuda:
@@ -118,13 +132,11 @@ class HostCuda:
 
     def report(self) -> Report:
         """Launches and counters since the last reset."""
+        return Report.parse(self.report_text())
+
+    def report_text(self) -> str:
+        """The same as JSON, for another process."""
         size = self.library.hostcuda_counters_json(None, 0)
         text = ctypes.create_string_buffer(size)
         self.library.hostcuda_counters_json(text, size)
-        data = json.loads(text.value)
-        data["launches"] = [
-            LaunchRecord(**{**entry, "grid": tuple(entry["grid"]), "block": tuple(entry["block"])})
-            for entry in data["launches"]
-        ]
-        data["buffers"] = {k: BufferTraffic(**v) for k, v in data["buffers"].items()}
-        return Report(**{f.name: data[f.name] for f in fields(Report)})
+        return text.value.decode()

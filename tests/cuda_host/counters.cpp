@@ -81,9 +81,10 @@ std::string quoted(const std::string& s) {
 
 }  // namespace
 
-void record_launch(const char* name, const chattn::LaunchConfig& config) {
+std::size_t record_launch(const char* name, const chattn::LaunchConfig& config) {
   const std::lock_guard lock(report_mutex);
   report().launches.push_back({name, config});
+  return report().launches.size() - 1;
 }
 
 void record_counters(const std::map<std::string, BufferCounters>& buffers, const RunCounters& run) {

@@ -73,8 +73,8 @@ struct Report {
   RunCounters run;
 };
 
-// Adds one launch; safe from any thread.
-void record_launch(const char* name, const chattn::LaunchConfig& config);
+// Adds one launch, and returns how many came before; safe from any thread.
+std::size_t record_launch(const char* name, const chattn::LaunchConfig& config);
 void record_counters(const std::map<std::string, BufferCounters>& buffers, const RunCounters& run);
 
 }  // namespace hostcuda

@@ -4,6 +4,7 @@
 #include <math.h>
 
 #include <cstring>
+#include <memory>
 #include <source_location>
 #include <tuple>
 #include <type_traits>
@@ -66,7 +67,14 @@ struct WarpRequest {
 };
 std::uint64_t warp_exchange(const WarpRequest& request, Site site);
 
-void run(const char* name, const chattn::LaunchConfig& config, void (*body)(void*), void* args);
+// A launch whose arguments are kept, so that it can be put off.
+struct LaunchCall {
+  const char* name;
+  chattn::LaunchConfig config;
+  void (*body)(void*);
+  std::shared_ptr<void> args;
+};
+void run(const LaunchCall& call);
 chattn::DeviceInfo device_info();
 
 template <class T>
@@ -269,15 +277,19 @@ template <class... Params, class... Args>
 Status launch(const char* name, void (*kernel)(Params...), const LaunchConfig& config,
               Args... args) {
   static_assert(sizeof...(Params) == sizeof...(Args), "wrong number of kernel arguments");
+  static_assert((std::is_trivially_copyable_v<Params> && ...), "a GPU copies arguments as bytes");
+  static_assert(!(std::is_reference_v<Params> || ...), "a GPU cannot follow references to the CPU");
+  static_assert((sizeof(Params) + ... + 0) <= 4096, "kernel arguments have room for 4 KiB");
   struct Call {
     void (*kernel)(Params...);
     std::tuple<Params...> args;
-  } call{kernel, {static_cast<Params>(args)...}};
+  };
   const auto body = [](void* p) {
     const Call& c = *static_cast<Call*>(p);
     std::apply(c.kernel, c.args);
   };
-  hostcuda::run(name, config, body, &call);
+  hostcuda::run({name, config, body,
+                 std::make_shared<Call>(kernel, std::tuple<Params...>(static_cast<Params>(args)...))});
   return Status{};
 }
 

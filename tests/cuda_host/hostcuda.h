@@ -28,10 +28,11 @@ struct Options {
   double preempt = 0;         // probability of a switch at each memory access
   bool poison = true;         // shared memory starts as 0xff: NaN in every float type
   bool bounds = true;         // global accesses must fall into a registered buffer, if there is any
-  bool uninitialized = true;  // shared memory must have been written before it is read
+  bool uninitialized = true;  // shared memory, scratch and outputs: written before they are read
   bool races = false;         // conflicting accesses that no barrier orders (one worker)
   bool counters = false;      // bytes, sectors and requests per buffer
   int workers = 2;            // OS threads; a block or a cluster stays on one of them
+  int delay = -1;             // this launch since the last reset runs after the one that follows it
   int sm = 90;                // device profile: 75, 80, 86, 89, 90, 100, 120
   int multiprocessors = 132;
   int stack_kib = 0;  // per thread; 0 is 64, or 256 under a sanitizer
@@ -39,15 +40,12 @@ struct Options {
 
 Options& options();
 
-// Buffers belong to the calling thread. Once one is registered, kernels launched by this thread may
-// access nothing else in global memory. Empty buffers are ignored.
-void register_buffer(const void* p, std::size_t bytes, const char* name, bool writable);
-void clear_buffers();
+// What a kernel may do with a buffer. An output must have been written in full when its operator is
+// done, scratch memory need not; neither may be read where nothing has been written.
+enum class Role { input, output, scratch };
 
-// Fills memory with NaN, so that an element nobody writes shows.
-void poison(void* p, std::size_t bytes);
-
-// Buffers registered while it lives are forgotten when it ends, also by an exception.
+// The memory of one operator call. Buffers belong to the calling thread; once one is registered,
+// kernels launched by this thread may access nothing else in global memory. Empty ones are ignored.
 class BufferScope {
  public:
   BufferScope();
@@ -55,16 +53,21 @@ class BufferScope {
   BufferScope(const BufferScope&) = delete;
   BufferScope& operator=(const BufferScope&) = delete;
   void input(const void* p, std::size_t bytes, const char* name) {
-    register_buffer(p, bytes, name, false);
+    add(const_cast<void*>(p), bytes, name, Role::input);
   }
-  // Poisoned first: the kernels must write all of it.
-  void output(void* p, std::size_t bytes, const char* name) {
-    poison(p, bytes);
-    register_buffer(p, bytes, name, true);
-  }
+  // Poisoned first: filled with NaN.
+  void output(void* p, std::size_t bytes, const char* name) { add(p, bytes, name, Role::output); }
+  void scratch(void* p, std::size_t bytes, const char* name) { add(p, bytes, name, Role::scratch); }
+
+  // The operator's stream; asking for it forbids launches on any other.
+  void* stream();
+  // Throws LaunchError if an output is incomplete.
+  void require_written(const char* op) const;
 
  private:
+  void add(void* p, std::size_t bytes, const char* name, Role role);
   std::size_t before_;
+  const void* stream_before_;
 };
 
 // Counters, launch log and shared-memory use so far, as JSON; see control.py for the fields.

@@ -2,7 +2,9 @@
 #include <algorithm>
 #include <cstring>
 #include <numeric>
+#include <optional>
 #include <thread>
+#include <utility>
 
 #include "cuda_host/runtime.h"
 
@@ -86,39 +88,76 @@ std::vector<Buffer>& buffers_of_thread() {
   return buffers;
 }
 
-void register_buffer(const void* p, std::size_t bytes, const char* name, bool writable) {
+namespace {
+
+// What launches must be given as their stream; null: anything.
+const void*& stream_of_thread() {
+  static thread_local const void* stream = nullptr;
+  return stream;
+}
+
+// The launch that Options::delay puts off.
+std::optional<LaunchCall>& delayed_launch() {
+  static thread_local std::optional<LaunchCall> call;
+  return call;
+}
+
+}  // namespace
+
+void BufferScope::add(void* p, std::size_t bytes, const char* name, Role role) {
   if (bytes == 0) return;
   const auto begin = reinterpret_cast<std::uintptr_t>(p);
-  buffers_of_thread().push_back({begin, begin + bytes, name, writable});
+  Buffer buffer{begin, begin + bytes, name, role};
+  if (role != Role::input) {
+    std::memset(p, 0xff, bytes);
+    buffer.written = std::make_shared<std::uint8_t[]>((bytes + kRaceUnit - 1) / kRaceUnit);
+  }
+  buffers_of_thread().push_back(std::move(buffer));
 }
 
-void clear_buffers() { buffers_of_thread().clear(); }
-
-void poison(void* p, std::size_t bytes) {
-  if (bytes > 0) std::memset(p, 0xff, bytes);
+void* BufferScope::stream() {
+  stream_of_thread() = this;
+  return this;
 }
 
-BufferScope::BufferScope() : before_(buffers_of_thread().size()) {}
+void BufferScope::require_written(const char* op) const {
+  const auto& buffers = buffers_of_thread();
+  for (std::size_t i = before_; i < buffers.size(); ++i) {
+    const Buffer& b = buffers[i];
+    if (b.role != Role::output) continue;
+    const std::uint8_t* const first = b.written.get();
+    const std::uint8_t* const last = first + (b.end - b.begin + kRaceUnit - 1) / kRaceUnit;
+    const std::uint8_t* const gap = std::find(first, last, std::uint8_t{0});
+    if (gap == last) continue;
+    const std::string at = std::to_string(static_cast<std::size_t>(gap - first) * kRaceUnit);
+    throw LaunchError(std::string(op) + ": no kernel wrote '" + b.name + "' at byte " + at + " (" +
+                      std::to_string(kRaceUnit * std::count(gap, last, std::uint8_t{0})) +
+                      " bytes are missing)");
+  }
+}
+
+BufferScope::BufferScope()
+    : before_(buffers_of_thread().size()), stream_before_(stream_of_thread()) {}
 BufferScope::~BufferScope() {
   auto& buffers = buffers_of_thread();
   buffers.erase(buffers.begin() + static_cast<std::ptrdiff_t>(before_), buffers.end());
+  stream_of_thread() = stream_before_;
+  delayed_launch().reset();  // its memory is going away
 }
 
 // ---- launch ------------------------------------------------------------------------------------
-void run(const char* name, const chattn::LaunchConfig& config, void (*body)(void*), void* args) {
-  if (worker) throw LaunchError("kernel " + std::string(name) + ": launched from a kernel");
-  const Unobserved u;
-  const Options o = options();
-  check_config(name, config, o);
-  record_launch(name, config);
+namespace {
+
+void run_now(const LaunchCall& call, const Options& o) {
+  const chattn::LaunchConfig& config = call.config;
   const std::size_t blocks = volume(config.grid);
   const std::size_t unit_blocks = config.cooperative ? blocks : config.cluster;
   const std::size_t units = blocks / unit_blocks;
   const int threads = static_cast<int>(volume(config.block));
-  Launch launch{name,
+  Launch launch{call.name,
                 config,
-                body,
-                args,
+                call.body,
+                call.args.get(),
                 o,
                 buffers_of_thread(),
                 blocks,
@@ -143,6 +182,26 @@ void run(const char* name, const chattn::LaunchConfig& config, void (*body)(void
   acquire(&launch.end_tag);
   record_counters(launch.traffic, launch.counters);
   if (!launch.error.empty()) throw LaunchError(launch.error);
+}
+
+}  // namespace
+
+void run(const LaunchCall& call) {
+  const std::string name = std::string("kernel ") + call.name;
+  if (worker) throw LaunchError(name + ": launched from a kernel");
+  const Unobserved u;
+  const Options o = options();
+  check_config(call.name, call.config, o);
+  if (stream_of_thread() && call.config.stream != stream_of_thread())
+    throw LaunchError(name + ": launch on another stream than the operator's");
+  const std::size_t number = record_launch(call.name, call.config);
+  if (o.delay >= 0 && number == static_cast<std::size_t>(o.delay)) {
+    delayed_launch() = call;
+    return;
+  }
+  run_now(call, o);
+  if (const std::optional<LaunchCall> late = std::exchange(delayed_launch(), std::nullopt))
+    run_now(*late, o);
 }
 
 }  // namespace hostcuda

@@ -17,7 +17,7 @@ int Worker::find_buffer(const void* p, std::size_t bytes, bool store) {
   const auto begin = reinterpret_cast<std::uintptr_t>(p), end = begin + bytes;
   const auto& buffers = launch.buffers;
   const auto fits = [&](std::size_t i) {
-    return begin >= buffers[i].begin && end <= buffers[i].end && (buffers[i].writable || !store);
+    return begin >= buffers[i].begin && end <= buffers[i].end && (buffers[i].writable() || !store);
   };
   if (fits(static_cast<std::size_t>(last_buffer_))) return last_buffer_;
   for (std::size_t i = 0; i < buffers.size(); ++i)
@@ -57,6 +57,18 @@ void Worker::count_global(int buffer, const void* p, std::size_t bytes, Access k
   f.warp->requests.count(site, f.lane, p, bytes, is_store(kind) ? c.store : c.load);
 }
 
+void Worker::check_written(const Buffer& buffer, std::size_t offset, std::size_t bytes, Access kind,
+                           Site site) {
+  std::uint8_t* const written = &buffer.written[offset / kRaceUnit];
+  const std::size_t units = (bytes + kRaceUnit - 1) / kRaceUnit;
+  if (kind != Access::store && launch.options.uninitialized)
+    for (std::size_t i = 0; i < units; ++i)
+      if (!written[i])
+        fail(site, "%s of '%s' at byte %zu, which nothing has written", verb(kind),
+             buffer.name.c_str(), offset + i * kRaceUnit);
+  if (is_store(kind)) std::fill(written, written + units, std::uint8_t{1});
+}
+
 void Worker::check_global(const void* p, std::size_t bytes, Access kind, Site site) {
   const auto address = reinterpret_cast<std::uintptr_t>(p);
   if (address % bytes != 0)
@@ -64,9 +76,13 @@ void Worker::check_global(const void* p, std::size_t bytes, Access kind, Site si
          static_cast<std::size_t>(address));
   const Options& o = launch.options;
   int buffer = -1;
-  if (!launch.buffers.empty() && (o.bounds || o.counters || o.races)) {
+  if (!launch.buffers.empty()) {
     buffer = find_buffer(p, bytes, is_store(kind));
     if (buffer < 0 && o.bounds) fail_bounds(p, bytes, is_store(kind), site);
+  }
+  if (buffer >= 0) {
+    const Buffer& b = launch.buffers[static_cast<std::size_t>(buffer)];
+    if (b.written) check_written(b, address - b.begin, bytes, kind, site);
   }
   if (o.counters) count_global(buffer, p, bytes, kind, site);
   if (o.races && buffer >= 0) {

@@ -84,7 +84,9 @@ struct Cluster {
 struct Buffer {
   std::uintptr_t begin, end;
   std::string name;
-  bool writable;
+  Role role;
+  std::shared_ptr<std::uint8_t[]> written{};  // per kRaceUnit; outlives single launches
+  bool writable() const { return role != Role::input; }
 };
 
 std::vector<Buffer>& buffers_of_thread();
@@ -153,6 +155,8 @@ class Worker {
   void check_race(RaceCell* cells, std::size_t offset, std::size_t bytes, Access kind, Site site,
                   const char* memory);
   int find_buffer(const void* p, std::size_t bytes, bool store);
+  void check_written(const Buffer& buffer, std::size_t offset, std::size_t bytes, Access kind,
+                     Site site);
   [[noreturn]] void fail_bounds(const void* p, std::size_t bytes, bool store, Site site);
 
   void set_error(const Fiber& f, Site site, const char* text);

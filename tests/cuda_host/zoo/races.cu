@@ -15,6 +15,14 @@ CHATTN_KERNEL(kThreads) never_written(const float*, float* out) {
 }
 ZOO(never_written, nullptr, .block = kThreads, .shared_bytes = 1024);
 
+CHATTN_KERNEL(kThreads) output_never_written(const float*, float* out) {
+  const int t = local_thread();
+  st(out + t, 1.f);
+  // FAULT output_never_written: load of 'out' at byte 2048, which nothing has written
+  st(out + 256 + t, ld(out + 512 + t));
+}
+ZOO(output_never_written, nullptr, .block = kThreads);
+
 CHATTN_KERNEL(kThreads) missing_barrier(const float*, float* out) {
   const Shared<float> s = shared<float>(0, kThreads);
   const int t = local_thread();

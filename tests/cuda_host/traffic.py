@@ -1,0 +1,177 @@
+"""What a block's CUDA kernels move: one forward and one backward call, executed and counted.
+
+    call = measure("se", (8, 256, 56, 56), torch.bfloat16, "nchw")["forward"]
+    call.passes                             # 3.0: the map is read twice and written once
+    call.report.buffers["w1"].load_bytes
+
+Bytes and sectors are those that warps ask for. Caches are not modelled: a gate's weights, which every
+block reads again, come from the second-level cache on a GPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tests.cuda_host import operators
+from tests.cuda_host.control import BufferTraffic, Report
+
+Shape = tuple[int, int, int, int]
+
+LAYOUTS = {"nchw": torch.contiguous_format, "channels_last": torch.channels_last}
+#: feature maps that somebody has to move; everything else is small
+MAPS = ("x", "y", "dy", "dx")
+SECTOR = 32
+
+
+@dataclass(frozen=True)
+class Floor:
+    """Passes over the map, reads and writes."""
+
+    reads: int
+    writes: int
+
+    @property
+    def passes(self) -> int:
+        return self.reads + self.writes
+
+    def __str__(self) -> str:
+        return f"{self.reads}R+{self.writes}W"
+
+
+@dataclass(frozen=True)
+class Floors:
+    """What a direction costs in eager PyTorch, with two passes, and with every input read once."""
+
+    eager: Floor
+    two_pass: Floor
+    single_read: Floor
+
+
+@dataclass(frozen=True)
+class Call:
+    """One counted call.
+
+    Attributes:
+        floors: For comparison.
+        map_bytes: Size of one feature map.
+        report: The counters.
+    """
+
+    floors: Floors
+    map_bytes: int
+    report: Report
+
+    @property
+    def maps(self) -> dict[str, BufferTraffic]:
+        """The feature maps."""
+        return {k: v for k, v in self.report.buffers.items() if k in MAPS}
+
+    @property
+    def small(self) -> dict[str, BufferTraffic]:
+        """Weights, their gradients, and (N, C)-sized intermediates."""
+        return {k: v for k, v in self.report.buffers.items() if k not in MAPS}
+
+    @property
+    def passes(self) -> float:
+        """Bytes of feature maps, in maps."""
+        return total(self.maps).bytes / self.map_bytes
+
+    @property
+    def small_share(self) -> float:
+        """Bytes of weights and intermediates over bytes of feature maps."""
+        return total(self.small).bytes / total(self.maps).bytes
+
+
+def total(buffers: dict[str, BufferTraffic]) -> BufferTraffic:
+    """The sum over buffers."""
+    return sum(buffers.values(), BufferTraffic())
+
+
+def _measure_se(
+    x: Tensor, dy: Tensor, rd: int, add_maxpool: bool, count: Callable[[Callable[[], object]], Report]
+) -> dict[str, Report]:
+    ops = torch.ops.chattn_cuda_host
+    c = x.shape[1]
+    w1, b1 = torch.randn(rd, c).to(x.dtype), torch.randn(rd).to(x.dtype)
+    w2, b2 = torch.randn(c, rd).to(x.dtype), torch.randn(c).to(x.dtype)
+    gate = (1, 0.0, 10, add_maxpool)  # ReLU, its parameter, sigmoid
+    saved: list[Tensor] = []
+
+    def forward() -> None:
+        saved.extend(ops.se_forward(x, w1, b1, w2, b2, *gate)[1:])
+
+    def backward() -> None:
+        ops.se_backward(dy, None, x, *saved, w1, w2, *gate, True, True)
+
+    return {"forward": count(forward), "backward": count(backward)}
+
+
+@dataclass(frozen=True)
+class Block:
+    """A block: how to run it, and its floors by direction."""
+
+    measure: Callable[..., dict[str, Report]]
+    floors: dict[str, Floors]
+
+
+BLOCKS = {
+    "se": Block(
+        _measure_se,
+        {
+            "forward": Floors(Floor(2, 1), Floor(2, 1), Floor(1, 1)),
+            "backward": Floors(Floor(6, 4), Floor(3, 1), Floor(2, 1)),
+        },
+    )
+}
+
+
+def reduced(channels: int) -> int:
+    """Hidden channels of timm's SE module: a sixteenth, rounded to a multiple of 8."""
+    rd = max(8, (channels // 16 + 4) // 8 * 8)
+    return rd + 8 if rd < 0.9 * channels / 16 else rd
+
+
+def measure(
+    block: str,
+    shape: Shape,
+    dtype: torch.dtype,
+    layout: str = "nchw",
+    *,
+    rd: int | None = None,
+    add_maxpool: bool = False,
+    sm: int = 90,
+) -> dict[str, Call]:
+    """Run a block forward and backward on random numbers, and count.
+
+    Args:
+        block: A name in BLOCKS.
+        shape: (N, C, H, W).
+        dtype: Of the map and the weights.
+        layout: A name in LAYOUTS.
+        rd: Hidden channels; by default as in timm.
+        add_maxpool: Pool the mean and the maximum.
+        sm: Device profile, 90 for compute capability 9.0.
+
+    Returns:
+        A call per direction.
+    """
+    host = operators.load()
+    # What is counted does not depend on the numbers: one random sample will do for all.
+    x, dy = (
+        torch.randn(1, *shape[1:]).to(dtype).expand(shape).clone(memory_format=LAYOUTS[layout])
+        for _ in range(2)
+    )
+
+    def count(call: Callable[[], object]) -> Report:
+        host.reset()
+        with host.options(counters=True, sm=sm):
+            call()
+        return host.report()
+
+    reports = BLOCKS[block].measure(x, dy, rd or reduced(shape[1]), add_maxpool, count)
+    map_bytes = x.numel() * x.element_size()
+    return {k: Call(BLOCKS[block].floors[k], map_bytes, r) for k, r in reports.items()}

@@ -1,0 +1,186 @@
+"""What is shipped: the sdist builds elsewhere, the wheel is complete, the binary is portable."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from chattn_cuda import _native
+
+ROOT = Path(__file__).resolve().parent.parent
+TOOLS = ("build", "setuptools", "wheel", "pybind11")
+
+
+def run(*command: object, cwd: Path, **env: str) -> str:
+    done = subprocess.run(
+        [str(c) for c in command],
+        cwd=cwd,
+        env={**os.environ, **env},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout
+    return done.stdout
+
+
+def binary() -> Path:
+    module = _native.module()
+    if module is None or module.__file__ is None:
+        pytest.skip("the native module was not built")
+    return Path(module.__file__)
+
+
+@pytest.fixture(scope="module")
+def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    if not (ROOT / "setup.py").exists():
+        pytest.skip("not a source checkout")
+    for tool in TOOLS:
+        pytest.importorskip(tool)
+    out = tmp_path_factory.mktemp("sdist")
+    run(
+        sys.executable, "-m", "build", "--sdist", "--no-isolation", "--outdir", out, ROOT, cwd=out
+    )  # fmt: skip
+    (archive,) = out.glob("*.tar.gz")
+    return archive
+
+
+def test_sdist_holds_all_sources(sdist: Path) -> None:
+    with tarfile.open(sdist) as archive:
+        held = {name.split("/", 1)[1] for name in archive.getnames() if "/" in name}
+    wanted = {
+        str(f.relative_to(ROOT))
+        for pattern in ("csrc/**/*", "chattn_cuda/**/*.py", "tests/**/*.py", "setup.py", "LICENSE")
+        for f in ROOT.glob(pattern)
+        if f.is_file() and "__pycache__" not in f.parts
+    }
+    assert wanted <= held, f"missing: {sorted(wanted - held)}"
+    assert not [name for name in held if name.endswith((".so", ".o", ".pyc"))]
+
+
+def test_wheel_from_the_sdist(sdist: Path, tmp_path: Path) -> None:
+    if shutil.which(os.environ.get("CXX", "g++")) is None:
+        pytest.skip("no C++ compiler")
+    with tarfile.open(sdist) as archive:
+        archive.extractall(tmp_path, filter="data")
+    (source,) = (p for p in tmp_path.iterdir() if p.is_dir())
+    text = run(
+        sys.executable, "-m", "build", "--wheel", "--no-isolation", source,
+        cwd=tmp_path, CHATTN_BUILD_CUDA="0",
+    )  # fmt: skip
+    assert "CUDA kernels not included: CHATTN_BUILD_CUDA=0" in text
+    (wheel,) = (source / "dist").glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+        archive.extractall(tmp_path / "site")
+    assert "chattn_cuda/py.typed" in names
+    assert any(name.startswith("chattn_cuda/_C.") for name in names)
+    packages = {name.split("/")[0].split("-")[0] for name in names}
+    assert packages == {"chattn_cuda"}, packages
+    code = (
+        "import chattn_cuda, torch; m = chattn_cuda.SqueezeExcite(16, backend='cpu');"
+        "m(torch.randn(2, 16, 5, 5)).sum().backward(); print(chattn_cuda.__file__)"
+    )
+    where = run(sys.executable, "-c", code, cwd=tmp_path, PYTHONPATH=str(tmp_path / "site"))
+    assert str(tmp_path / "site") in where
+
+
+@pytest.mark.parametrize(
+    ("env", "message"),
+    [
+        ({"CHATTN_BUILD_CUDA": "1", "CUDA_HOME": "/nowhere"}, "CUDA_HOME is /nowhere"),
+        ({"CHATTN_BUILD_CUDA": "yes"}, "CHATTN_BUILD_CUDA must be auto, 0 or 1"),
+    ],
+    ids=["insists without nvcc", "unknown wish"],
+)
+def test_build_errors_are_clear(env: dict[str, str], message: str, tmp_path: Path) -> None:
+    if not (ROOT / "setup.py").exists():
+        pytest.skip("not a source checkout")
+    pytest.importorskip("pybind11")
+    done = subprocess.run(
+        [sys.executable, "setup.py", "build_ext", "--build-temp", tmp_path, "--build-lib", tmp_path],
+        cwd=ROOT,
+        env={**os.environ, **env},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode != 0
+    assert message in done.stdout + done.stderr
+
+
+def test_binary_uses_only_the_stable_abi() -> None:
+    for tool in ("nm", "readelf"):
+        if shutil.which(tool) is None:
+            pytest.skip(f"no {tool}")
+    symbols = run("nm", "-DC", "--undefined-only", binary(), cwd=ROOT)
+    unstable = [s for s in symbols.splitlines() if " at::" in s or " c10::" in s]
+    assert not unstable, unstable
+    needed = run("readelf", "-d", binary(), cwd=ROOT)
+    for library in ("libtorch_cuda", "libtorch_python", "libcuda.so", "libcudart"):
+        assert library not in needed, f"{library} must not be needed to import the module"
+
+
+def test_instruction_sets_share_no_inline_function() -> None:
+    """Otherwise the linker may keep the AVX-512 copy of a function that the baseline calls."""
+    objects = sorted(ROOT.glob("build/temp*/csrc/engine_cpu_kernels.cpp.*.o"))
+    if not objects or shutil.which("nm") is None:
+        pytest.skip("no object files of a build in place")
+    for obj in objects:
+        isa = obj.name.split(".")[-2]
+        weak = [
+            line.split(maxsplit=2)[-1]
+            for line in run("nm", "-C", obj, cwd=ROOT).splitlines()
+            if " W " in line or " V " in line or " u " in line
+        ]
+        foreign = [name for name in weak if f"chattn::{isa}::" not in name]
+        assert not foreign, f"{obj.name}: {foreign}"
+
+
+def test_on_another_torch(tmp_path: Path) -> None:
+    """The same binary with another torch: built against one, it runs with all others."""
+    wanted = os.environ.get("CHATTN_TEST_TORCH")
+    if not wanted:
+        pytest.skip("CHATTN_TEST_TORCH names no other torch to try, such as torch==2.13.0")
+    native = binary()
+    venv = ROOT / "build" / ("venv-" + wanted.replace("=", "-"))
+    python = venv / "bin" / "python"
+    if not (venv / "complete").exists():
+        run(sys.executable, "-m", "venv", venv, cwd=tmp_path)
+        done = subprocess.run(
+            [python, "-m", "pip", "install", "--quiet", wanted, "numpy"],
+            capture_output=True,
+            text=True,
+        )
+        if done.returncode != 0:
+            pytest.skip(f"pip cannot install {wanted}: {done.stderr.strip().splitlines()[-1]}")
+        (venv / "complete").touch()
+    code = """
+import torch, chattn_cuda
+from chattn_cuda import _native, functional, reference
+assert chattn_cuda.backends.why_not("cpu", "cpu") is None
+for channels_last in (False, True):
+    x = torch.randn(3, 24, 7, 5, dtype=torch.float64)
+    if channels_last:
+        x = x.to(memory_format=torch.channels_last)
+    x.requires_grad_()
+    weights = [torch.randn(s, dtype=torch.float64) for s in ((6, 24), (6,), (24, 6), (24,))]
+    y = functional.squeeze_excite(x, *weights, backend="cpu")
+    (dx,) = torch.autograd.grad(y.square().sum(), x)
+    z = functional.squeeze_excite(x, *weights, backend="reference")
+    (dz,) = torch.autograd.grad(z.square().sum(), x)
+    torch.testing.assert_close(y, z)
+    torch.testing.assert_close(dx, dz)
+print("built with", _native.build_info()["torch"], "runs with", torch.__version__)
+"""
+    package = tmp_path / "site" / "chattn_cuda"
+    shutil.copytree(ROOT / "chattn_cuda", package, ignore=shutil.ignore_patterns("_C*", "__pyc*"))
+    shutil.copy(native, package)
+    text = run(python, "-c", code, cwd=tmp_path, PYTHONPATH=str(tmp_path / "site"))
+    assert f"runs with {wanted.split('==')[-1]}" in text
