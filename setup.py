@@ -2,12 +2,12 @@
 
 Steered by environment variables:
   CHATTN_BUILD_CUDA=auto|1|0  with CUDA if an nvcc is found (default), always, never
-  CUDA_HOME                   toolkit to use (else nvcc on PATH, else the PyPI package nvidia-cuda-nvcc)
+  CUDA_HOME                   toolkit (else nvcc on PATH, else the PyPI package nvidia-cuda-nvcc)
   TORCH_CUDA_ARCH_LIST        e.g. "8.0;9.0+PTX" (default: the GPUs found here, else a broad list)
   MAX_JOBS                    parallel compiler processes (default: all cores)
 
-Sources are compiled directly instead of through torch's BuildExtension: the CPU kernels are compiled
-once per instruction set, the CUDA kernels see no torch header, and a CPU build of torch suffices.
+Sources are compiled directly instead of through torch's BuildExtension: the CPU kernels once per
+instruction set, the CUDA kernels without a torch header; a CPU build of torch suffices.
 """
 
 from __future__ import annotations
@@ -44,8 +44,11 @@ def say(text: str) -> None:
 
 def toolkit_of(nvcc: Path) -> Path | None:
     """The toolkit folder that an nvcc (which may be a wrapper script) belongs to."""
-    found = subprocess.run([nvcc, "--dryrun", "-x", "cu", "-c", "/dev/null", "-o", "/dev/null"],
-                           capture_output=True, text=True)
+    found = subprocess.run(
+        [nvcc, "--dryrun", "-x", "cu", "-c", "/dev/null", "-o", "/dev/null"],
+        capture_output=True,
+        text=True,
+    )
     top = re.search(r"TOP=(\S+)", found.stdout + found.stderr)
     for folder in ([Path(top[1]).resolve()] if top else []) + [nvcc.resolve().parent.parent]:
         if (folder / "bin" / "nvcc").exists():
@@ -82,7 +85,9 @@ def cuda_architectures() -> list[str]:
     archs = [a for a in listed.split(";") if a]
     for arch in archs:
         if not re.fullmatch(r"\d+\.\d[af]?(\+PTX)?", arch):
-            raise SystemExit(f"TORCH_CUDA_ARCH_LIST: '{arch}' is no architecture such as 9.0 or 9.0+PTX")
+            raise SystemExit(
+                f"TORCH_CUDA_ARCH_LIST: '{arch}' is no architecture such as 9.0 or 9.0+PTX"
+            )
     return archs
 
 

@@ -60,7 +60,8 @@ PYBIND11_MODULE(_C, m) {
         info["cuda_note"] = CHATTN_CUDA_NOTE;
         return info;
       },
-      "What this module was built from: versions, CUDA architectures, why CUDA is or is not in it.");
+      "What this module was built from: versions, CUDA architectures, why CUDA is or is not in "
+      "it.");
 
   m.def(
       "cpu_isa", [] { return std::string(chattn::cpu::kernels().isa); },

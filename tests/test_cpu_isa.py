@@ -23,7 +23,16 @@ def test_lower_instruction_sets(isa: str) -> None:
     if ORDER.index(module.cpu_isa()) <= ORDER.index(isa):
         pytest.skip(f"{module.cpu_isa()} is the best that runs here, and is what all tests use")
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-x", "tests/test_numerics.py", "-k", "cpu and not cuda"],
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "-x",
+            "tests/test_numerics.py",
+            "-k",
+            "cpu and not cuda",
+        ],
         cwd=ROOT,
         env={**os.environ, "CHATTN_CPU_ISA": isa},
         capture_output=True,

@@ -105,7 +105,15 @@ def test_build_errors_are_clear(env: dict[str, str], message: str, tmp_path: Pat
         pytest.skip("not a source checkout")
     pytest.importorskip("pybind11")
     done = subprocess.run(
-        [sys.executable, "setup.py", "build_ext", "--build-temp", tmp_path, "--build-lib", tmp_path],
+        [
+            sys.executable,
+            "setup.py",
+            "build_ext",
+            "--build-temp",
+            tmp_path,
+            "--build-lib",
+            tmp_path,
+        ],
         cwd=ROOT,
         env={**os.environ, **env},
         capture_output=True,

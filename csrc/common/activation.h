@@ -11,13 +11,13 @@ enum class Act : int {
   identity = 0,
   relu = 1,
   relu6 = 2,
-  leaky_relu = 3,   // param: negative slope
+  leaky_relu = 3,  // param: negative slope
   silu = 4,
   hard_swish = 5,
-  gelu = 6,         // erf
+  gelu = 6,  // erf
   gelu_tanh = 7,
   mish = 8,
-  elu = 9,          // param: alpha
+  elu = 9,  // param: alpha
   sigmoid = 10,
   hard_sigmoid = 11,
   tanh = 12,

@@ -3,11 +3,8 @@
 
 #if defined(__CUDACC__)
 #define CHATTN_HD __host__ __device__ __forceinline__
-// Large and called from cold code: one copy per file instead of one per call.
-#define CHATTN_HD_CALL __host__ __device__ __noinline__ inline
 #else
 #define CHATTN_HD inline __attribute__((always_inline))
-#define CHATTN_HD_CALL inline
 #endif
 
 #if defined(__CUDA_ARCH__)

@@ -1,4 +1,5 @@
-// How torch-free code reports failure: a code and a text, turned into an exception by the operators.
+// How torch-free code reports failure: a code and a text, turned into an exception by the
+// operators.
 #pragma once
 #include <cstdio>
 

@@ -39,8 +39,8 @@ struct SeBackward {
   const void* x = nullptr;
   const void *pooled = nullptr, *peak = nullptr, *hidden = nullptr, *scale = nullptr;
   const void *w1 = nullptr, *w2 = nullptr;
-  void* dx = nullptr;                       // null: not wanted
-  void *dw1 = nullptr, *db1 = nullptr;      // all four null: not wanted
+  void* dx = nullptr;                   // null: not wanted
+  void *dw1 = nullptr, *db1 = nullptr;  // all four null: not wanted
   void *dw2 = nullptr, *db2 = nullptr;
 };
 

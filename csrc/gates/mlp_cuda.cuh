@@ -1,7 +1,8 @@
 // The MLP gate on a GPU: products of (samples x channels) with weights that all samples share.
 //
 //   forward    squeeze | contract: hidden = W1 p          | apply: tile of W2 act(hidden), y = s x
-//   backward   dot     | contract: W2^T dz | weight grads | apply: tile of W1^T dh, dx = s g + dp/HW
+//   backward   dot     | contract: W2^T dz | weight grads | apply: tile of W1^T dh, dx = s g +
+//   dp/HW
 //
 // A launch that ends in partial sums leaves adding them to its readers, who do it on the fly.
 #pragma once
@@ -64,7 +65,8 @@ struct MlpShape {
   A param = 0, hw = 1;
 };
 
-// ---- operands (matmul.cuh) -----------------------------------------------------------------------
+// ---- operands (matmul.cuh)
+// -----------------------------------------------------------------------
 
 // (sample, channel): the pooled value, which is also written down for the backward pass.
 template <class A>
@@ -77,9 +79,7 @@ struct PooledRows {
   bool store = false;
   CHATTN_DEVICE bool has(int m) const { return n0 + m < shape.n; }
   CHATTN_DEVICE int parts() const { return total.count; }
-  CHATTN_DEVICE A part(int m, int c, int q) const {
-    return total.part((n0 + m) * shape.c + c, q);
-  }
+  CHATTN_DEVICE A part(int m, int c, int q) const { return total.part((n0 + m) * shape.c + c, q); }
   CHATTN_DEVICE A finish(int m, int c, A v) const {
     const int i = (n0 + m) * shape.c + c;
     v /= shape.hw;
@@ -105,9 +105,7 @@ struct GateGradRows {
   bool store = false;
   CHATTN_DEVICE bool has(int m) const { return n0 + m < shape.n; }
   CHATTN_DEVICE int parts() const { return dot.count; }
-  CHATTN_DEVICE A part(int m, int c, int q) const {
-    return dot.part((n0 + m) * shape.c + c, q);
-  }
+  CHATTN_DEVICE A part(int m, int c, int q) const { return dot.part((n0 + m) * shape.c + c, q); }
   CHATTN_DEVICE A finish(int m, int c, A v) const {
     const int i = (n0 + m) * shape.c + c;
     if (dgate != nullptr) v += ld(dgate + i);
@@ -197,12 +195,12 @@ struct ActivatedColumns : SampleColumns<A> {
   CHATTN_DEVICE A finish(int, int, A v) const { return activate(act, v, param); }
 };
 
-// ---- contract: (samples x C) times weights -> partial (samples x rd) -----------------------------
+// ---- contract: (samples x C) times weights -> partial (samples x rd)
+// -----------------------------
 using ContractMatmul64 = MatmulTile<double, kContractTile, kContractTile, 32>;
 template <class A>
-using ContractMatmul =
-    std::conditional_t<std::is_same_v<A, double>, ContractMatmul64,
-                       MatmulTile<A, kContractTile, kContractTile, 64>>;
+using ContractMatmul = std::conditional_t<std::is_same_v<A, double>, ContractMatmul64,
+                                          MatmulTile<A, kContractTile, kContractTile, 64>>;
 
 // Grid: sample tiles, hidden tiles, splits of C.
 template <class A, class Rows, class Columns>
@@ -222,7 +220,8 @@ contract(MlpShape<A> shape, Rows rows, Columns columns, A* out) {
               });
 }
 
-// ---- gates for the apply pass --------------------------------------------------------------------
+// ---- gates for the apply pass
+// --------------------------------------------------------------------
 template <class A>
 using ApplyMatmul = MatmulTile<A, kApplySamples, kApplyChannels, 32, false>;
 
@@ -285,7 +284,8 @@ struct MlpBackwardGate {
   }
 };
 
-// ---- weight gradients ----------------------------------------------------------------------------
+// ---- weight gradients
+// ----------------------------------------------------------------------------
 template <class T>
 struct WeightGradArgs {
   using A = acc_t<T>;

@@ -83,17 +83,15 @@ struct Forward {
       });
       return;
     }
-    for_channels(p.map, parallel,
-                 [&](index_t n, index_t c0, index_t c1) { squeeze(n, c0, c1); });
+    for_channels(p.map, parallel, [&](index_t n, index_t c0, index_t c1) { squeeze(n, c0, c1); });
     const index_t grain = std::max<index_t>(1, 16384 / c);
     parallel.run(0, rd, grain, [&](index_t j0, index_t j1) { hidden(0, samples, j0, j1); });
     std::vector<A> activated(static_cast<std::size_t>(samples * rd));
     activate_hidden(0, samples, activated.data());
     parallel.run(0, c, std::max<index_t>(1, 16384 / rd),
                  [&](index_t c0, index_t c1) { gate(activated.data(), 0, samples, c0, c1); });
-    for_channels(p.map, parallel, [&](index_t n, index_t c0, index_t c1) {
-      rescale(n, c0, c1, schedule.stream);
-    });
+    for_channels(p.map, parallel,
+                 [&](index_t n, index_t c0, index_t c1) { rescale(n, c0, c1, schedule.stream); });
   }
 };
 
@@ -144,7 +142,8 @@ struct Backward {
       }
   }
 
-  // dp is left as what every position of a plane receives: dp/HW, halved where the max has its half.
+  // dp is left as what every position of a plane receives: dp/HW, halved where the max has its
+  // half.
   void pooled(index_t n0, index_t n1, index_t c0, index_t c1) {
     matrix.columns(dh.data() + n0 * rd, p.w1, dp.data() + n0 * c, n1 - n0, rd, c, c0, c1);
     const A hw = static_cast<A>(p.map.hw);
@@ -176,8 +175,7 @@ struct Backward {
         }
       });
     } else {
-      for_channels(p.map, parallel,
-                   [&](index_t n, index_t c0, index_t c1) { reduce(n, c0, c1); });
+      for_channels(p.map, parallel, [&](index_t n, index_t c0, index_t c1) { reduce(n, c0, c1); });
       const index_t grain = std::max<index_t>(16, 16384 / c);
       parallel.run(0, rd, grain, [&](index_t j0, index_t j1) { hidden(0, samples, j0, j1); });
       if (p.dx) {

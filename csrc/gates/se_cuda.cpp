@@ -51,16 +51,14 @@ index_t scratch_bytes(const SeBackward& p) { return scratch_of(p.map, p.gate, tr
 
 Status se_forward(const SeForward& p, void* scratch, void* stream) {
   CHATTN_TRY(check_size(p.map, p.gate));
-  return by_type(p.map.dtype, [&](auto t) {
-    return se_forward_as<decltype(t)>(p, scratch, stream);
-  });
+  return by_type(p.map.dtype,
+                 [&](auto t) { return se_forward_as<decltype(t)>(p, scratch, stream); });
 }
 
 Status se_backward(const SeBackward& p, void* scratch, void* stream) {
   CHATTN_TRY(check_size(p.map, p.gate));
-  return by_type(p.map.dtype, [&](auto t) {
-    return se_backward_as<decltype(t)>(p, scratch, stream);
-  });
+  return by_type(p.map.dtype,
+                 [&](auto t) { return se_backward_as<decltype(t)>(p, scratch, stream); });
 }
 
 }  // namespace chattn::cuda

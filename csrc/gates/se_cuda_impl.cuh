@@ -1,5 +1,5 @@
-// The launchers of squeeze-and-excitation, for one map type. Each se_cuda_*.cu instantiates one type,
-// so that they compile in parallel.
+// The launchers of squeeze-and-excitation, for one map type. Each se_cuda_*.cu instantiates one
+// type, so that they compile in parallel.
 #pragma once
 #include "engine/cuda/reduce.cuh"
 #include "gates/mlp_cuda.cuh"
@@ -61,8 +61,8 @@ Status se_forward_as(const SeForward& p, void* scratch, void* stream) {
   rows.pooled = static_cast<A*>(p.pooled);
   rows.peak = static_cast<A*>(p.peak);
   const WeightMatrix<T, true> w1{{p.w1, wide}, shape.rd, shape.c};
-  CHATTN_TRY(launch_contract("se_hidden", plan.contract, shape, rows, w1, work + at.product,
-                             stream));
+  CHATTN_TRY(
+      launch_contract("se_hidden", plan.contract, shape, rows, w1, work + at.product, stream));
 
   MlpForwardGate<T> gate{};
   gate.hidden.shape = shape;
@@ -87,7 +87,8 @@ Status launch_gradient(const SeBackward& p, const SePlan& plan, const SeScratch&
   gate.count = {work + at.second, plan.reduce.splits, p.map.planes()};
   const ApplyIo<T> io{static_cast<const T*>(p.dy), static_cast<const T*>(p.x),
                       static_cast<T*>(p.dx)};
-  return launch_apply(kMax ? "se_gradient_max" : "se_gradient", plan.apply, p.map, io, gate, stream);
+  return launch_apply(kMax ? "se_gradient_max" : "se_gradient", plan.apply, p.map, io, gate,
+                      stream);
 }
 
 template <class T>
@@ -117,8 +118,8 @@ Status se_backward_as(const SeBackward& p, void* scratch, void* stream) {
   rows.scale = static_cast<const A*>(p.scale);
   rows.dz = work + at.dz;
   const WeightMatrix<T, false> w2{{p.w2, wide}, shape.rd, shape.rd};
-  CHATTN_TRY(launch_contract("se_hidden_grad", plan.contract, shape, rows, w2, work + at.product,
-                             stream));
+  CHATTN_TRY(
+      launch_contract("se_hidden_grad", plan.contract, shape, rows, w2, work + at.product, stream));
 
   const Partials<A> product{work + at.product, plan.contract.splits, p.map.n * p.gate.rd};
   const A* const hidden = static_cast<const A*>(p.hidden);

@@ -46,7 +46,7 @@ struct LaunchInfo {
   const char* kernel;
   const char* work;
   index_t blocks;
-  int vector_bytes;  // of one access to the map
+  int vector_bytes;               // of one access to the map
   index_t map_reads, map_writes;  // bytes of feature maps
 };
 

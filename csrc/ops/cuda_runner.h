@@ -1,7 +1,7 @@
 // Runs the CUDA launchers on torch's current stream.
 //
-// The stream comes from libtorch_cuda, which this library does not link so that it also loads beside
-// a CPU build of torch. A tensor on a GPU is proof that libtorch_cuda is in the process.
+// The stream comes from libtorch_cuda, which this library does not link so that it also loads
+// beside a CPU build of torch. A tensor on a GPU is proof that libtorch_cuda is in the process.
 #pragma once
 #include <dlfcn.h>
 

@@ -1,5 +1,5 @@
-// The squeeze-and-excitation operators: schema, memory-safety checks, allocation. What runs them (CPU
-// kernels, CUDA kernels) is the `Runner`: static run(const Tensor& x, const SeForward&) and
+// The squeeze-and-excitation operators: schema, memory-safety checks, allocation. What runs them
+// (CPU kernels, CUDA kernels) is the `Runner`: static run(const Tensor& x, const SeForward&) and
 // run(const Tensor& x, const SeBackward&).
 #pragma once
 #include <tuple>
@@ -33,11 +33,10 @@ inline MlpGate mlp_gate(const Tensor& x, const Tensor& w1, const Tensor& w2, std
   STD_TORCH_CHECK(w1.numel() == gate.rd * c && w2.size(0) == c && w2.numel() == gate.rd * c,
                   "chattn_cuda::se: w1 must be (rd, C) and w2 (C, rd)");
   gate.weight_dtype = dtype(w1);
-  STD_TORCH_CHECK(
-      w2.scalar_type() == w1.scalar_type() &&
-          acc_type(w1.scalar_type()) == acc_type(x.scalar_type()) &&
-          (w1.scalar_type() == x.scalar_type() || gate.weight_dtype == DType::f32),
-      "chattn_cuda::se: weights must have x's dtype, or be float32 for a 16-bit x");
+  STD_TORCH_CHECK(w2.scalar_type() == w1.scalar_type() &&
+                      acc_type(w1.scalar_type()) == acc_type(x.scalar_type()) &&
+                      (w1.scalar_type() == x.scalar_type() || gate.weight_dtype == DType::f32),
+                  "chattn_cuda::se: weights must have x's dtype, or be float32 for a 16-bit x");
   STD_TORCH_CHECK(act >= 0 && act < kActCount, "chattn_cuda::se: unknown activation code");
   STD_TORCH_CHECK(gate_fn >= 0 && gate_fn < kActCount && is_gate(static_cast<Act>(gate_fn)),
                   "chattn_cuda::se: unknown gate code");
@@ -117,9 +116,8 @@ FiveTensors se_backward(Tensor dy, std::optional<Tensor> dgate, Tensor x, Tensor
   if (dgate) check_like(*dgate, x, acc, n * c, "dgate");
 
   const bool channels_last = is_channels_last(x);
-  Tensor dx = need_dx
-                  ? new_tensor(x, {n, c, x.size(2), x.size(3)}, x.scalar_type(), channels_last)
-                  : new_tensor(x, {0}, x.scalar_type());
+  Tensor dx = need_dx ? new_tensor(x, {n, c, x.size(2), x.size(3)}, x.scalar_type(), channels_last)
+                      : new_tensor(x, {0}, x.scalar_type());
   // The weights' own shapes: (rd, C) or (rd, C, 1, 1).
   const auto weight_like = [&](const Tensor& w) {
     if (!need_dw) return new_tensor(w, {0}, type);

@@ -56,9 +56,9 @@ inline bool dense(const Tensor& t, const std::initializer_list<int>& order) {
   return true;
 }
 
-// The memory format of a block's output; chattn_cuda.ops.memory_format_of is the same rule. A dense map
-// keeps its format. Of the others, those with adjacent channels and pixels at least C apart count as
-// channels_last, as in torch's elementwise operations.
+// The memory format of a block's output; chattn_cuda.ops.memory_format_of is the same rule. A dense
+// map keeps its format. Of the others, those with adjacent channels and pixels at least C apart
+// count as channels_last, as in torch's elementwise operations.
 inline bool is_channels_last(const Tensor& x) {
   if (x.numel() == 0 || dense(x, {0, 1, 2, 3})) return false;
   if (dense(x, {0, 2, 3, 1})) return true;
@@ -89,14 +89,12 @@ inline std::optional<Tensor> row_major(const std::optional<Tensor>& t) {
 
 inline Tensor new_tensor(const Tensor& like, std::initializer_list<std::int64_t> sizes,
                          ScalarType type, bool channels_last = false) {
-  return torch::stable::empty(
-      torch::headeronly::IntHeaderOnlyArrayRef(sizes.begin(), sizes.size()), type, std::nullopt,
-      like.device(), std::nullopt, memory_format(channels_last));
+  return torch::stable::empty(torch::headeronly::IntHeaderOnlyArrayRef(sizes.begin(), sizes.size()),
+                              type, std::nullopt, like.device(), std::nullopt,
+                              memory_format(channels_last));
 }
 
-inline const void* pointer(const std::optional<Tensor>& t) {
-  return t ? t->data_ptr() : nullptr;
-}
+inline const void* pointer(const std::optional<Tensor>& t) { return t ? t->data_ptr() : nullptr; }
 
 inline MapShape map_shape(const Tensor& x, bool channels_last) {
   MapShape map;

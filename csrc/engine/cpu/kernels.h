@@ -1,6 +1,6 @@
 // The CPU kernels of one instruction set, as tables of functions: passes over the map and the small
-// matrix products of the gates. A block is composed from them in gates/; only kernels.cpp is compiled
-// once per instruction set.
+// matrix products of the gates. A block is composed from them in gates/; only kernels.cpp is
+// compiled once per instruction set.
 #pragma once
 #include "common/types.h"
 #include "engine/map.h"

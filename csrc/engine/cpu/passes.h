@@ -1,14 +1,16 @@
-// The passes over the map, for one sample and a range of its channels. Compiled per instruction set.
+// The passes over the map, for one sample and a range of its channels. Compiled per instruction
+// set.
 //
-// M inputs share a pass (a selective kernel has M branches): the squeeze sums over them, the rescale
-// weighs them. `gate` then has M rows of C.
+// M inputs share a pass (a selective kernel has M branches): the squeeze sums over them, the
+// rescale weighs them. `gate` then has M rows of C.
 #pragma once
 #include "engine/cpu/simd.h"
 #include "engine/map.h"
 
 namespace chattn::CHATTN_ISA {
 
-// ---- (N, C, HW): a channel is a contiguous plane -------------------------------------------------
+// ---- (N, C, HW): a channel is a contiguous plane
+// -------------------------------------------------
 
 // Calls body(offset, count) for every vector of [0, length); the last may be partial.
 template <int kLanes, class Body>
@@ -57,7 +59,9 @@ CHATTN_INLINE acc_t<T> plane_dot(const T* g, const T* x, index_t hw) {
   using S = Simd<T>;
   return sum_of<S>(
       hw, [&](index_t i) { return S::load(g + i) * S::load(x + i); },
-      [&](index_t i, int count) { return S::load_partial(g + i, count) * S::load_partial(x + i, count); });
+      [&](index_t i, int count) {
+        return S::load_partial(g + i, count) * S::load_partial(x + i, count);
+      });
 }
 
 template <class T>
@@ -65,9 +69,8 @@ CHATTN_INLINE acc_t<T> plane_max(const T* x, index_t hw) {
   using S = Simd<T>;
   const acc_t<T> first = to_acc(x[0]);
   auto m = S::broadcast(first);
-  for_vectors<S::kLanes>(hw, [&](index_t i, index_t count) {
-    m = S::max(m, S::load_some(x + i, count, first));
-  });
+  for_vectors<S::kLanes>(
+      hw, [&](index_t i, index_t count) { m = S::max(m, S::load_some(x + i, count, first)); });
   return S::max_lane(m);
 }
 
@@ -92,7 +95,8 @@ CHATTN_INLINE void write_run(T* out, index_t length, bool stream, Value&& value)
   if (i < length) S::store_partial(out + i, value(i, length - i), static_cast<int>(length - i));
 }
 
-// ---- (N, HW, C): a position is a contiguous row of channels ---------------------------------------
+// ---- (N, HW, C): a position is a contiguous row of channels
+// ---------------------------------------
 
 // Column sums of rows(position) over [c0, c1): fold(position, channel, count) gives one vector.
 // Rows are taken in chunks that stay in the first-level cache; partial sums of a chunk live in
@@ -250,7 +254,8 @@ void gradient(const MapShape& s, const T* g, const T* x, index_t n, index_t c0, 
             SA::load_some(dmean + c0 + i, count);
       if (peak) {
         const V top = SA::load_some(peak + c0 + i, count);
-        v += S::load_some(x + offset + i, count) == top ? SA::load_some(dpeak + c0 + i, count) : zero;
+        v += S::load_some(x + offset + i, count) == top ? SA::load_some(dpeak + c0 + i, count)
+                                                        : zero;
       }
       return v;
     });

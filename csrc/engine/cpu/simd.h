@@ -83,7 +83,8 @@ struct Simd {
       bits = __builtin_convertvector((rounded & ~nan) | (nan & 0x7fc0u), U16);
     } else {
 #if defined(__AVX512F__)
-      bits = (U16)_mm512_maskz_cvtps_ph(0xffff, (__m512)v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+      bits = (U16)_mm512_maskz_cvtps_ph(0xffff, (__m512)v,
+                                        _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 #elif defined(__F16C__)
       bits = (U16)_mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 #else

@@ -1,8 +1,9 @@
-// The passes that write a map: y = gate*x, and dx = gate*g + dmean (+ dpeak where x is the maximum).
+// The passes that write a map: y = gate*x, and dx = gate*g + dmean (+ dpeak where x is the
+// maximum).
 //
 // A block owns a tile of (samples x channels) gates, which a Gate computes into shared memory, and
-// then streams the part of the map under it: one read of every input, one write. The Gate is all that
-// a new block has to bring:
+// then streams the part of the map under it: one read of every input, one write. The Gate is all
+// that a new block has to bring:
 //   kTiles            numbers per gate: 1 scale; 2 + shift; 4 + peak, + share of the peak
 //   kShared           accumulators of scratch that prepare() needs
 //   prepare(scratch, tiles, place)   fills tiles[q*kTileSize + sample*kApplyChannels + channel]
@@ -63,7 +64,8 @@ CHATTN_DEVICE A apply_one(const Shared<A>& tiles, int t, A value, A x) {
   return r;
 }
 
-// ---- NCHW: a sample's channels of the tile are one contiguous span -------------------------------
+// ---- NCHW: a sample's channels of the tile are one contiguous span
+// -------------------------------
 template <class T, int V, class Gate>
 CHATTN_KERNEL(kThreads, (kApplyBlocks<T, Gate>))
 apply_spans(ApplyShape shape, ApplyIo<T> io, Gate gate) {
@@ -113,7 +115,8 @@ apply_spans(ApplyShape shape, ApplyIo<T> io, Gate gate) {
   }
 }
 
-// ---- channels_last: a position's channels of the tile are one short row ---------------------------
+// ---- channels_last: a position's channels of the tile are one short row
+// ---------------------------
 template <class T, int V, class Gate>
 CHATTN_KERNEL(kThreads, (kApplyBlocks<T, Gate>))
 apply_rows(ApplyShape shape, ApplyIo<T> io, Gate gate) {
@@ -142,13 +145,15 @@ apply_rows(ApplyShape shape, ApplyIo<T> io, Gate gate) {
       if constexpr (kNeedX) x = load_stream<V>(io.x + offset);
       CHATTN_UNROLL
       for (int k = 0; k < V; ++k)
-        r[k] = from_acc<T>(apply_one<Gate>(tiles, t + k, to_acc(v[k]), kNeedX ? to_acc(x[k]) : A(0)));
+        r[k] =
+            from_acc<T>(apply_one<Gate>(tiles, t + k, to_acc(v[k]), kNeedX ? to_acc(x[k]) : A(0)));
       store_vec(io.out + offset, r);
     }
   }
 }
 
-// ---- launch --------------------------------------------------------------------------------------
+// ---- launch
+// --------------------------------------------------------------------------------------
 template <class T, class Gate>
 Status launch_apply(const char* name, const ApplyPlan& plan, const MapShape& map,
                     const ApplyIo<T>& io, const Gate& gate, void* stream) {
@@ -163,8 +168,8 @@ Status launch_apply(const char* name, const ApplyPlan& plan, const MapShape& map
   shape.parts = plan.parts;
   shape.channel_tiles = static_cast<int>(plan.channel_tiles);
   shape.by_hw = FastDiv(static_cast<std::uint32_t>(map.hw));
-  shape.by_slots = FastDiv(static_cast<std::uint32_t>(
-      std::min<index_t>(plan.channels, map.c) * map.hw / plan.vec + 2));
+  shape.by_slots = FastDiv(
+      static_cast<std::uint32_t>(std::min<index_t>(plan.channels, map.c) * map.hw / plan.vec + 2));
   LaunchConfig config;
   config.grid = dim3(static_cast<unsigned>(plan.sample_tiles * plan.channel_tiles * plan.parts));
   config.block = dim3(kThreads);

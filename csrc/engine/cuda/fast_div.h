@@ -19,9 +19,8 @@ struct FastDiv {
   }
 
   CHATTN_HD int quotient(int n) const {
-    return static_cast<int>((static_cast<std::uint64_t>(static_cast<std::uint32_t>(n)) *
-                             multiplier) >>
-                            shift);
+    return static_cast<int>(
+        (static_cast<std::uint64_t>(static_cast<std::uint32_t>(n)) * multiplier) >> shift);
   }
 };
 

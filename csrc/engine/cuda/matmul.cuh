@@ -1,12 +1,13 @@
 // A block's tile of a small matrix product, for the gates: out(m, n) = sum_k a(m, k) * b(n, k).
 //
-// Operands are objects, because they are rarely plain matrices (sums of partial results, activations
-// on the fly):
+// Operands are objects, because they are rarely plain matrices (sums of partial results,
+// activations on the fly):
 //   kAlongK           whether k is the contiguous dimension
 //   has(i)            whether row i exists; otherwise its elements are 0
 //   parts()           how many numbers add up to an element
 //   part(i, k, q)     one of them
-//   finish(i, k, v)   the element, from their sum; asked once per block, so it may also write it down
+//   finish(i, k, v)   the element, from their sum; asked once per block, so it may also write it
+//   down
 // Order of the sum: chunks of k; within a chunk, kGroups interleaved chains; the chains in order.
 #pragma once
 #include "engine/cuda/plan.h"

@@ -1,5 +1,5 @@
-// The launch planner: how the passes cut a map into blocks. Plain arithmetic on the shape, so that the
-// order of every reduction, and with it every bit of the result, is the same on every GPU.
+// The launch planner: how the passes cut a map into blocks. Plain arithmetic on the shape, so that
+// the order of every reduction, and with it every bit of the result, is the same on every GPU.
 #pragma once
 #include <algorithm>
 #include <cstdint>
@@ -40,8 +40,8 @@ struct ReducePlan {
 
 inline int widest_vector(DType dtype) { return 16 / size_of(dtype); }
 
-// Elements per access: 16 bytes, or what the rows of a channels_last map allow. Every map starts on a
-// 16-byte boundary.
+// Elements per access: 16 bytes, or what the rows of a channels_last map allow. Every map starts on
+// a 16-byte boundary.
 inline int plan_vector(const MapShape& map) {
   const int widest = widest_vector(map.dtype);
   if (!map.channels_last || map.c % widest == 0) return widest;
@@ -101,9 +101,9 @@ inline ContractPlan plan_contract(index_t n, index_t k, index_t rd) {
   plan.sample_tiles = ceil_div(n, kContractTile);
   plan.hidden_tiles = ceil_div(rd, kContractTile);
   // Enough blocks for half a GPU; more partial sums would cost their readers more than they save.
-  plan.splits = static_cast<int>(std::clamp<index_t>(
-      std::min<index_t>(64 / (plan.sample_tiles * plan.hidden_tiles), k / 256), 1,
-      n > kContractTile ? 2 : 8));
+  plan.splits = static_cast<int>(
+      std::clamp<index_t>(std::min<index_t>(64 / (plan.sample_tiles * plan.hidden_tiles), k / 256),
+                          1, n > kContractTile ? 2 : 8));
   return plan;
 }
 
@@ -112,9 +112,9 @@ constexpr int kApplySamples = 16, kApplyChannels = 64;
 
 struct ApplyPlan {
   int vec = 1;
-  int samples = 1;                 // per block; they share the block's rows of the weights
-  int channels = kApplyChannels;   // per block
-  int parts = 1;                   // blocks that share a tile of gates, each with a part of HW
+  int samples = 1;                // per block; they share the block's rows of the weights
+  int channels = kApplyChannels;  // per block
+  int parts = 1;                  // blocks that share a tile of gates, each with a part of HW
   index_t sample_tiles = 1, channel_tiles = 1;
 };
 
@@ -132,9 +132,9 @@ inline ApplyPlan plan_apply(const MapShape& map, index_t weight_bytes) {
   plan.channel_tiles = ceil_div(map.c, plan.channels);
   const index_t tiles = plan.sample_tiles * plan.channel_tiles;
   const index_t tile_elements = plan.samples * std::min<index_t>(plan.channels, map.c) * map.hw;
-  plan.parts = static_cast<int>(std::clamp<index_t>(
-      std::min(kManyBlocks / 2 / tiles, tile_elements / (8 * kThreads)), 1,
-      map.channels_last ? map.hw : 65535));
+  plan.parts = static_cast<int>(
+      std::clamp<index_t>(std::min(kManyBlocks / 2 / tiles, tile_elements / (8 * kThreads)), 1,
+                          map.channels_last ? map.hw : 65535));
   return plan;
 }
 

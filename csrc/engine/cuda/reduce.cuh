@@ -11,9 +11,10 @@
 
 namespace chattn::cuda {
 
-// ---- what is reduced -----------------------------------------------------------------------------
-// An Op turns the inputs' values at a position into kStaged numbers, and folds those into kOutputs.
-// `reference` is a number per plane that the fold compares with (only if kReference).
+// ---- what is reduced
+// ----------------------------------------------------------------------------- An Op turns the
+// inputs' values at a position into kStaged numbers, and folds those into kOutputs. `reference` is
+// a number per plane that the fold compares with (only if kReference).
 
 template <class T, int M = 1>
 struct SumOp {  // sum over M inputs
@@ -113,9 +114,10 @@ CHATTN_DEVICE void merge_lanes(A (&s)[Op::kOutputs], int from, int to) {
   }
 }
 
-// ---- NCHW, small planes --------------------------------------------------------------------------
-// Block b: planes [b*tile_planes, ...), read as one run of 16-byte words however long a plane is.
-// Shared: kStaged arrays of tile_planes*hw accumulators.
+// ---- NCHW, small planes
+// -------------------------------------------------------------------------- Block b: planes
+// [b*tile_planes, ...), read as one run of 16-byte words however long a plane is. Shared: kStaged
+// arrays of tile_planes*hw accumulators.
 template <class T, int V, class Op>
 CHATTN_KERNEL(kThreads)
 reduce_tiles(ReduceIo<T, Op> io, index_t planes, int hw, int tile_planes, int lanes) {
@@ -174,10 +176,11 @@ reduce_tiles(ReduceIo<T, Op> io, index_t planes, int hw, int tile_planes, int la
   }
 }
 
-// ---- NCHW, large planes --------------------------------------------------------------------------
-// A plane (or one of `splits` parts of it) belongs to one warp or to a whole block. Planes may start
-// inside a 16-byte word: elements before the first and after the last whole word go one by one.
-// Shared: kOutputs * kWarps accumulators.
+// ---- NCHW, large planes
+// -------------------------------------------------------------------------- A plane (or one of
+// `splits` parts of it) belongs to one warp or to a whole block. Planes may start inside a 16-byte
+// word: elements before the first and after the last whole word go one by one. Shared: kOutputs *
+// kWarps accumulators.
 template <class T, int V, class Op>
 CHATTN_KERNEL(kThreads)
 reduce_planes(ReduceIo<T, Op> io, index_t planes, int hw, int warps_per_plane, int splits) {
@@ -238,9 +241,10 @@ reduce_planes(ReduceIo<T, Op> io, index_t planes, int hw, int warps_per_plane, i
   }
 }
 
-// ---- channels_last -------------------------------------------------------------------------------
-// A thread owns V channels and walks over positions; `cols` threads lie along a row.
-// Shared: kOutputs * kWarps * cols * V accumulators.
+// ---- channels_last
+// ------------------------------------------------------------------------------- A thread owns V
+// channels and walks over positions; `cols` threads lie along a row. Shared: kOutputs * kWarps *
+// cols * V accumulators.
 template <class T, int V, class Op>
 CHATTN_KERNEL(kThreads)
 reduce_rows(ReduceIo<T, Op> io, index_t n_count, index_t c_count, int hw, int cols, int splits) {
@@ -297,7 +301,8 @@ reduce_rows(ReduceIo<T, Op> io, index_t n_count, index_t c_count, int hw, int co
   }
 }
 
-// ---- launch --------------------------------------------------------------------------------------
+// ---- launch
+// --------------------------------------------------------------------------------------
 template <class T, int V, class Op>
 Status launch_reduce_as(const char* name, const ReducePlan& plan, const MapShape& map,
                         const ReduceIo<T, Op>& io, void* stream) {
