@@ -149,6 +149,16 @@ class Cuda:
         ]  # fmt: skip
 
 
+def up_to_date(output: Path) -> bool:
+    """Whether an object is newer than everything that its Makefile rule (.d) lists."""
+    rule = output.with_suffix(".d")
+    if not output.exists() or not rule.exists():
+        return False
+    inputs = rule.read_text().replace("\\\n", " ").split(": ", 1)[1].split()
+    made = output.stat().st_mtime
+    return all(os.path.exists(f) and os.path.getmtime(f) < made for f in inputs)
+
+
 class BuildNative(build_ext):
     """Compiles csrc/ in parallel, reusing objects whose command and inputs have not changed."""
 
@@ -159,9 +169,6 @@ class BuildNative(build_ext):
 
         cuda = Cuda()
         self.objects = Path(self.build_temp).resolve() / "csrc"
-        self.newest_header = max(
-            f.stat().st_mtime for p in ("*.h", "*.cuh") for f in ROOT.glob(f"csrc/**/{p}")
-        )
         cxx = os.environ.get("CXX", "g++")
         base = [cxx, "-O3", "-std=c++20", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra",
                 f"-I{ROOT / 'csrc'}"]  # fmt: skip
@@ -221,11 +228,10 @@ class BuildNative(build_ext):
 
     def compile(self, source: Path, output: Path, command: list[str]) -> None:
         output.parent.mkdir(parents=True, exist_ok=True)
-        command = [*command, "-c", str(source), "-o", str(output)]
+        depends = ["-MMD", "-MF", str(output.with_suffix(".d"))]
+        command = [*command, *depends, "-c", str(source), "-o", str(output)]
         record = output.with_suffix(".command")
-        inputs = max(source.stat().st_mtime, self.newest_header)
-        current = output.exists() and output.stat().st_mtime > inputs
-        if current and record.exists() and record.read_text() == "\n".join(command):
+        if record.exists() and record.read_text() == "\n".join(command) and up_to_date(output):
             return
         self.call(command, f"compiling {output.name.removesuffix('.o')}")
         record.write_text("\n".join(command))

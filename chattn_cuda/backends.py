@@ -118,7 +118,6 @@ def why_not(name: str, device_type: str, dtype: torch.dtype = torch.float32) -> 
     return backend.why_not_on(device_type)
 
 
-@torch.compiler.assume_constant_result
 def select(name: str, device_type: str, dtype: torch.dtype = torch.float32) -> str:
     """The backend to use for a tensor on ``device_type``: ``name`` itself, or what "auto" takes.
 
@@ -131,6 +130,11 @@ def select(name: str, device_type: str, dtype: torch.dtype = torch.float32) -> s
     except TypeError:  # an unhashable name
         check_name(name, auto=True)
         raise
+
+
+# What torch.compiler.assume_constant_result sets, without its import of torch._dynamo, which takes
+# seconds: to torch.compile a choice of backend is a constant.
+select._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 @functools.cache

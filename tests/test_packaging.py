@@ -192,3 +192,12 @@ print("built with", _native.build_info()["torch"], "runs with", torch.__version_
     shutil.copy(native, package)
     text = run(python, "-c", code, cwd=tmp_path, PYTHONPATH=str(tmp_path / "site"))
     assert f"runs with {wanted.split('==')[-1]}" in text
+
+
+def test_import_is_light() -> None:
+    """torch._dynamo and triton take seconds to import, and not every user needs them."""
+    code = (
+        "import sys, torch; before = set(sys.modules); import chattn_cuda;"
+        "print(sorted({'torch._dynamo', 'triton', 'timm', 'rich'} & (set(sys.modules) - before)))"
+    )
+    assert run(sys.executable, "-c", code, cwd=ROOT).splitlines()[-1] == "[]"
