@@ -48,6 +48,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UsageError as error:
         print(f"chattn_cuda {arguments.command}: {error}", file=sys.stderr)
         return 2
+    except ImportError as error:  # the native module says how to rebuild it
+        print(f"chattn_cuda {arguments.command}: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print(f"chattn_cuda {arguments.command}: stopped", file=sys.stderr)
         return 130

@@ -143,11 +143,20 @@ def _panel(
                 weight="bold" if ours else "normal",
                 color=_INK,
                 path_effects=halo,
+                zorder=5,
             )
             axis.annotate(
-                note, (1, 0.5), (5 if text.get_text() else 0, 0), xycoords=text,
-                textcoords="offset points", va="center", size=7.5, color=_MUTED, path_effects=halo,
-            )  # fmt: skip
+                note,
+                (1, 0.5),
+                (5 if text.get_text() else 0, 0),
+                xycoords=text,
+                textcoords="offset points",
+                va="center",
+                size=7.5,
+                color=_MUTED,
+                path_effects=halo,
+                zorder=5,
+            )
     axis.set_yticks(range(len(panel.rows)), [label for label, _, _ in panel.rows], color=_INK)
     for tick, (_, _, strong) in zip(axis.get_yticklabels(), panel.rows, strict=True):
         tick.set_weight("bold" if strong else "normal")

@@ -24,7 +24,16 @@ from chattn_cuda.cli.bench import default_device, quiet, set_threads
 from chattn_cuda.cli.cases import BLOCKS, COMPILE, DIRECTIONS, EAGER, Row, forward_backward
 from chattn_cuda.cli.chart import Panel
 from chattn_cuda.cli.environment import environment
-from chattn_cuda.cli.measure import FACTOR, Entry, Result, compare, errors, measure, time_calls
+from chattn_cuda.cli.measure import (
+    FACTOR,
+    Entry,
+    Result,
+    Waiting,
+    compare,
+    errors,
+    measure,
+    time_calls,
+)
 from chattn_cuda.cli.report import milliseconds, noise_note, ratio_cell, size, time_cell
 from chattn_cuda.cli.terminal import Cell, Steps, Table, Terminal, UsageError, require
 from chattn_cuda.convert import accelerate
@@ -136,7 +145,8 @@ def run(arguments: argparse.Namespace) -> int:
         picked = [result for result in blocks if result.row.direction == direction]
         table, panel = _present(picked, entries, label, backend)
         panel.title = direction.capitalize().replace("+", " + ")
-        table.title = f"{panel.title} ({_MODEL} on {plan.batch} x 3 x {plan.side} x {plan.side})"
+        images = f"{plan.batch}x3x{plan.side}x{plan.side}"
+        table.title = f"{panel.title} ({_MODEL}: {label}, {images})"
         terminal.table(table)
         panels.append(panel)
     if device == "cpu" and plan.compile_blocks and plan.compile_model != "both":
@@ -262,7 +272,7 @@ def _check(plan: Plan, device: str, backend: str) -> tuple[list[Check], str]:
     error, wrong = compare(("outputs",), (fused,), (exact,), (eager,))
     checks = [
         _double_check("outputs", fused_exact, exact),
-        Check(f"{_MODEL} in float32: outputs", errors(eager, exact)[0], error, wrong),
+        Check("float32: outputs", errors(eager, exact)[0], error, wrong),
     ]
     inputs = _capture(model, names, images, labels)
     gradients = _gradients(exact_model, images.double(), labels)
@@ -275,7 +285,7 @@ def _check(plan: Plan, device: str, backend: str) -> tuple[list[Check], str]:
 def _double_check(what: str, value: Tensor, exact: Tensor) -> Check:
     error = errors(value, exact)[1]
     wrong = None if error <= _SAME else f"{what} in float64 differ by {error:.1e} > {_SAME:.0e}"
-    return Check(f"{_MODEL} in float64: {what}", None, error, wrong)
+    return Check(f"float64: {what}", None, error, wrong)
 
 
 def _outputs(model: nn.Module, images: Tensor) -> Tensor:
@@ -315,7 +325,7 @@ def _check_blocks(
     model: nn.Module, ours: nn.Module, inputs: dict[str, list[Tensor]]
 ) -> list[Check]:
     """Every block alone, forward and backward, on what reaches it in the model."""
-    title = f"{len(inputs)} SE blocks in float32, as in the model"
+    title = f"float32, its {len(inputs)} SE blocks one by one"
     checks = [Check(f"{title}: {what}", 0.0, 0.0) for what in ("outputs", "gradients")]
     for block, (x, dy) in inputs.items():
         module, fused = model.get_submodule(block), ours.get_submodule(block)
@@ -334,7 +344,9 @@ def _check_blocks(
 
 
 def _check_table(checks: Sequence[Check]) -> Table:
-    table = Table("Errors against eager PyTorch in float64", ["", "eager", "chattn_cuda", ""])
+    table = Table(
+        f"{_MODEL}: errors against eager PyTorch in float64", ["", "eager", "chattn_cuda", ""]
+    )
     for check in checks:
         verdict = Cell("DISAGREE", "bold red") if check.wrong else Cell("agree", "green")
         eager = "" if check.eager is None else f"{check.eager:.0e}"
@@ -372,15 +384,17 @@ def _time_model(
                 continue
         calls[name] = call
     steps.detail(f"{_MODEL}: {direction}, timing")
-    samples = time_calls(
-        calls,
-        device,
-        seconds=plan.model_seconds,
-        min_rounds=plan.model_rounds,
-        hide_launches=False,
-    )
+    with Waiting() as waiting:
+        samples = time_calls(
+            calls,
+            device,
+            seconds=plan.model_seconds,
+            min_rounds=plan.model_rounds,
+            hide_launches=False,
+        )
     for name, times in samples.items():
         entries[name].samples = times
+        entries[name].waited = waiting.share if device == "cpu" else 0.0
     return entries
 
 
@@ -413,16 +427,16 @@ def _present(
     """A table and a chart panel with the blocks and the model of one direction."""
     table = Table(
         "",
-        ["", "eager ms", "compile ms", "chattn_cuda ms", "vs eager", "vs compile", "max error"],
+        ["", "eager ms", "compile", "chattn_cuda", "vs eager", "vs compile", "max err"],
     )
     panel = Panel("")
     for result in blocks:
         error = result.entries[backend].error
         text = "-" if error is None else f"{error:.0e}"
-        table.rows.append([f"SE {size(result.row)}", *_cells(result, backend), text])
+        table.rows.append([f"SE {size(result.row, 'x')}", *_cells(result, backend), text])
         panel.add(size(result.row), _bars(result, backend))
     whole = Result(blocks[0].row, model)
-    table.rows += [None, [f"{_MODEL} {label}", *_cells(whole, backend), "see above"]]
+    table.rows += [None, [_MODEL, *_cells(whole, backend), "above"]]
     panel.add(f"{_MODEL}\n{label}", _bars(whole, backend), strong=True)
     return table, panel
 

@@ -7,9 +7,11 @@ machine does meets all of them alike; what is reported are medians and the ratio
 from __future__ import annotations
 
 import itertools
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from statistics import median, quantiles
 
 import torch
@@ -18,7 +20,17 @@ from torch import Tensor
 from chattn_cuda.cli.cases import COMPILE, EAGER, Problem, Row, fused_backends
 from chattn_cuda.reference import accumulation_dtype
 
-__all__ = ["FACTOR", "Entry", "Result", "compare", "error_floor", "errors", "measure", "time_calls"]
+__all__ = [
+    "FACTOR",
+    "Entry",
+    "Result",
+    "Waiting",
+    "compare",
+    "error_floor",
+    "errors",
+    "measure",
+    "time_calls",
+]
 
 FACTOR = 2.0
 """A result may be so many times as far from the exact one as eager PyTorch's, plus a floor."""
@@ -77,12 +89,14 @@ class Entry:
         error: Largest error against float64, relative to the largest exact value of its tensor.
         wrong: What is wrong with its results; such an implementation is not timed.
         unavailable: Why it could not run.
+        waited: For what share of the time other processes kept one of its threads off the CPU.
     """
 
     samples: list[float] = field(default_factory=list)
     error: float | None = None
     wrong: str | None = None
     unavailable: str | None = None
+    waited: float = 0.0
 
     @property
     def ms(self) -> float | None:
@@ -91,9 +105,12 @@ class Entry:
 
     @property
     def noisy(self) -> bool:
-        """Whether the machine was too busy for the median to mean much."""
+        """Whether the machine was too busy for the median to mean much.
+
+        A thread that waits for a core holds up all the others at the end of every parallel loop.
+        """
         spread = self.spread()
-        return spread is not None and spread[1] > 1.5 * spread[0]
+        return self.waited > 0.1 or (spread is not None and spread[1] > 1.5 * spread[0])
 
     def spread(self) -> tuple[float, float] | None:
         """The 20 % and 80 % quantiles."""
@@ -162,17 +179,50 @@ def measure(
         if entry.wrong is None:
             calls[name] = call
     del exact, eager
-    samples = time_calls(
-        calls,
-        row.device,
-        seconds=seconds,
-        min_rounds=min_rounds,
-        max_rounds=max_rounds,
-        repeat=_copies(row),
-    )
+    with Waiting() as waiting:
+        samples = time_calls(
+            calls,
+            row.device,
+            seconds=seconds,
+            min_rounds=min_rounds,
+            max_rounds=max_rounds,
+            repeat=_copies(row),
+        )
     for name, times in samples.items():
         entries[name].samples = times
+        entries[name].waited = waiting.share if row.device == "cpu" else 0.0
     return Result(row, entries)
+
+
+class Waiting:
+    """Finds out for what share of a ``with`` block a thread was ready but had no core.
+
+    Attributes:
+        share: Of the thread that waited longest; 0 where the system does not tell.
+    """
+
+    share = 0.0
+
+    def __enter__(self) -> Waiting:
+        self._start, self._before = time.perf_counter_ns(), self._delays()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        elapsed = time.perf_counter_ns() - self._start
+        delays = [d - self._before.get(thread, 0) for thread, d in self._delays().items()]
+        self.share = max(delays, default=0) / max(elapsed, 1)
+
+    @staticmethod
+    def _delays() -> dict[str, int]:
+        """Nanoseconds that each thread of this process has waited, from Linux's scheduler."""
+        delays = {}
+        tasks = Path("/proc/self/task")
+        for thread in os.listdir(tasks) if tasks.exists() else ():
+            try:
+                delays[thread] = int((tasks / thread / "schedstat").read_text().split()[1])
+            except (OSError, IndexError, ValueError):  # it has ended, or there is no such file
+                continue
+        return delays
 
 
 def time_calls(

@@ -61,8 +61,8 @@ def noise_note(entries: Iterable[Entry]) -> str | None:
     if not noisy:
         return None
     return (
-        f"~ : {noisy} of {len(timed)} medians are unreliable: the machine was busy with something "
-        "else (80 % quantile above 1.5 times the 20 % quantile)"
+        f"~ : {noisy} of {len(timed)} medians are unreliable, because other processes were busy; "
+        "repeat on an idle machine"
     )
 
 
@@ -82,9 +82,9 @@ def short_name(implementation: str) -> str:
     return implementation if implementation in (EAGER, COMPILE) else f"chattn_cuda {implementation}"
 
 
-def size(row: Row) -> str:
+def size(row: Row, by: str = " x ") -> str:
     """The map's size."""
-    return " x ".join(map(str, row.shape))
+    return by.join(map(str, row.shape))
 
 
 @dataclasses.dataclass
@@ -126,13 +126,13 @@ class Report:
         row = group[0].row
         names, ours = self.implementations(), self.ours()
         title = f"{BLOCKS[row.block].title}, {row.dtype_name}, {row.layout}, {row.direction}"
-        columns = ["N x C x H x W", *(f"{short_name(n)} ms" for n in names)]
+        columns = ["NxCxHxW", *(f"{n.removeprefix('torch.')} ms" for n in names)]
         for name in ours:
-            suffix = f" ({name})" if len(ours) > 1 else ""
-            columns += [f"vs eager{suffix}", f"vs compile{suffix}"]
-        table = Table(title, [*columns, "max error"])
+            prefix = f"{name} " if len(ours) > 1 else ""
+            columns += [f"{prefix}vs eager", f"{prefix}vs compile"]
+        table = Table(title, [*columns, "max err"])
         for result in group:
-            cells: list[str | Cell] = [size(result.row)]
+            cells: list[str | Cell] = [size(result.row, "x")]
             cells += [self._time(result.entries.get(n)) for n in names]
             for name in ours:
                 cells += [ratio_cell(result.ratio(base, name)) for base in (EAGER, COMPILE)]
@@ -241,6 +241,7 @@ class Report:
                         "p20_ms": _rounded(spread[0]),
                         "p80_ms": _rounded(spread[1]),
                         "rounds": len(entry.samples),
+                        "waited": _rounded(entry.waited),
                         "vs_eager": _rounded(result.ratio(EAGER, name)),
                         "vs_compile": _rounded(result.ratio(COMPILE, name)),
                         "max_error": entry.error,
@@ -264,6 +265,7 @@ class Report:
                             **dataclasses.asdict(e),
                             "median_ms": _rounded(e.ms),
                             "samples": [round(s, 4) for s in e.samples],
+                            "waited": _rounded(e.waited),
                         }
                         for name, e in r.entries.items()
                     },

@@ -122,7 +122,7 @@ class Terminal:
         self.line()
         self.line(text, "bold cyan")
 
-    def fields(self, pairs: Sequence[tuple[str, str | Cell]], width: int = 14) -> None:
+    def fields(self, pairs: Sequence[tuple[str, str | Cell]], width: int = 16) -> None:
         """Print ``name  value`` lines."""
         for name, value in pairs:
             style = value.style if isinstance(value, Cell) else ""
@@ -150,6 +150,7 @@ class Terminal:
             box=box.SIMPLE_HEAD,
             show_edge=False,
             pad_edge=False,
+            padding=(0, 1, 0, 0),
         )
         for i, column in enumerate(table.columns):
             if i < table.left:
