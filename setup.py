@@ -179,6 +179,7 @@ class BuildNative(build_ext):
         ]
         info = {
             "VERSION": VERSION, "TORCH_VERSION": torch.__version__, "CUDA_VERSION": cuda.version,
+            "CPU_ISAS": ";".join(ISA_FLAGS),
             "CUDA_ARCHS": ";".join(cuda.archs), "CUDA_NOTE": cuda.note,
         }  # fmt: skip
         python = self.compiler.include_dirs + self.include_dirs

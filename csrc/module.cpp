@@ -55,6 +55,7 @@ PYBIND11_MODULE(_C, m) {
         info["version"] = CHATTN_VERSION;
         info["torch"] = CHATTN_TORCH_VERSION;
         info["compiler"] = __VERSION__;
+        info["cpu_isas"] = CHATTN_CPU_ISAS;
         info["cuda"] = CHATTN_CUDA_VERSION;
         info["cuda_archs"] = CHATTN_CUDA_ARCHS;
         info["cuda_note"] = CHATTN_CUDA_NOTE;

@@ -13,6 +13,8 @@ struct MlpGate {
   Act act = Act::relu, gate = Act::sigmoid;
   double act_param = 0;
   bool add_maxpool = false;  // p = (mean + max)/2 instead of the mean
+
+  index_t bytes(index_t c) const { return 2 * c * rd * size_of(weight_dtype); }  // of both matrices
 };
 
 // Arrays are dense; "acc" is acc_t of the map's type.

@@ -50,16 +50,15 @@ struct Forward {
 
   void activate_hidden(index_t n0, index_t n1, A* activated) const {
     const A* h = at<A>(static_cast<const void*>(p.hidden), n0 * rd);
-    for (index_t i = 0; i < (n1 - n0) * rd; ++i)
-      activated[i] = activate(p.gate.act, h[i], static_cast<A>(p.gate.act_param));
+    std::copy(h, h + (n1 - n0) * rd, activated);
+    matrix.activate(p.gate.act, p.gate.act_param, activated, (n1 - n0) * rd);
   }
 
   // Gates [c0, c1) of samples [n0, n1), from their activated hidden units.
   void gate(const A* activated, index_t n0, index_t n1, index_t c0, index_t c1) const {
     A* s = at<A>(p.scale, n0 * c);
     matrix.rows(activated, p.w2, p.b2, s, n1 - n0, c, c0, c1, rd);
-    for (index_t n = 0; n < n1 - n0; ++n)
-      for (index_t i = c0; i < c1; ++i) s[n * c + i] = activate(p.gate.gate, s[n * c + i], A(0));
+    for (index_t n = 0; n < n1 - n0; ++n) matrix.activate(p.gate.gate, 0, s + n * c + c0, c1 - c0);
   }
 
   void rescale(index_t n, index_t c0, index_t c1, bool stream) const {
@@ -68,7 +67,7 @@ struct Forward {
 
   void run(const Parallel& parallel) const {
     const index_t samples = p.map.n;
-    const Schedule schedule = Schedule::make(p.map, parallel.threads);
+    const Schedule schedule = Schedule::make(p.map, p.gate.bytes(p.map.c), parallel.threads);
     if (schedule.by_sample) {
       parallel.run(0, samples, 1, [&](index_t first, index_t last) {
         std::vector<A> activated(static_cast<std::size_t>(schedule.tile * rd));
@@ -162,7 +161,7 @@ struct Backward {
 
   void run(const Parallel& parallel) {
     const index_t samples = p.map.n;
-    const Schedule schedule = Schedule::make(p.map, parallel.threads);
+    const Schedule schedule = Schedule::make(p.map, p.gate.bytes(p.map.c), parallel.threads);
     if (schedule.by_sample) {
       parallel.run(0, samples, 1, [&](index_t first, index_t last) {
         for (index_t n0 = first; n0 < last; n0 += schedule.tile) {

@@ -3,6 +3,7 @@
 
 #include "engine/cpu/matrices.h"
 #include "engine/cpu/passes.h"
+#include "engine/cpu/pointwise.h"
 
 #define CHATTN_STRING_(name) #name
 #define CHATTN_STRING(name) CHATTN_STRING_(name)
@@ -59,7 +60,10 @@ struct Matrices {
     matrix_outer<W>(static_cast<const A*>(a), static_cast<const A*>(b), static_cast<W*>(out),
                     static_cast<W*>(bias), rows, i_count, i0, i1, k);
   }
-  static constexpr cpu::MatrixKernels table() { return {rows, columns, outer}; }
+  static void activate(Act f, double param, void* values, index_t count) {
+    activate_array<A>(f, static_cast<A>(param), static_cast<A*>(values), count);
+  }
+  static constexpr cpu::MatrixKernels table() { return {rows, columns, outer, activate}; }
 };
 
 // In the order of DType.

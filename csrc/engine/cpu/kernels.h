@@ -2,6 +2,7 @@
 // matrix products of the gates. A block is composed from them in gates/; only kernels.cpp is
 // compiled once per instruction set.
 #pragma once
+#include "common/activation.h"
 #include "common/types.h"
 #include "engine/map.h"
 
@@ -25,7 +26,8 @@ struct PassKernels {
                    void* dx, bool stream);
 };
 
-// Products of small row-major matrices. `w` has the weights' type, everything else is accumulators.
+// Products of small row-major matrices, and activations. `w` has the weights' type, everything else is
+// accumulators.
 struct MatrixKernels {
   // out[r][i] = sum_k a[r][k] * w[i][k] + bias[i]   for i in [i0, i1); w: (., k), bias may be null
   void (*rows)(const void* a, const void* w, const void* bias, void* out, index_t rows,
@@ -37,6 +39,8 @@ struct MatrixKernels {
   // bias[i] = sum_r a[r][i]
   void (*outer)(const void* a, const void* b, void* out, void* bias, index_t rows, index_t i_count,
                 index_t i0, index_t i1, index_t k);
+  // values[i] = f(values[i])
+  void (*activate)(Act f, double param, void* values, index_t count);
 };
 
 struct Kernels {

@@ -1,12 +1,34 @@
 // The gates' small matrix products: rows of samples times weights that every sample shares.
 // Compiled per instruction set. Weights are read once for a tile of kTile samples.
 #pragma once
+#include <type_traits>
+
 #include "engine/cpu/simd.h"
 #include "engine/map.h"
 
 namespace chattn::CHATTN_ISA {
 
 constexpr int kTile = 4;
+
+// Calls body(row, std::integral_constant<int, R>) for tiles of R <= kTile rows.
+template <class Body>
+CHATTN_INLINE void for_tiles(index_t rows, Body&& body) {
+  index_t r = 0;
+  for (; r + kTile <= rows; r += kTile) body(r, std::integral_constant<int, kTile>{});
+  switch (rows - r) {
+    case 3:
+      body(r, std::integral_constant<int, 3>{});
+      break;
+    case 2:
+      body(r, std::integral_constant<int, 2>{});
+      break;
+    case 1:
+      body(r, std::integral_constant<int, 1>{});
+      break;
+    default:
+      break;
+  }
+}
 
 template <class W, int R>
 CHATTN_INLINE void rows_tile(const acc_t<W>* a, const W* w, const W* bias, acc_t<W>* out,
@@ -34,11 +56,9 @@ CHATTN_INLINE void rows_tile(const acc_t<W>* a, const W* w, const W* bias, acc_t
 template <class W>
 void matrix_rows(const acc_t<W>* a, const W* w, const W* bias, acc_t<W>* out, index_t rows,
                  index_t out_stride, index_t i0, index_t i1, index_t k) {
-  index_t r = 0;
-  for (; r + kTile <= rows; r += kTile)
-    rows_tile<W, kTile>(a + r * k, w, bias, out + r * out_stride, out_stride, i0, i1, k);
-  for (; r < rows; ++r)
-    rows_tile<W, 1>(a + r * k, w, bias, out + r * out_stride, out_stride, i0, i1, k);
+  for_tiles(rows, [&](index_t r, auto tile) {
+    rows_tile<W, tile()>(a + r * k, w, bias, out + r * out_stride, out_stride, i0, i1, k);
+  });
 }
 
 // One vector of columns, R rows: the sum over i stays in registers.
@@ -61,11 +81,9 @@ void matrix_columns(const acc_t<W>* a, const W* w, acc_t<W>* out, index_t rows, 
   constexpr int kL = Simd<W>::kLanes;
   for (index_t k = k0; k < k1; k += kL) {
     const index_t count = k1 - k < kL ? k1 - k : kL;
-    index_t r = 0;
-    for (; r + kTile <= rows; r += kTile)
-      columns_tile<W, kTile>(a + r * i_count, w, out + r * width, i_count, width, k, count);
-    for (; r < rows; ++r)
-      columns_tile<W, 1>(a + r * i_count, w, out + r * width, i_count, width, k, count);
+    for_tiles(rows, [&](index_t r, auto tile) {
+      columns_tile<W, tile()>(a + r * i_count, w, out + r * width, i_count, width, k, count);
+    });
   }
 }
 

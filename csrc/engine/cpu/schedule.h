@@ -20,12 +20,16 @@ struct Schedule {
   // Outputs beyond this size leave the cache before anybody reads them: write them past it.
   static constexpr index_t kStreamBytes = 12 << 20;
 
-  static Schedule make(const MapShape& map, int threads) {
+  // `weight_bytes`: what the gate reads for every tile.
+  static Schedule make(const MapShape& map, index_t weight_bytes, int threads) {
     Schedule s;
     const index_t sample_bytes = std::max<index_t>(1, map.c * map.hw * size_of(map.dtype));
-    s.tile = std::clamp<index_t>(kTileBytes / sample_bytes, 1,
-                                 std::max<index_t>(1, map.n / std::max(1, threads)));
-    s.by_sample = threads <= 1 || map.n >= threads;
+    const index_t share = (map.n + threads - 1) / threads;  // samples of one thread
+    const index_t most = std::clamp<index_t>(kTileBytes / sample_bytes, 1, share);
+    const index_t tiles = (share + most - 1) / most;
+    s.tile = (share + tiles - 1) / tiles;
+    // Every thread would read all weights; where they outweigh its maps, threads share them instead.
+    s.by_sample = threads <= 1 || (map.n >= threads && weight_bytes < share * sample_bytes);
     s.stream = map.bytes() >= kStreamBytes;
     return s;
   }

@@ -26,15 +26,9 @@ constexpr int kVectorBytes = 32;
 constexpr int kVectorBytes = 16;
 #endif
 
-template <class A>
-struct vector_of;
-template <>
-struct vector_of<float> {
-  typedef float type __attribute__((vector_size(kVectorBytes)));
-};
-template <>
-struct vector_of<double> {
-  typedef double type __attribute__((vector_size(kVectorBytes)));
+template <class A, int kBytes = kVectorBytes>
+struct vector_of {
+  typedef A type __attribute__((vector_size(kBytes)));
 };
 
 // As many lanes as a vector of float.
@@ -171,14 +165,19 @@ struct Simd {
     }
   }
 
-  // Pairwise over the lanes.
-  static CHATTN_INLINE A sum(V v) {
-    A lanes[kLanes];
-    memcpy(lanes, &v, sizeof v);
-    for (int width = kLanes / 2; width > 0; width /= 2)
-      for (int i = 0; i < width; ++i) lanes[i] += lanes[i + width];
-    return lanes[0];
+  // Pairwise over the lanes: halves are added until one lane is left.
+  template <int kBytes = kVectorBytes>
+  static CHATTN_INLINE A sum_lanes(typename vector_of<A, kBytes>::type v) {
+    if constexpr (kBytes == sizeof(A)) {
+      return v[0];
+    } else {
+      typename vector_of<A, kBytes / 2>::type low, high;
+      memcpy(&low, &v, sizeof low);
+      memcpy(&high, reinterpret_cast<const char*>(&v) + sizeof low, sizeof high);
+      return sum_lanes<kBytes / 2>(low + high);
+    }
   }
+  static CHATTN_INLINE A sum(V v) { return sum_lanes(v); }
 
   // NaN wins, as in torch.amax.
   static CHATTN_INLINE V max(V m, V x) { return (x > m) | (x != x) ? x : m; }
