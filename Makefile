@@ -10,12 +10,13 @@ BIN := $(VENV)/bin
 SOURCES := $(shell find csrc -type f) setup.py pyproject.toml
 CPP := $(shell find csrc tests/cuda_host -name '*.h' -o -name '*.cuh' -o -name '*.cpp' -o -name '*.cu')
 
-.PHONY: help demo test bench doctor lint format types clean
+.PHONY: help demo test bench gpu-check doctor lint format types clean
 
 help:
 	@echo "make demo     build, then run a real model with and without chattn_cuda (main job)"
 	@echo "make test     build, then run all tests"
 	@echo "make bench    build, then compare with eager PyTorch and torch.compile (pytest-benchmark)"
+	@echo "make gpu-check  on a machine with a GPU: build with $$PYTHON, test, check, measure (8 min)"
 	@echo "make doctor   what is built and what can run here"
 	@echo "make lint     ruff, clang-format;   make format applies them"
 	@echo "make types    mypy"
@@ -51,6 +52,10 @@ test: $(VENV)/.built
 
 bench: $(VENV)/.built
 	$(BIN)/python -m pytest bench -q
+
+# No .venv: a machine with a GPU brings its own torch, and may have no network.
+gpu-check:
+	$(PYTHON) tools/gpu_check.py
 
 doctor: $(VENV)/.built
 	$(BIN)/python -m chattn_cuda doctor

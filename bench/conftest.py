@@ -24,6 +24,7 @@ from chattn_cuda.cli.measure import Entry, Result, measure
 from chattn_cuda.cli.report import Report
 from chattn_cuda.cli.terminal import Terminal
 
+SECONDS = 3.0
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -47,7 +48,7 @@ results: dict[Row, Result] = {}
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("chattn_cuda")
     group.addoption("--device", choices=("cpu", "cuda"), help="default: cuda where usable")
-    group.addoption("--seconds", type=float, default=3.0, help="for the rounds of a row (3)")
+    group.addoption("--seconds", type=float, default=SECONDS, help="for the rounds of a row (3)")
     group.addoption("--threads", type=int, help="CPU threads (default: torch's own)")
     group.addoption("--results", type=Path, default=RESULTS, metavar="DIR", help="for CSV and JSON")
     group.addoption("--markdown", type=Path, metavar="FILE", help="write the README's tables")
@@ -105,14 +106,23 @@ def report(benchmark, result: Result, implementation: str, entry: Entry) -> None
     benchmark.pedantic(lambda: None, rounds=len(entry.samples))
 
 
+def command(config: pytest.Config) -> str:
+    """What measures the same again; without the options that say where results go."""
+    words = ["python", "-m", "pytest", "bench"]
+    options = config.option
+    words += [f"--{n}={getattr(options, n)}" for n in ("device", "threads") if getattr(options, n)]
+    words += [f"--seconds={options.seconds:g}"] if options.seconds != SECONDS else []
+    words += ["-k", options.keyword] if options.keyword else []
+    return shlex.join(words)
+
+
 def pytest_terminal_summary(
     terminalreporter: pytest.TerminalReporter, config: pytest.Config
 ) -> None:
     if not results:
         return
-    words = ["python", "-m", "pytest", *map(str, config.invocation_params.args)]
     device = next(iter(results)).device
-    done = Report(list(results.values()), environment(device), shlex.join(words))
+    done = Report(list(results.values()), environment(device), command(config))
     terminalreporter.ensure_newline()
     with config.pluginmanager.get_plugin("capturemanager").global_and_fixture_disabled():
         options = config.option

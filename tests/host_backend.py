@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 
 from chattn_cuda import backends, ops
 from tests.cuda_host import build, operators
@@ -18,10 +19,13 @@ def register() -> None:
 
 @functools.cache
 def load() -> str | None:
-    """Build and load the kernels, once; returns why that is impossible here, or None."""
+    """Build and load the kernels, once; returns why that is impossible here, or None.
+
+    CHATTN_HOST_VARIANT=asan runs them under a sanitizer, in a process that build.sanitized() starts.
+    """
     if build.compiler() is None:
         return "no C++ compiler"
-    operators.load()
+    operators.load(os.environ.get("CHATTN_HOST_VARIANT", "plain"))
     ops.register_fakes(NAMESPACE)
     return None
 

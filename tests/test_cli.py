@@ -1,0 +1,453 @@
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from chattn_cuda import _native, backends
+from chattn_cuda.cli import cases, chart, demo, doctor, main, measure, report
+from chattn_cuda.cli.environment import Environment, architecture_runs, environment
+from chattn_cuda.cli.measure import Entry, Result
+from chattn_cuda.cli.terminal import Table
+
+SMALL = (2, 32, 5, 5)
+ROOT = Path(__file__).parents[1]
+
+needs_timm = pytest.mark.skipif(
+    importlib.util.find_spec("timm") is None, reason="needs timm, which is not installed"
+)
+needs_cpu_kernels = pytest.mark.skipif(
+    backends.why_not("cpu", "cpu") is not None, reason="needs the native module"
+)
+
+
+@pytest.fixture
+def without(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Makes packages look as if they were not installed."""
+    find_spec = importlib.util.find_spec
+
+    def hide(*names: str) -> None:
+        monkeypatch.setattr(
+            importlib.util,
+            "find_spec",
+            lambda name, *rest: None if name in names else find_spec(name, *rest),
+        )
+
+    return hide
+
+
+@pytest.fixture
+def small_maps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(cases.BLOCKS, "se", replace(cases.BLOCKS["se"], shapes=(SMALL,)))
+
+
+# ---- doctor ------------------------------------------------------------------------------------
+
+
+def test_doctor_names_versions_and_backends(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor"]) == 0
+    out = capsys.readouterr().out
+    for name in backends.names():
+        assert re.search(rf"^\s*{name}\s+(usable|not usable)", out, re.M), name
+    assert torch.__version__ in out
+    assert "CHATTN_BUILD_CUDA" in out
+
+
+def test_doctor_without_rich(
+    without: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    without("rich")
+    assert main(["doctor"]) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"^reference\s+usable\s+on CPU", out, re.M)
+    assert "\x1b" not in out
+
+
+def test_doctor_shows_the_loader_error(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken() -> None:
+        raise ImportError("chattn_cuda._C was built but does not load: undefined symbol: _Zxyz")
+
+    monkeypatch.setattr(_native, "module", broken)
+    assert main(["doctor"]) == 1
+    out = capsys.readouterr().out
+    assert "undefined symbol: _Zxyz" in out
+    assert re.search(r"^\s*cpu\s+broken", out, re.M)
+    assert re.search(r"^\s*reference\s+usable", out, re.M)
+
+
+def test_doctor_without_the_native_module(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(_native, "module", lambda: None)
+    assert main(["doctor"]) == 0
+    out = capsys.readouterr().out
+    assert re.search(
+        r"^\s*cpu\s+not usable\s+the native module chattn_cuda._C was not built", out, re.M
+    )
+    assert "pip install --no-build-isolation -e ." in out
+
+
+@pytest.mark.parametrize("error", [float("nan"), 1e-3])
+def test_doctor_finds_wrong_results(
+    error: float, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(doctor, "_self_check", lambda name, device: error)
+    assert main(["doctor"]) == 1
+    assert "wrong results" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("built", "capability", "runs"),
+    [
+        ("8.0", (8, 0), True),
+        ("8.0", (8, 9), True),
+        ("8.6", (8, 0), False),
+        ("8.0", (9, 0), False),
+        ("8.0+PTX", (9, 0), True),
+        ("7.5;9.0", (9, 0), True),
+        ("9.0a", (9, 0), True),
+        ("12.0+PTX", (9, 0), False),
+        ("10.0a", (10, 3), False),
+        ("10.0f", (10, 3), True),
+        ("", (9, 0), False),
+    ],
+)
+def test_architecture_runs(built: str, capability: tuple[int, int], runs: bool) -> None:
+    assert architecture_runs(built, capability) is runs
+
+
+# ---- the measuring core ------------------------------------------------------------------------
+
+
+@needs_timm
+@needs_cpu_kernels
+@pytest.mark.parametrize("direction", cases.DIRECTIONS)
+@pytest.mark.parametrize("layout", cases.LAYOUTS)
+def test_measure(layout: str, direction: str) -> None:
+    row = cases.Row("se", SMALL, layout, direction)
+    result = measure.measure(row, (cases.EAGER, "cpu"), seconds=0, min_rounds=3)
+    assert list(result.entries) == [cases.EAGER, "cpu"]
+    for entry in result.entries.values():
+        assert len(entry.samples) == 3 and min(entry.samples) > 0
+        assert entry.error is not None and 0 < entry.error < 1e-5
+        assert entry.wrong is None and entry.unavailable is None
+    eager, ours = result.entries.values()
+    assert eager.ms is not None and ours.ms is not None
+    assert result.ratio(cases.EAGER, "cpu") == pytest.approx(eager.ms / ours.ms)
+
+
+@needs_timm
+def test_wrong_results_are_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    call = cases.Problem.call
+
+    def tampered(self: cases.Problem, name: str) -> Callable[[], tuple[Tensor, ...]]:
+        run = call(self, name)
+        return run if name == cases.EAGER else lambda: tuple(1.001 * t for t in run())
+
+    monkeypatch.setattr(cases.Problem, "call", tampered)
+    row = cases.Row("se", SMALL)
+    result = measure.measure(row, (cases.EAGER, "reference"), seconds=0, min_rounds=2)
+    assert "y has error 1" in (result.entries["reference"].wrong or "")
+    assert not result.entries["reference"].samples
+    assert len(result.entries[cases.EAGER].samples) == 2
+    assert result.ratio(cases.EAGER, "reference") is None
+
+
+@needs_timm
+def test_compile_that_cannot_run_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(module: nn.Module, **kwargs: object) -> Callable[..., Tensor]:
+        def call(x: Tensor) -> Tensor:
+            raise RuntimeError("no working C++ compiler\nand more")
+
+        return call
+
+    monkeypatch.setattr(torch, "compile", fails)
+    row = cases.Row("se", SMALL)
+    result = measure.measure(row, (cases.EAGER, cases.COMPILE), seconds=0, min_rounds=2)
+    assert result.entries[cases.COMPILE].unavailable == "no working C++ compiler"
+
+
+def test_calls_are_timed_in_turn() -> None:
+    order: list[str] = []
+    calls = {name: lambda name=name: order.append(name) for name in "abc"}
+    samples = measure.time_calls(calls, "cpu", seconds=0, min_rounds=3)
+    assert {name: len(times) for name, times in samples.items()} == {"a": 3, "b": 3, "c": 3}
+    assert "".join(order) == "aabbcc" + "abc" + "bca" + "cab"
+    assert measure.time_calls({}, "cpu", seconds=0) == {}
+
+
+def test_waiting() -> None:
+    with measure.Waiting() as waiting:
+        time.sleep(0.05)
+    assert 0 <= waiting.share <= 1  # sleeping is not waiting for a core
+
+
+def _comparison(change: Callable[[Tensor], Tensor]) -> str | None:
+    exact = torch.randn(4, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    eager = exact.float() * (1 + 1e-5)
+    return measure.compare(["g"], [change(eager)], [exact], [eager])[1]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        torch.zeros_like,
+        lambda t: t * (1 + 2e-5),
+        lambda t: t * float("nan"),
+        lambda t: t.double(),
+        lambda t: t.T,
+        lambda t: t.reshape(5, 4).T.contiguous(),
+    ],
+)
+def test_compare_rejects(change: Callable[[Tensor], Tensor]) -> None:
+    assert _comparison(change) is not None
+
+
+def test_compare_accepts_what_is_as_good_as_eager() -> None:
+    assert _comparison(lambda t: t) is None
+    assert _comparison(lambda t: t * (1 + 0.5e-5)) is None
+
+
+def test_rows_cover_every_combination() -> None:
+    found = cases.rows("se", "cpu")
+    assert len(found) == len({row.id for row in found}) == 4 * 2 * 2
+    assert {row.shape for row in found} == set(cases.STAGES)
+
+
+# ---- reports -----------------------------------------------------------------------------------
+
+CONDITIONS = Environment("A CPU", "avx2", 2, 2, "2.14", "3.11", "0.1", "abc", "", "")
+
+
+def _report() -> report.Report:
+    results = []
+    for shape, factor in (((8, 4, 2, 2), 2.0), ((8, 8, 1, 1), 8.0)):
+        entries = {
+            "eager": Entry([10.0, 10.0, 10.0], 1e-7),
+            "torch.compile": Entry([5.0, 5.0, 5.0], 1e-7),
+            "cpu": Entry([10.0 / factor] * 3, 2e-7),
+        }
+        results.append(Result(cases.Row("se", shape), entries))
+    return report.Report(results, CONDITIONS, "python -m chattn_cuda bench")
+
+
+def test_report_means_and_ratios() -> None:
+    made = _report()
+    assert made.mean(made.groups()[0], "eager", "cpu") == pytest.approx(4.0)
+    assert made.mean(made.groups()[0], "torch.compile", "cpu") == pytest.approx(2.0)
+    assert report.geometric_mean([2.0, None]) is None
+    rows = made.tables()[0].rows
+    assert rows[-1] is not None and [str(c) for c in rows[-1]][-3:] == ["4.00x", "2.00x", ""]
+    assert made.noise() is None and not made.wrong() and made.problems() == []
+
+
+def test_report_says_when_the_machine_was_busy() -> None:
+    made = _report()
+    made.results[0].entries["eager"].samples = [1.0, 1.0, 9.0, 9.0]
+    made.results[1].entries["cpu"].waited = 0.5
+    assert "2 of 6 medians" in (made.noise() or "")
+    assert "~5.00" in str([[str(c) for c in row] for row in made.tables()[0].rows if row])
+
+
+def test_report_files(tmp_path: Path) -> None:
+    made = _report()
+    made.results[1].entries["cpu"] = Entry(error=1.0, wrong="y is off")
+    made.results[1].entries["torch.compile"] = Entry(unavailable="no compiler")
+    csv_path, json_path = made.write(tmp_path / "new")
+    assert report.read(json_path) == made
+    lines = csv_path.read_text().splitlines()
+    assert len(lines) == 1 + 6
+    assert lines[0].startswith("block,n,c,h,w,dtype,layout") and "A CPU" in lines[1]
+    assert made.wrong() and len(made.problems()) == 2
+    json_path.write_text(json.dumps({"results": [{}]}))
+    with pytest.raises(ValueError, match="no benchmark report"):
+        report.read(json_path)
+
+
+def test_report_markdown() -> None:
+    text = _report().markdown()
+    assert "| 8 x 4 x 2 x 2 | 10.0 | 5.00 | 5.00 | 2.00x | 1.00x |" in text
+    assert "| `cpu` | **4.00x** | **2.00x** |" in text
+    assert "A CPU (avx2), 2 of 2 cores" in text and "`python -m chattn_cuda bench`" in text
+    widths = [line.count("|") for line in text.splitlines() if line.startswith("|")]
+    assert set(widths) == {5, 7}
+
+
+@pytest.mark.parametrize("suffix", [".png", ".svg"])
+def test_chart(suffix: str, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    files = [
+        chart.draw(tmp_path / f"{i}{suffix}", _report().panels(), "Title", CONDITIONS.line())
+        for i in range(2)
+    ]
+    first, second = (path.read_bytes() for path in files)
+    assert len(first) > 5000 and first == second
+
+
+def test_plain_table() -> None:
+    table = Table("", ["name", "ms"], [["a", "1.5"], None, ["long name", "12"]])
+    assert table.plain().splitlines() == [
+        "name        ms",
+        "--------------",
+        "a          1.5",
+        "--------------",
+        "long name   12",
+    ]
+
+
+def test_environment() -> None:
+    here = environment("cpu")
+    assert here.torch == torch.__version__ and here.threads == torch.get_num_threads()
+    assert here.device in here.line() and "/" not in here.device
+
+
+# ---- bench and demo ----------------------------------------------------------------------------
+
+
+@needs_timm
+@needs_cpu_kernels
+def test_bench(small_maps: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--device=cpu", "--seconds=0", "--no-compile", f"--results={tmp_path}"]
+    assert main(["bench", *arguments, f"--markdown={tmp_path / 't.md'}"]) == 0
+    out = capsys.readouterr().out
+    assert "Geometric means" in out and "2x32x5x5" in out
+    made = report.read(tmp_path / "se-cpu.json")
+    assert len(made.results) == 4
+    assert made.command == "python -m chattn_cuda bench --device=cpu --seconds=0 --no-compile"
+    assert main(["bench", f"--read={tmp_path / 'se-cpu.json'}"]) == 0
+    assert "Geometric means" in capsys.readouterr().out
+    assert main(["bench", f"--read={tmp_path / 't.md'}"]) == 2
+
+
+@needs_timm
+@needs_cpu_kernels
+def test_pytest_benchmark_suite(tmp_path: Path) -> None:
+    pytest.importorskip("pytest_benchmark")
+    done = subprocess.run(
+        [
+            sys.executable, "-m", "pytest", "bench", "-q", "--device=cpu", "--seconds=0",
+            "-k", "2048 and nchw and not backward", f"--results={tmp_path}",
+            f"--benchmark-json={tmp_path / 'b.json'}",
+        ],
+        cwd=ROOT, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    made = report.read(tmp_path / "se-cpu.json")
+    assert made.command.startswith("python -m pytest bench --device=cpu --seconds=0 -k ")
+    (row,) = made.results
+    replayed = {
+        b["params"]["implementation"]: b
+        for b in json.loads((tmp_path / "b.json").read_text())["benchmarks"]
+    }
+    for name, entry in row.entries.items():
+        if entry.samples:
+            assert replayed[name]["stats"]["median"] == pytest.approx(
+                (entry.ms or 0) / 1e3, rel=1e-3
+            )
+            assert replayed[name]["extra_info"]["max_error"] == entry.error
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--backend=unknown"], "must be one of cuda, triton, cpu, reference"),
+        (["--batch=0"], "--batch must be at least 1"),
+        (["--threads=0"], "--threads must be at least 1"),
+        (["--output=chart.txt"], "--output must end in"),
+        pytest.param(
+            ["--backend=cuda"],
+            "--backend cuda: ",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU"),
+        ),
+    ],
+)
+def test_demo_refuses(
+    arguments: Sequence[str], expected: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("timm", "torchvision", "sklearn", "PIL", "rich", "matplotlib"):
+        pytest.importorskip(name)
+    assert main(["demo", *arguments]) == 2
+    assert expected in capsys.readouterr().err
+
+
+def test_missing_packages(without: Callable[..., None], capsys: pytest.CaptureFixture[str]) -> None:
+    without("timm", "sklearn")
+    assert main(["demo"]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "the demo needs timm, sklearn: pip install timm scikit-learn" in error
+
+
+def test_photographs() -> None:
+    pytest.importorskip("sklearn")
+    pytest.importorskip("PIL")
+    images = demo.photographs(8, 32)
+    assert images.shape == (8, 3, 32, 32)
+    flat = images.flatten(1)
+    assert torch.pdist(flat).min() > 1  # all differ
+    assert images.abs().max() < 3
+
+
+TINY = demo.Plan(
+    batch=2,
+    side=64,
+    check_side=64,
+    compile_blocks=False,
+    compile_model="",
+    block_seconds=0,
+    model_seconds=0,
+    model_rounds=1,
+)
+
+
+@needs_timm
+@needs_cpu_kernels
+def test_demo(
+    small_maps: None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for name in ("torchvision", "sklearn", "PIL", "rich", "matplotlib"):
+        pytest.importorskip(name)
+    monkeypatch.setattr(demo, "_QUICK", TINY)
+    path = tmp_path / "chart.png"
+    assert main(["demo", "--quick", f"--output={path}"]) == 0
+    out = capsys.readouterr().out
+    assert "16 modules accelerated" in out
+    assert "outputs and gradients agree" in out and "DISAGREE" not in out
+    assert f"chart: {path}" in out
+    assert path.read_bytes().startswith(b"\x89PNG")
+
+
+@needs_timm
+@needs_cpu_kernels
+def test_demo_check_notices_a_small_difference(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("sklearn")
+    pytest.importorskip("PIL")
+
+    def tampered(model: nn.Module, backend: str) -> object:
+        made = demo_accelerate(model, backend)
+        with torch.no_grad():
+            model.get_submodule("layer3.2.se").fc2.weight.mul_(1.001)  # type: ignore[union-attr]
+        return made
+
+    demo_accelerate = demo.accelerate
+    monkeypatch.setattr(demo, "accelerate", tampered)
+    checks, _ = demo._check(TINY, "cpu", "cpu")
+    by_name = {check.what: check for check in checks}
+    assert by_name["float64: outputs"].wrong and by_name["float64: gradients"].wrong
+    blocks = [check for check in checks if "blocks" in check.what]
+    assert len(blocks) == 2 and all("layer3.2.se" in (check.wrong or "") for check in blocks)

@@ -1,17 +1,24 @@
-"""The sanitizers work on host-executed kernels: no false alarm, and no known bug is missed."""
+"""The sanitizers on host-executed kernels: no false alarm, and no known bug is missed."""
 
 from __future__ import annotations
 
 import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.cuda_host import build
+from tests.cuda_host import build, direct, mutation
 from tests.cuda_host import kernel_zoo as zoo
+from tests.cuda_host.direct import PROBLEMS, Process
 from tests.cuda_host.kernel_zoo import Fault
+from tests.test_cuda_host_mutations import check_results, inputs_of
 
-pytestmark = pytest.mark.skipif(build.compiler() is None, reason="needs a C++ compiler")
+pytestmark = [
+    pytest.mark.sanitize,
+    pytest.mark.skipif(build.compiler() is None, reason="needs a C++ compiler"),
+]
 
 
 @pytest.fixture(scope="module", params=["asan", "tsan"])
@@ -57,9 +64,60 @@ def test_address_and_undefined_behaviour(fault: Fault) -> None:
 def test_thread_sanitizer_finds_races(fault: Fault) -> None:
     text = ""
     for seed in range(4):  # it remembers four accesses to each eight bytes, so luck is involved
-        code, text = run("tsan", fault.kernel, "order=random", f"seed={seed}")
+        code, text = run(
+            "tsan", fault.kernel, "order=random", f"seed={seed}", "uninitialized=0"
+        )
         if "ThreadSanitizer: data race" in text:
             break
     assert "ThreadSanitizer: data race" in text
     assert f" {fault.kernel} " in text, "the report names the kernel"
     assert fault.where.split(":")[0] + ":" in text, "and a line of it"
+
+
+# ---- the kernels of csrc/ -----------------------------------------------------------------------
+# Starting a thread under ThreadSanitizer takes the time that thousands take otherwise.
+MANY_BLOCKS = ("wide", "batch_rows")
+
+
+def test_kernels_cause_no_report(variant: str) -> None:
+    orders: list[dict[str, Any]] = [{"order": "random"}]
+    if variant == "asan":
+        orders += [{"order": "depth"}, {"order": "prio"}]
+    with Process(direct.build(mutation.CSRC, variant), variant) as process:
+        for options in orders:
+            for problem in PROBLEMS:
+                if variant == "tsan" and problem.name in MANY_BLOCKS:
+                    continue
+                outcome = process.run(problem, inputs_of(problem), **options)
+                assert outcome.error is None, outcome.error
+                check_results(problem, outcome)
+        code, text = process.close()
+    assert (code, text) == (0, "")
+
+
+def test_thread_sanitizer_sees_a_deleted_barrier() -> None:
+    """Without the runtime's own race check."""
+    mutant = next(m for m in mutation.barriers(mutation.CSRC) if m.file.endswith("reduce.cuh"))
+    with Process(direct.build(mutant.apply(), "tsan"), "tsan") as process:
+        for problem in PROBLEMS:
+            process.run(problem, inputs_of(problem), uninitialized=False, order="random")
+        _, text = process.close()
+    assert "ThreadSanitizer: data race" in text
+    assert "reduce.cuh" in text
+
+
+def test_operators_under_address_sanitizer() -> None:
+    """Through torch, in all types: the operators' own code too."""
+    build_first = "from tests.cuda_host import operators; operators.library('asan')"
+    subprocess.run([sys.executable, "-c", build_first], cwd=build.ROOT, check=True)
+    cases = "cuda_host and (hw25 or hw49 or hw1- or hw361 or maxpool or one or empty)"
+    pytest_command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+    command, env = build.sanitized(
+        "asan", [*pytest_command, "tests/test_numerics.py", "-k", f"test_against_float64 and {cases}"]
+    )
+    env["CHATTN_HOST_VARIANT"] = "asan"
+    result = subprocess.run(command, env=env, cwd=build.ROOT, capture_output=True, text=True)
+    output = result.stdout + result.stderr
+    assert result.returncode == 0, output
+    assert "Sanitizer" not in output
+    assert " passed" in output

@@ -81,8 +81,8 @@ def run(arguments: argparse.Namespace) -> int:
         _print(terminal, layer, direction, call)
     terminal.line()
     terminal.line(
-        "Counted by executing the CUDA kernels on this CPU: what warps ask for, per 32-byte sector. "
-        "Caches are not modelled."
+        "Counted by executing the CUDA kernels on this CPU: what warps ask for, in sectors of "
+        "32 bytes. Caches are not modelled."
     )
     return 0
 

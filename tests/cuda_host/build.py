@@ -39,6 +39,8 @@ ASAN = ["-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"
 VARIANTS: dict[str, tuple[list[str], list[str], list[str]]] = {
     # A CUDA thread has a stack of 64 KiB here, and nothing checks its end but a canary.
     "plain": (["-O2", "-Wframe-larger-than=8192"], ["-O2"], []),
+    # For sources that run once: mutants.
+    "quick": (["-O1", "-g1"], ["-O2"], []),
     "asan": (ASAN, ASAN, ASAN),
     # The switch of stacks that machines other than x86-64 use.
     "ucontext": (["-O2"], ["-O2", "-DHOSTCUDA_UCONTEXT=1"], []),
@@ -70,7 +72,8 @@ def build_library(
     Args:
         name: of the library; the file is called lib<name>-<hash>.so.
         sources: `.cu` files are kernels, everything else is plain C++.
-        variant: "plain", "asan" (with UndefinedBehaviorSanitizer), "tsan" or "ucontext".
+        variant: "plain", "quick" (to build), "asan" (with UndefinedBehaviorSanitizer), "tsan" or
+            "ucontext".
         defines: "NAME=VALUE".
         csrc: replaces csrc/, for sources of a changed copy.
         torch: for sources that use libtorch's stable ABI.
@@ -98,6 +101,7 @@ def sanitized(variant: str, command: Sequence[str]) -> tuple[list[str], dict[str
     env = dict(os.environ)
     preload: list[str] = []
     command = list(command)
+    brings_its_own = BUILD in Path(command[0]).parents  # made by build_program
     if variant == "asan":
         preload = ["libasan.so", "libubsan.so", "libstdc++.so"]
         env["ASAN_OPTIONS"] = "detect_leaks=0:" + env.get("ASAN_OPTIONS", "")
@@ -107,14 +111,9 @@ def sanitized(variant: str, command: Sequence[str]) -> tuple[list[str], dict[str
         env["TSAN_OPTIONS"] = "report_signal_unsafe=0:" + env.get("TSAN_OPTIONS", "")
         if setarch := shutil.which("setarch"):  # its shadow collides with random addresses
             command = [setarch, platform.machine(), "-R", *command]
-    if preload and not _is_own_program(command):
+    if preload and not brings_its_own:
         env["LD_PRELOAD"] = " ".join(_library_path(p) for p in preload)
     return command, env
-
-
-def _is_own_program(command: Sequence[str]) -> bool:
-    """Whether build_program made it, so that it brings its sanitizer along."""
-    return any(BUILD in Path(word).parents for word in command[:4])
 
 
 @functools.cache
@@ -184,6 +183,7 @@ def _compile(source: Path, flags: Sequence[str], folder: Path) -> tuple[Path, st
     if obj.exists() and manifest.exists():
         known: dict[str, str] = json.loads(manifest.read_text())
         if all(Path(p).exists() and _file_digest(Path(p)) == d for p, d in known.items()):
+            obj.touch()
             return obj, _digest(identity, *known.values())
     depfile = stem.with_suffix(".d")
     command = [str(compiler()), *flags, "-MMD", "-MF", str(depfile), "-x", "c++", "-c", str(source)]
@@ -220,14 +220,15 @@ def _build(
 
     def compile_one(source: Path) -> tuple[Path, str]:
         if source in RUNTIME:
-            return _compile(source, [*base, f"-I{ROOT / 'csrc'}", *other_flags], folder)
+            return _compile(source, [*base, f"-I{ROOT / 'csrc'}", *other_flags], objects_folder)
         own = kernel_flags if source.suffix == ".cu" else other_flags
-        return _compile(source, [*base, f"-I{csrc}", *own, *extra], folder)
+        return _compile(source, [*base, f"-I{csrc}", *own, *extra], objects_folder)
 
-    folder = BUILD / variant
+    folder, objects_folder = BUILD / variant, BUILD / "objects"
     everything = [*(Path(s).resolve() for s in sources), *RUNTIME]
     with _lock():
         folder.mkdir(exist_ok=True)
+        objects_folder.mkdir(exist_ok=True)
         with ThreadPoolExecutor(JOBS) as pool:
             objects = list(pool.map(compile_one, everything))
         digest = _digest(*(d for _, d in objects), *link_flags, *libraries)[:12]
@@ -237,9 +238,9 @@ def _build(
         if target.exists():
             target.touch()
             return target
-        for old in folder.glob(f"lib{name}-*.so" if shared else f"{name}-{'[0-9a-f]' * 12}"):
+        for old in (*folder.glob(f"*{name}-*"), *objects_folder.glob("*.o")):
             if time.time() - old.stat().st_mtime > 24 * 3600:
-                old.unlink()
+                old.unlink(missing_ok=True)
         mode = ["-shared", "-Wl,-Bsymbolic"] if shared else []
         partial = target.with_name(target.name + ".part")
         command = [str(compiler()), *mode, *link_flags, *(str(o) for o, _ in objects)]

@@ -142,15 +142,21 @@ void end_unobserved() {
 }
 #endif
 
+// ThreadSanitizer forgets whole pages of its notes only.
+static std::size_t whole_pages(std::size_t bytes) {
+  constexpr std::size_t kPages = 16384;
+  return (bytes + kPages - 1) / kPages * kPages;
+}
+
 void* map_pages(std::size_t bytes) {
   // The system call, not mmap(): ThreadSanitizer would note a write of every page, and it remembers
   // only four accesses to each eight bytes.
-  const long p = syscall(SYS_mmap, nullptr, bytes, PROT_READ | PROT_WRITE,
+  const long p = syscall(SYS_mmap, nullptr, whole_pages(bytes), PROT_READ | PROT_WRITE,
                          MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (p == -1) throw std::bad_alloc();
   return reinterpret_cast<void*>(p);
 }
 
-void unmap_pages(void* p, std::size_t bytes) { munmap(p, bytes); }
+void unmap_pages(void* p, std::size_t bytes) { munmap(p, whole_pages(bytes)); }
 
 }  // namespace hostcuda

@@ -155,13 +155,13 @@ BUGS = (
     _csrc(
         "one-channel-too-many", _REDUCE,
         "if (c0 + i >= c_count) continue;", "if (c0 + i > c_count) continue;",
-        PLACE + "(out-of-bounds|race|load of shared)",
+        PLACE + "(out-of-bounds|race)",
     ),
     _csrc(
         "last-chunk-runs-over", _MATMUL,
         "if (k0 + k < k_end && operand.has(i)) next[q] += operand.part(i, k0 + k, part);",
         "if (k0 + k <= k_end && operand.has(i)) next[q] += operand.part(i, k0 + k, part);",
-        PLACE + "out-of-bounds load",
+        PLACE + "(out-of-bounds load|load of 'scratch' at byte .*, which nothing has written)",
     ),
     # ---- alignment
     _csrc(

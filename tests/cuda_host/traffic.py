@@ -4,8 +4,8 @@
     call.passes                             # 3.0: the map is read twice and written once
     call.report.buffers["w1"].load_bytes
 
-Bytes and sectors are those that warps ask for. Caches are not modelled: a gate's weights, which every
-block reads again, come from the second-level cache on a GPU.
+Bytes and sectors are those that warps ask for. Caches are not modelled: a gate's weights, which
+every block reads again, come from the second-level cache on a GPU.
 """
 
 from __future__ import annotations
@@ -92,7 +92,11 @@ def total(buffers: dict[str, BufferTraffic]) -> BufferTraffic:
 
 
 def _measure_se(
-    x: Tensor, dy: Tensor, rd: int, add_maxpool: bool, count: Callable[[Callable[[], object]], Report]
+    x: Tensor,
+    dy: Tensor,
+    rd: int,
+    add_maxpool: bool,
+    count: Callable[[Callable[[], object]], Report],
 ) -> dict[str, Report]:
     ops = torch.ops.chattn_cuda_host
     c = x.shape[1]

@@ -1,0 +1,335 @@
+"""What nvcc made of the kernels: registers, spills, shared memory, occupancy, vector accesses.
+
+    python -m tests.cuda_resources           compare the extension with tests/cuda_resources.csv
+    python -m tests.cuda_resources --write   write that table anew, after a change of the kernels
+
+Registers and spills are read from the cubins inside the extension; shared memory is what the
+planner asks for, the most over all shapes. A build for all architectures is needed, as on a machine
+without a GPU; elsewhere TORCH_CUDA_ARCH_LIST="7.5;8.0;8.6;8.9;9.0;10.0;12.0+PTX".
+"""
+
+from __future__ import annotations
+
+import csv
+import functools
+import itertools
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+
+from chattn_cuda import _native
+from tests.cuda_host import traffic
+
+TABLE = Path(__file__).with_suffix(".csv")
+ARCHS = (75, 80, 86, 89, 90, 100, 120)
+THREADS = 256  # of every block: kThreads in csrc/engine/cuda/plan.h
+COLUMNS = ("kernel", "arch", "registers", "spill_bytes", "shared_bytes", "blocks_per_sm",
+           "occupancy", "nvcc")  # fmt: skip
+
+
+class ToolError(RuntimeError):
+    """A tool is missing or cannot read the file."""
+
+
+# ---- the occupancy calculator's rules -----------------------------------------------------------
+@dataclass(frozen=True)
+class Multiprocessor:
+    """Limits of a multiprocessor (CUDA C++ Programming Guide, technical specifications)."""
+
+    threads: int
+    blocks: int
+    shared: int  # bytes
+    shared_unit: int = 128
+    shared_reserved: int = 1024  # of every block, for the system
+    registers: int = 65536
+    register_unit: int = 256  # per warp
+    warp_unit: int = 4  # registers are given to so many warps at a time
+
+
+MULTIPROCESSORS = {
+    75: Multiprocessor(1024, 16, 64 * 1024, shared_unit=256, shared_reserved=0),
+    80: Multiprocessor(2048, 32, 164 * 1024),
+    86: Multiprocessor(1536, 16, 100 * 1024),
+    89: Multiprocessor(1536, 24, 100 * 1024),
+    90: Multiprocessor(2048, 32, 228 * 1024),
+    100: Multiprocessor(2048, 32, 228 * 1024),
+    120: Multiprocessor(1536, 24, 100 * 1024),
+}
+
+
+def _round_up(value: int, unit: int) -> int:
+    return -(-value // unit) * unit
+
+
+def blocks_per_sm(arch: int, registers: int, shared: int, threads: int = THREADS) -> int:
+    """Blocks that a multiprocessor holds at once."""
+    sm = MULTIPROCESSORS[arch]
+    warps = -(-threads // 32)
+    register_warps = sm.registers // _round_up(32 * registers, sm.register_unit)
+    by_registers = register_warps // sm.warp_unit * sm.warp_unit // warps
+    block_shared = _round_up(shared + sm.shared_reserved, sm.shared_unit)
+    by_shared = sm.shared // block_shared if block_shared else sm.blocks
+    return min(sm.blocks, sm.threads // (32 * warps), by_registers, by_shared)
+
+
+# ---- tools --------------------------------------------------------------------------------------
+@functools.cache
+def tool(name: str) -> str:
+    """Path of cuobjdump or nvdisasm: from the triton package, the toolkit or PATH.
+
+    Raises:
+        ToolError: there is none.
+    """
+    folders = []
+    if (spec := find_spec("triton")) and spec.origin:
+        folders.append(Path(spec.origin).parent / "backends" / "nvidia" / "bin")
+    if home := os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH"):
+        folders.append(Path(home) / "bin")
+    for folder in folders:
+        if (folder / name).exists():
+            return str(folder / name)
+    if found := shutil.which(name):
+        return found
+    raise ToolError(f"no {name}: neither in the triton package nor in a CUDA toolkit")
+
+
+def _run(name: str, *arguments: str | Path, cwd: Path | None = None) -> str:
+    done = subprocess.run(
+        [tool(name), *map(str, arguments)], capture_output=True, text=True, cwd=cwd
+    )
+    if done.returncode != 0:
+        raise ToolError(f"{name} failed: {done.stderr.strip()}")
+    return done.stdout
+
+
+def demangle(symbols: Iterable[str]) -> dict[str, str]:
+    """Symbol -> name without namespaces and parameters, such as apply_rows<float, 4, ...>.
+
+    Raises:
+        ToolError: no c++filt.
+    """
+    symbols = list(dict.fromkeys(symbols))
+    filt = shutil.which("c++filt")
+    if filt is None:
+        raise ToolError("no c++filt (binutils)")
+    done = subprocess.run([filt], input="\n".join(symbols), capture_output=True, text=True)
+    names = {}
+    for symbol, text in zip(symbols, done.stdout.splitlines(), strict=True):
+        text = re.sub(r"\b(chattn|cuda)::", "", text.removeprefix("void ").split("(")[0])
+        names[symbol] = text.replace("> >", ">>").replace("> >", ">>")
+    return names
+
+
+# ---- cubins -------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Usage:
+    """What ptxas gave a kernel."""
+
+    registers: int
+    spill_bytes: int  # the stack frame and other local memory
+    static_shared: int
+
+
+def usage(binary: Path) -> dict[tuple[str, int], Usage]:
+    """(kernel, arch) -> usage, of a shared object or object file.
+
+    Raises:
+        ToolError: a tool is missing.
+    """
+    found: dict[tuple[str, int], Usage] = {}
+    arch, symbol = 0, ""
+    for line in _run("cuobjdump", "-res-usage", binary).splitlines():
+        if match := re.match(r"arch = sm_(\d+)", line):
+            arch = int(match[1])
+        elif match := re.match(r"\s*Function (\S+):", line):
+            symbol = match[1]
+        elif match := re.match(r"\s*REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)", line):
+            registers, stack, shared, local = map(int, match.groups())
+            if arch >= 90:  # where ptxas counts what the system reserves
+                shared -= MULTIPROCESSORS[arch].shared_reserved
+            found[symbol, arch] = Usage(registers, stack + local, shared)
+    names = demangle(symbol for symbol, _ in found)
+    return {(names[symbol], arch): u for (symbol, arch), u in found.items()}
+
+
+@dataclass(frozen=True)
+class Loop:
+    """Global memory accesses inside a loop, by their width in bits."""
+
+    loads: tuple[int, ...]
+    stores: tuple[int, ...]
+
+
+def loops(binary: Path, arch: int, symbol: str = "") -> Iterator[tuple[str, list[Loop]]]:
+    """Every kernel's loops, innermost and outer ones, from the disassembly.
+
+    Args:
+        binary: a shared object or object file.
+        arch: 90 for sm_90.
+        symbol: look only at cubins that mention it; disassembling takes a second for each.
+
+    Raises:
+        ToolError: a tool is missing.
+    """
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        _run("cuobjdump", "-xelf", "all", binary.resolve(), cwd=folder)
+        for cubin in sorted(folder.glob(f"*.sm_{arch}.cubin")):
+            if symbol.encode() not in cubin.read_bytes():
+                continue
+            text = _run("nvdisasm", "-c", cubin)
+            sections = re.split(r"^\.text\.(\S+):$", text, flags=re.MULTILINE)[1:]
+            names = demangle(sections[::2])
+            for symbol, body in zip(sections[::2], sections[1::2], strict=True):
+                yield names[symbol], list(_loops(body.splitlines()))
+
+
+def _loops(lines: list[str]) -> Iterator[Loop]:
+    labels: dict[str, int] = {}
+    accesses: list[tuple[int, str, int]] = []  # line, LD or ST, bits
+    for i, line in enumerate(lines):
+        if match := re.match(r"(\.L_x_\d+):", line):
+            labels[match[1]] = i
+        elif match := re.search(r"\b(LD|ST)G((?:\.\w+)*)", line):
+            bits = re.search(r"\.U?(8|16|64|128|256)\b", match[2])
+            accesses.append((i, match[1], int(bits[1]) if bits else 32))
+        if (match := re.search(r"\bBRA\b.*`\((\.L_x_\d+)\)", line)) and match[1] in labels:
+            inside = [a for a in accesses if a[0] >= labels[match[1]]]
+            yield Loop(
+                tuple(bits for _, kind, bits in inside if kind == "LD"),
+                tuple(bits for _, kind, bits in inside if kind == "ST"),
+            )
+
+
+# ---- what the planner asks for ------------------------------------------------------------------
+# Launch -> its kernel, from the planner's name for it, the map's type and the vector's length.
+_KERNELS = {
+    "squeeze": "{kernel}<{t}, {v}, SumOp<{t}, 1>>",
+    "squeeze_max": "{kernel}<{t}, {v}, SumMaxOp<{t}>>",
+    "se_dot": "{kernel}<{t}, {v}, DotOp<{t}>>",
+    "se_dot_count": "{kernel}<{t}, {v}, DotCountOp<{t}>>",
+    "se_hidden": "{kernel}<{a}, PooledRows<{a}>, WeightMatrix<{t}, true>>",
+    "se_hidden_grad": "{kernel}<{a}, GateGradRows<{a}>, WeightMatrix<{t}, false>>",
+    "se_weight_grads": "{kernel}<{t}>",
+    "se_rescale": "{kernel}<{t}, {v}, MlpForwardGate<{t}>>",
+    "se_gradient": "{kernel}<{t}, {v}, MlpBackwardGate<{t}, false>>",
+    "se_gradient_max": "{kernel}<{t}, {v}, MlpBackwardGate<{t}, true>>",
+}
+_TYPES = {torch.float32: "float", torch.float16: "half_t", torch.bfloat16: "bfloat16_t",
+          torch.float64: "double"}  # fmt: skip
+# Shapes that use every kernel, each with as much shared memory as any shape.
+_SHAPES = {
+    "nchw": ((1, 4, 8, 8), (1, 4, 32, 32)),
+    "channels_last": ((1, 256, 2, 2), (1, 66, 2, 2), (1, 33, 2, 2)),
+}
+
+
+def planned_shared() -> dict[str, int]:
+    """Kernel -> bytes of dynamic shared memory, from launches on the host execution layer."""
+    native = _native.module()
+    if native is None:
+        raise ToolError(str(_native.why_not_cpu()))
+    most: dict[str, int] = defaultdict(int)
+    for (dtype, t), layout, add_maxpool in itertools.product(
+        _TYPES.items(), _SHAPES, (False, True)
+    ):
+        name = str(dtype).removeprefix("torch.")
+        for shape in _SHAPES[layout]:
+            calls = traffic.measure("se", shape, dtype, layout, rd=4, add_maxpool=add_maxpool)
+            n, c, h, w = shape
+            for direction, call in calls.items():
+                plans = native.plan_se(n, c, h * w, 4, name, layout == "channels_last",
+                                       add_maxpool, direction == "backward")  # fmt: skip
+                for plan, launch in zip(plans, call.report.launches, strict=True):
+                    kernel = _KERNELS[launch.kernel].format(
+                        kernel=plan["kernel"], t=t, a="double" if t == "double" else "float",
+                        v=plan["vector_bytes"] // dtype.itemsize,
+                    )  # fmt: skip
+                    most[kernel] = max(most[kernel], launch.shared_bytes)
+    return dict(most)
+
+
+# ---- the table ----------------------------------------------------------------------------------
+Row = dict[str, str]
+
+
+def read() -> dict[tuple[str, int], Row]:
+    """The committed table."""
+    with TABLE.open(newline="") as file:
+        return {(row["kernel"], int(row["arch"])): row for row in csv.DictReader(file)}
+
+
+def make(found: dict[tuple[str, int], Usage], shared: dict[str, int], nvcc: str) -> list[Row]:
+    """The table of these kernels."""
+    rows = []
+    for (kernel, arch), u in sorted(found.items()):
+        total = u.static_shared + shared[kernel]
+        blocks = blocks_per_sm(arch, u.registers, total)
+        occupancy = blocks * THREADS / MULTIPROCESSORS[arch].threads
+        values = (kernel, arch, u.registers, u.spill_bytes, total, blocks, f"{occupancy:.3f}", nvcc)
+        rows.append(dict(zip(COLUMNS, map(str, values), strict=True)))
+    return rows
+
+
+def differences(rows: Iterable[Row]) -> list[str]:
+    """A line for each row that the committed table has otherwise."""
+    known = read()
+    lines = []
+    for row in rows:
+        before = known.get((row["kernel"], int(row["arch"])))
+        if before is None:
+            lines.append(f"{row['kernel']}, sm_{row['arch']}: not in the table")
+        elif before != row:
+            changes = [f"{k} {before[k]} -> {row[k]}" for k in COLUMNS if before[k] != row[k]]
+            lines.append(f"{row['kernel']}, sm_{row['arch']}: {', '.join(changes)}")
+    return lines
+
+
+def extension() -> Path:
+    """The extension, built with CUDA.
+
+    Raises:
+        ToolError: it was built without, or not at all.
+    """
+    native = _native.module()
+    if reason := _native.why_not_cuda():
+        raise ToolError(reason)
+    assert native is not None and native.__file__ is not None
+    return Path(native.__file__)
+
+
+def main() -> int:
+    """Compare, or write the table; returns the exit code."""
+    try:
+        found = usage(extension())
+        rows = make(found, planned_shared(), _native.build_info()["cuda"])
+    except ToolError as error:
+        print(error, file=sys.stderr)
+        return 2
+    if missing := set(ARCHS) - {arch for _, arch in found}:
+        print(f"the extension has no kernels for {sorted(missing)}", file=sys.stderr)
+        return 2
+    changed = differences(rows) if TABLE.exists() else []
+    print("\n".join(changed) or f"{len(rows)} rows, nothing changed")
+    if "--write" not in sys.argv[1:]:
+        return 1 if changed else 0
+    with TABLE.open("w", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    print(f"wrote {TABLE}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

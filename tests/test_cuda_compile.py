@@ -1,0 +1,175 @@
+"""What nvcc made of the kernels, against the committed table; see cuda_resources.py."""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+import shutil
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from chattn_cuda import _native
+from tests import cuda_resources as resources
+from tests.cuda_host import build, operators
+from tests.cuda_resources import ARCHS, ToolError, blocks_per_sm
+
+# Kernels that stream maps, and how many of their blocks a multiprocessor must hold at least, for
+# enough loads in flight. sm_75 holds four such blocks at most.
+STREAMING = ("reduce_tiles", "reduce_planes", "reduce_rows", "apply_spans", "apply_rows")
+WIDTHS = {"float": 4, "half_t": 8, "bfloat16_t": 8, "double": 2}  # elements of 16 bytes
+
+
+@functools.cache
+def built() -> dict[tuple[str, int], resources.Usage]:
+    try:
+        return resources.usage(resources.extension())
+    except ToolError as error:
+        pytest.skip(str(error))
+
+
+def kernel_name(kernel: str) -> str:
+    return kernel.split("<")[0]
+
+
+def is_widest(kernel: str) -> bool:
+    """Whether the kernel streams maps in accesses of 16 bytes."""
+    match = re.match(r"(\w+)<(\w+), (\d+)", kernel)
+    return bool(match and match[1] in STREAMING and WIDTHS[match[2]] == int(match[3]))
+
+
+# ---- the calculator -----------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("arch", "registers", "shared", "threads", "blocks"),
+    [
+        (75, 32, 0, 256, 4),  # threads
+        (75, 65, 0, 256, 3),  # registers: 72 * 32 a warp
+        (80, 32, 0, 256, 8),
+        (80, 80, 0, 256, 3),
+        (80, 255, 0, 256, 1),
+        (80, 16, 0, 32, 32),  # blocks
+        (86, 32, 33 * 1024, 128, 2),  # 2 * (33 + 1) KiB of 100
+        (86, 40, 0, 256, 6),
+        (89, 16, 0, 32, 24),
+        (90, 32, 113 * 1024, 256, 2),
+        (90, 32, 114 * 1024, 256, 1),  # the reserved KiB does not fit twice
+        (100, 64, 0, 1024, 1),
+        (120, 32, 0, 1024, 1),
+        (120, 32, 0, 512, 3),
+    ],
+)
+def test_occupancy(arch: int, registers: int, shared: int, threads: int, blocks: int) -> None:
+    assert blocks_per_sm(arch, registers, shared, threads) == blocks
+
+
+# ---- the table ----------------------------------------------------------------------------------
+@pytest.mark.skipif(build.compiler() is None, reason="needs a C++ compiler")
+def test_table_has_every_kernel_with_its_shared_memory() -> None:
+    try:
+        planned = resources.planned_shared()
+    except ToolError as error:
+        pytest.skip(str(error))
+    known = {(kernel, int(row["shared_bytes"])) for (kernel, _), row in resources.read().items()}
+    assert known == set(planned.items()), "python -m tests.cuda_resources --write"
+    assert {arch for _, arch in resources.read()} == set(ARCHS)
+
+
+def test_table_has_no_spills() -> None:
+    assert [key for key, row in resources.read().items() if row["spill_bytes"] != "0"] == []
+
+
+def test_streaming_kernels_are_resident_twice() -> None:
+    for (kernel, arch), row in resources.read().items():
+        # float64 is for checking gradients, and asks for twice the shared memory.
+        if kernel_name(kernel) in STREAMING and "double" not in kernel:
+            assert int(row["blocks_per_sm"]) >= 2, f"{kernel}, sm_{arch}"
+
+
+# ---- the extension ------------------------------------------------------------------------------
+def test_extension_has_no_spills() -> None:
+    assert [key for key, u in built().items() if u.spill_bytes > 0] == []
+
+
+def test_extension_matches_table() -> None:
+    nvcc = {row["nvcc"] for row in resources.read().values()}
+    if _native.build_info().get("cuda", "") not in (*nvcc, ""):
+        pytest.skip(f"built with nvcc {_native.build_info()['cuda']}, the table with {nvcc}")
+    shared = {kernel: int(row["shared_bytes"]) for (kernel, _), row in resources.read().items()}
+    new = {kernel for kernel, _ in built()} - set(shared)
+    assert not new, "python -m tests.cuda_resources --write"
+    rows = resources.make(built(), shared, nvcc.pop())
+    assert resources.differences(rows) == [], "python -m tests.cuda_resources --write"
+
+
+def check_streaming_loops(binary: Path, arch: int, symbol: str) -> None:
+    """Whole 16-byte words go in and, in the apply kernels, out of the loop over the map."""
+    checked = 0
+    for kernel, loops in resources.loops(binary, arch, symbol):
+        if not is_widest(kernel):
+            continue
+        checked += 1
+        main = [loop for loop in loops if 128 in loop.loads]
+        assert main, f"{kernel}, sm_{arch}: no loop with 128-bit loads"
+        if kernel_name(kernel).startswith("apply"):
+            assert any(128 in loop.stores for loop in main), f"{kernel}, sm_{arch}: narrow stores"
+        if kernel_name(kernel) != "apply_spans":  # whose loop also has the ends of a span
+            for loop in main:
+                assert set(loop.loads) == {128}, f"{kernel}, sm_{arch}: loads of {loop.loads}"
+                assert set(loop.stores) <= {128}, f"{kernel}, sm_{arch}: stores of {loop.stores}"
+    assert checked > 0
+
+
+@pytest.mark.parametrize("symbol", ["bfloat16_t", "IfLi4"], ids=["bfloat16", "float32"])
+@pytest.mark.parametrize("arch", [75, 90, 120])
+def test_streaming_loops_move_whole_words(arch: int, symbol: str) -> None:
+    if arch not in {a for _, a in built()}:
+        pytest.skip(f"the extension has no kernels for sm_{arch}")
+    check_streaming_loops(resources.extension(), arch, symbol)
+
+
+# ---- the compiler -------------------------------------------------------------------------------
+def find_nvcc() -> str | None:
+    home = Path(str(os.environ.get("CUDA_HOME", "/usr/local/cuda")))
+    return str(home / "bin" / "nvcc") if (home / "bin" / "nvcc").exists() else shutil.which("nvcc")
+
+
+@pytest.mark.sanitize
+def test_compiles_without_warnings(tmp_path: Path) -> None:
+    """All sources for all architectures, whatever the extension was built with; some minutes."""
+    nvcc = find_nvcc()
+    if nvcc is None:
+        pytest.skip("no nvcc in CUDA_HOME, /usr/local/cuda or on PATH")
+    version = subprocess.run([nvcc, "--version"], capture_output=True, text=True).stdout
+    release = re.search(r"release (\d+\.\d+)", version)
+    sources = [source for source in operators.SOURCES if source.suffix == ".cu"]
+
+    def compile_one(source: Path) -> tuple[Path, str]:
+        output = tmp_path / f"{source.stem}.o"
+        command = [nvcc, "-O3", "-std=c++20", f"-I{build.ROOT / 'csrc'}", "-DCHATTN_WITH_CUDA"]
+        command += ["-Werror", "all-warnings", "-Xcompiler=-fPIC,-Wall,-Werror"]
+        command += [f"-gencode=arch=compute_{a},code=sm_{a}" for a in ARCHS]
+        done = subprocess.run(
+            [*command, "-c", str(source), "-o", str(output)], capture_output=True, text=True
+        )
+        return output, done.stdout + done.stderr if done.returncode else ""
+
+    with ThreadPoolExecutor(build.JOBS) as pool:
+        results = list(pool.map(compile_one, sources))
+    assert [text for _, text in results if text] == []
+
+    try:
+        found = {key: u for output, _ in results for key, u in resources.usage(output).items()}
+        assert {arch for _, arch in found} == set(ARCHS)
+        assert [key for key, u in found.items() if u.spill_bytes > 0] == []
+        table = resources.read()
+        if release is not None and release[1] in {row["nvcc"] for row in table.values()}:
+            shared = {kernel: int(row["shared_bytes"]) for (kernel, _), row in table.items()}
+            assert resources.differences(resources.make(found, shared, release[1])) == []
+        for output, _ in results:
+            for arch in ARCHS:
+                check_streaming_loops(output, arch, "")
+    except ToolError as error:
+        pytest.skip(f"compiled without warnings; not looked at any further: {error}")
