@@ -1,4 +1,4 @@
-# make demo | test | bench | doctor | lint | types | clean      (make help explains them)
+# make demo | test | sanitize | bench | doctor | lint | types | clean      (make help explains them)
 #
 # Everything runs in .venv, which the first target makes. VENV=path and PYTHON=python3.x choose others;
 # TORCH="torch torchvision" gives a new .venv another torch than the one that figures are taken with.
@@ -10,11 +10,12 @@ BIN := $(VENV)/bin
 SOURCES := $(shell find csrc -type f) setup.py pyproject.toml
 CPP := $(shell find csrc tests/cuda_host -name '*.h' -o -name '*.cuh' -o -name '*.cpp' -o -name '*.cu')
 
-.PHONY: help demo test bench gpu-check doctor lint format types clean
+.PHONY: help demo test sanitize bench gpu-check doctor lint format types clean
 
 help:
 	@echo "make demo     build, then run a real model with and without chattn_cuda (main job)"
 	@echo "make test     build, then run all tests"
+	@echo "make sanitize  races, sanitizers and mutants of the CUDA kernels, on the CPU (10 min)"
 	@echo "make bench    build, then compare with eager PyTorch and torch.compile (pytest-benchmark)"
 	@echo "make gpu-check  on a machine with a GPU: build with $$PYTHON, test, check, measure (8 min)"
 	@echo "make doctor   what is built and what can run here"
@@ -49,6 +50,10 @@ OTHER_TORCH ?= torch==2.13.0
 
 test: $(VENV)/.built
 	CHATTN_TEST_TORCH="$(OTHER_TORCH)" $(BIN)/python -m pytest tests -q
+
+# The checks of docs/testing.md that are too slow for every run of the tests.
+sanitize: $(VENV)/.built
+	$(BIN)/python -m pytest tests -q -m sanitize
 
 bench: $(VENV)/.built
 	$(BIN)/python -m pytest bench -q

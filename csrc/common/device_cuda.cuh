@@ -11,7 +11,7 @@
 
 namespace chattn {
 
-// ---- global memory -----------------------------------------------------------------------------
+// ---- global memory
 template <class T>
 CHATTN_DEVICE T ld(const T* p) {
   return *p;
@@ -24,11 +24,6 @@ template <int N, class T>
 CHATTN_DEVICE Vec<T, N> load_vec(const T* p) {
   static_assert(sizeof(Vec<T, N>) <= 16, "one access moves at most 16 bytes");
   return *reinterpret_cast<const Vec<T, N>*>(p);
-}
-template <class T, int N>
-CHATTN_DEVICE void store_vec(T* p, const Vec<T, N>& v) {
-  static_assert(sizeof(Vec<T, N>) <= 16, "one access moves at most 16 bytes");
-  *reinterpret_cast<Vec<T, N>*>(p) = v;
 }
 
 namespace detail {
@@ -92,6 +87,13 @@ CHATTN_DEVICE unsigned char load_once(const unsigned char* p) { return __ldcs(p)
 
 }  // namespace detail
 
+// One store of the whole width: an assignment the compiler would take apart where that suits it.
+template <class T, int N>
+CHATTN_DEVICE void store_vec(T* p, const Vec<T, N>& v) {
+  using Word = typename detail::Packed<sizeof(Vec<T, N>)>::type;
+  __stwb(reinterpret_cast<Word*>(p), detail::repack<Word>(v));
+}
+
 // Evict-first, for data that no later access wants. The launch must not write what it loads so.
 template <int N, class T>
 CHATTN_DEVICE Vec<T, N> load_stream(const T* p) {
@@ -110,7 +112,7 @@ CHATTN_DEVICE T atomic_add(T* p, std::type_identity_t<T> v) {
   return atomicAdd(p, v);
 }
 
-// ---- shared memory -----------------------------------------------------------------------------
+// ---- shared memory
 template <class T>
 struct Shared {
   T* p;
@@ -148,7 +150,7 @@ CHATTN_DEVICE Shared<T> shared(std::size_t byte_offset, int count) {
   return {reinterpret_cast<T*>(chattn_shared_ + byte_offset), count};
 }
 
-// ---- warps -------------------------------------------------------------------------------------
+// ---- warps
 // Every lane of the warp calls them; each lane gets its group's result, added in butterfly order.
 template <int Width = kWarp, class T>
 CHATTN_DEVICE T warp_sum(T v) {
@@ -165,7 +167,7 @@ CHATTN_DEVICE T warp_max(T v) {
   return v;
 }
 
-// ---- clusters and grids ------------------------------------------------------------------------
+// ---- clusters and grids
 // Below sm_90 a block is a cluster of its own: the same kernel runs, launched with cluster = 1.
 CHATTN_DEVICE unsigned cluster_rank() {
 #if __CUDA_ARCH__ >= 900
@@ -199,7 +201,7 @@ CHATTN_DEVICE void cluster_sync_relaxed() {
 #endif
 }
 
-// ---- launch ------------------------------------------------------------------------------------
+// ---- launch
 // Asynchronous and capturable. Arguments are converted to the kernel's parameter types.
 template <class... Params, class... Args>
 Status launch(const char* name, void (*kernel)(Params...), const LaunchConfig& c, Args... args) {

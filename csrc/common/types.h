@@ -94,7 +94,7 @@ CHATTN_HD std::uint16_t float_to_bfloat16(float f) {
 
 }  // namespace detail
 
-// ---- element <-> accumulator -------------------------------------------------------------------
+// ---- element <-> accumulator
 CHATTN_HD float to_acc(float v) { return v; }
 CHATTN_HD double to_acc(double v) { return v; }
 CHATTN_HD float to_acc(bfloat16_t v) {

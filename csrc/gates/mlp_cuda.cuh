@@ -66,7 +66,6 @@ struct MlpShape {
 };
 
 // ---- operands (matmul.cuh)
-// -----------------------------------------------------------------------
 
 // (sample, channel): the pooled value, which is also written down for the backward pass.
 template <class A>
@@ -196,7 +195,6 @@ struct ActivatedColumns : SampleColumns<A> {
 };
 
 // ---- contract: (samples x C) times weights -> partial (samples x rd)
-// -----------------------------
 using ContractMatmul64 = MatmulTile<double, kContractTile, kContractTile, 32>;
 template <class A>
 using ContractMatmul = std::conditional_t<std::is_same_v<A, double>, ContractMatmul64,
@@ -221,9 +219,8 @@ contract(MlpShape<A> shape, Rows rows, Columns columns, A* out) {
 }
 
 // ---- gates for the apply pass
-// --------------------------------------------------------------------
 template <class A>
-using ApplyMatmul = MatmulTile<A, kApplySamples, kApplyChannels, 32, false>;
+using ApplyMatmul = MatmulTile<A, kApplySamples, kApplyChannels, sizeof(A) == 8 ? 16 : 32, false>;
 
 // Forward: s = gate(W2 act(hidden) + b2).
 template <class T>
@@ -285,7 +282,9 @@ struct MlpBackwardGate {
 };
 
 // ---- weight gradients
-// ----------------------------------------------------------------------------
+template <class A>
+using WeightGradMatmul = MatmulTile<A, kWeightTile, kWeightTile, sizeof(A) == 8 ? 16 : 32>;
+
 template <class T>
 struct WeightGradArgs {
   using A = acc_t<T>;
@@ -300,13 +299,13 @@ template <class T>
 CHATTN_KERNEL(kThreads, 1)
 weight_grads(WeightGradArgs<T> a) {
   using A = acc_t<T>;
-  using Matmul = ContractMatmul<A>;
+  using Matmul = WeightGradMatmul<A>;
   const Shared<A> scratch = shared<A>(0, Matmul::kShared);
   const MlpShape<A>& shape = a.dh.shape;
   const int c = shape.c, rd = shape.rd, tiles = a.channel_tiles * a.hidden_tiles;
   const int tile = static_cast<int>(blockIdx.x) % tiles;
-  const int c0 = tile / a.hidden_tiles * kContractTile;
-  const int j0 = tile % a.hidden_tiles * kContractTile;
+  const int c0 = tile / a.hidden_tiles * kWeightTile;
+  const int j0 = tile % a.hidden_tiles * kWeightTile;
   if (static_cast<int>(blockIdx.x) < tiles) {
     const ActivatedColumns<A> activated{{a.dh.hidden, rd, j0}, shape.act, shape.param};
     Matmul::template run<true>(

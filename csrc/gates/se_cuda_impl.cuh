@@ -132,12 +132,12 @@ Status se_backward_as(const SeBackward& p, void* scratch, void* stream) {
     args.db1 = {p.db1, wide};
     args.dw2 = {p.dw2, wide};
     args.db2 = {p.db2, wide};
-    args.channel_tiles = static_cast<int>(ceil_div(p.map.c, kContractTile));
-    args.hidden_tiles = static_cast<int>(ceil_div(p.gate.rd, kContractTile));
+    args.channel_tiles = static_cast<int>(ceil_div(p.map.c, kWeightTile));
+    args.hidden_tiles = static_cast<int>(ceil_div(p.gate.rd, kWeightTile));
     LaunchConfig config;
     config.grid = dim3(2u * static_cast<unsigned>(args.channel_tiles * args.hidden_tiles));
     config.block = dim3(kThreads);
-    config.shared_bytes = sizeof(A) * ContractMatmul<A>::kShared;
+    config.shared_bytes = sizeof(A) * WeightGradMatmul<A>::kShared;
     config.stream = stream;
     CHATTN_TRY(launch("se_weight_grads", weight_grads<T>, config, args));
   }

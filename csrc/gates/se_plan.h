@@ -77,8 +77,7 @@ inline std::vector<LaunchInfo> describe(const SePlan& plan, const MapShape& map,
             {"contract", "hidden = W1 p", contract_blocks, 0, 0, 0},
             {apply, "gate, y = gate * x", apply_blocks, apply_vector, map_bytes, map_bytes}};
   const index_t gradient_reads = gate.add_maxpool ? 2 * map_bytes : map_bytes;
-  const index_t weight_tiles =
-      2 * ceil_div(map.c, kContractTile) * ceil_div(gate.rd, kContractTile);
+  const index_t weight_tiles = 2 * ceil_div(map.c, kWeightTile) * ceil_div(gate.rd, kWeightTile);
   return {{reduce, "dgate = sum dy * x", plan.reduce.blocks, reduce_vector, 2 * map_bytes, 0},
           {"contract", "dhidden = W2^T dz", contract_blocks, 0, 0, 0},
           {"weight_grads", "dW1, db1, dW2, db2", weight_tiles, 0, 0, 0},

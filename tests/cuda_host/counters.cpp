@@ -50,7 +50,7 @@ void RequestTable::converge() {
   }
 }
 
-// ---- the report --------------------------------------------------------------------------------
+// ---- the report
 namespace {
 
 std::mutex report_mutex;

@@ -20,7 +20,7 @@
 #undef __shared__
 #define __shared__ static_assert(false, "kernels use shared<T>() instead of __shared__");
 
-// ---- what the runtime offers -------------------------------------------------------------------
+// ---- what the runtime offers
 namespace hostcuda {
 
 using Site = std::source_location;
@@ -97,7 +97,7 @@ T shuffle(WarpOp op, unsigned mask, T v, int argument, int width, Site site) {
 
 }  // namespace hostcuda
 
-// ---- CUDA names --------------------------------------------------------------------------------
+// ---- CUDA names
 #define threadIdx (::hostcuda::current->thread)
 #define blockIdx (::hostcuda::current->block)
 #define blockDim (::hostcuda::current->block_dim)
@@ -133,7 +133,7 @@ inline unsigned __ballot_sync(unsigned mask, int predicate, CHATTN_SITE) {
       {::hostcuda::WarpOp::ballot, mask, 0, 32, predicate != 0, nullptr}, site));
 }
 
-// ---- the device API ----------------------------------------------------------------------------
+// ---- the device API
 namespace chattn {
 
 template <class T>
@@ -288,8 +288,9 @@ Status launch(const char* name, void (*kernel)(Params...), const LaunchConfig& c
     const Call& c = *static_cast<Call*>(p);
     std::apply(c.kernel, c.args);
   };
-  hostcuda::run({name, config, body,
-                 std::make_shared<Call>(kernel, std::tuple<Params...>(static_cast<Params>(args)...))});
+  hostcuda::run(
+      {name, config, body,
+       std::make_shared<Call>(kernel, std::tuple<Params...>(static_cast<Params>(args)...))});
   return Status{};
 }
 

@@ -82,7 +82,7 @@ chattn::DeviceInfo device_info() {
   return {o.sm, o.multiprocessors, profile(o.sm).shared_kib << 10};
 }
 
-// ---- buffers -----------------------------------------------------------------------------------
+// ---- buffers
 std::vector<Buffer>& buffers_of_thread() {
   static thread_local std::vector<Buffer> buffers;
   return buffers;
@@ -145,7 +145,7 @@ BufferScope::~BufferScope() {
   delayed_launch().reset();  // its memory is going away
 }
 
-// ---- launch ------------------------------------------------------------------------------------
+// ---- launch
 namespace {
 
 void run_now(const LaunchCall& call, const Options& o) {
@@ -154,17 +154,8 @@ void run_now(const LaunchCall& call, const Options& o) {
   const std::size_t unit_blocks = config.cooperative ? blocks : config.cluster;
   const std::size_t units = blocks / unit_blocks;
   const int threads = static_cast<int>(volume(config.block));
-  Launch launch{call.name,
-                config,
-                call.body,
-                call.args.get(),
-                o,
-                buffers_of_thread(),
-                blocks,
-                unit_blocks,
-                units,
-                threads,
-                unit_order(units, o)};
+  Launch launch{call.name,   config, call.body, call.args.get(),     o, buffers_of_thread(), blocks,
+                unit_blocks, units,  threads,   unit_order(units, o)};
   launch.failed_at = units;
   release(&launch.start_tag);
 

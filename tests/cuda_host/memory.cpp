@@ -12,7 +12,7 @@ const char* verb(Access kind) {
 
 }  // namespace
 
-// ---- global memory -----------------------------------------------------------------------------
+// ---- global memory
 int Worker::find_buffer(const void* p, std::size_t bytes, bool store) {
   const auto begin = reinterpret_cast<std::uintptr_t>(p), end = begin + bytes;
   const auto& buffers = launch.buffers;
@@ -93,7 +93,7 @@ void Worker::check_global(const void* p, std::size_t bytes, Access kind, Site si
   maybe_preempt();
 }
 
-// ---- shared memory -----------------------------------------------------------------------------
+// ---- shared memory
 void Worker::check_shared(Block& block, std::size_t offset, std::size_t bytes, Access kind,
                           Site site) {
   Fiber& f = *running;
@@ -125,7 +125,7 @@ void Worker::check_shared(Block& block, std::size_t offset, std::size_t bytes, A
   maybe_preempt();
 }
 
-// ---- races -------------------------------------------------------------------------------------
+// ---- races
 void Worker::check_race(RaceCell* cells, std::size_t offset, std::size_t bytes, Access kind,
                         Site site, const char* memory) {
   const Fiber& f = *running;
@@ -145,7 +145,7 @@ void Worker::check_race(RaceCell* cells, std::size_t offset, std::size_t bytes, 
   }
 }
 
-// ---- what kernels call -------------------------------------------------------------------------
+// ---- what kernels call
 void global_access(const void* p, std::size_t bytes, Access kind, Site site) {
   const Unobserved u;
   worker->check_global(p, bytes, kind, site);

@@ -59,7 +59,7 @@ class Mutant:
                 f"{self.name!r} replaces; adapt tests/cuda_host/mutation.py:\n{self.old}"
             )
             at = source.index(self.old)
-        assert source.startswith(self.old, at)
+        assert source.startswith(self.old, at), f"{self.file} has changed since the test began"
         return source[:at] + self.new + source[at + len(self.old) :]
 
     def apply(self) -> Path:

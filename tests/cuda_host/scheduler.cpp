@@ -197,7 +197,7 @@ void Worker::release_memory() {
   }
 }
 
-// ---- order -------------------------------------------------------------------------------------
+// ---- order
 std::uint64_t Worker::random() {
   rng_ ^= rng_ << 13;
   rng_ ^= rng_ >> 7;
@@ -244,7 +244,7 @@ void Worker::maybe_preempt() {
   suspend();
 }
 
-// ---- fibers ------------------------------------------------------------------------------------
+// ---- fibers
 void Worker::resume(Fiber& f) {
   if (!f.started) {
     if (stacks_.empty()) take_stacks(stacks_, stack_bytes_);
@@ -307,7 +307,7 @@ void Worker::finish(Fiber& f) {
     if (barrier->arrived > 0 && barrier->arrived == barrier->live) complete(*barrier, state);
 }
 
-// ---- errors ------------------------------------------------------------------------------------
+// ---- errors
 void Worker::set_error(const Fiber& f, Site site, const char* text) {
   if (!error_.empty()) return;
   char where[160] = "";

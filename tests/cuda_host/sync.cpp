@@ -3,7 +3,7 @@
 
 namespace hostcuda {
 
-// ---- barriers ----------------------------------------------------------------------------------
+// ---- barriers
 void Worker::arrive(Barrier& barrier, State state, bool relaxed, Site site) {
   Fiber& f = *running;
   if (barrier.arrived == 0) {
@@ -80,7 +80,7 @@ void Worker::check_left_behind(Fiber& f) {
               "memory");
 }
 
-// ---- warps -------------------------------------------------------------------------------------
+// ---- warps
 std::uint64_t Worker::exchange(const WarpRequest& request, Site site) {
   Fiber& f = *running;
   Warp& w = *f.warp;
@@ -177,7 +177,7 @@ void Worker::complete_warp(Fiber* lanes, unsigned mask) {
   if (launch.options.counters && mask == (w.lanes & ~w.exited)) w.requests.converge();
 }
 
-// ---- what kernels call -------------------------------------------------------------------------
+// ---- what kernels call
 void sync_block(Site site) {
   const Unobserved u;
   worker->sync_block(site);

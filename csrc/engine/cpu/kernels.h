@@ -26,8 +26,8 @@ struct PassKernels {
                    void* dx, bool stream);
 };
 
-// Products of small row-major matrices, and activations. `w` has the weights' type, everything else is
-// accumulators.
+// Products of small row-major matrices, and activations. `w` has the weights' type, everything else
+// is accumulators.
 struct MatrixKernels {
   // out[r][i] = sum_k a[r][k] * w[i][k] + bias[i]   for i in [i0, i1); w: (., k), bias may be null
   void (*rows)(const void* a, const void* w, const void* bias, void* out, index_t rows,

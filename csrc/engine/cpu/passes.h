@@ -10,7 +10,6 @@
 namespace chattn::CHATTN_ISA {
 
 // ---- (N, C, HW): a channel is a contiguous plane
-// -------------------------------------------------
 
 // Calls body(offset, count) for every vector of [0, length); the last may be partial.
 template <int kLanes, class Body>
@@ -96,7 +95,6 @@ CHATTN_INLINE void write_run(T* out, index_t length, bool stream, Value&& value)
 }
 
 // ---- (N, HW, C): a position is a contiguous row of channels
-// ---------------------------------------
 
 // Column sums of rows(position) over [c0, c1): fold(position, channel, count) gives one vector.
 // Rows are taken in chunks that stay in the first-level cache; partial sums of a chunk live in
@@ -137,7 +135,7 @@ CHATTN_INLINE void column_sums(index_t hw, index_t c0, index_t c1, acc_t<T>* out
   }
 }
 
-// ---- the table's functions ----------------------------------------------------------------------
+// ---- the table's functions
 
 template <class T, int M>
 void squeeze(const MapShape& s, const T* const* u, index_t n, index_t c0, index_t c1, acc_t<T>* sum,

@@ -1,5 +1,5 @@
-// Activations over arrays of accumulators. Compiled per instruction set: sigmoid, which every gate runs
-// over (N, C), as vectors; the others with the scalar formula.
+// Activations over arrays of accumulators. Compiled per instruction set: sigmoid, which every gate
+// runs over (N, C), as vectors; the others with the scalar formula.
 #pragma once
 #include <math.h>
 

@@ -28,7 +28,8 @@ struct Schedule {
     const index_t most = std::clamp<index_t>(kTileBytes / sample_bytes, 1, share);
     const index_t tiles = (share + most - 1) / most;
     s.tile = (share + tiles - 1) / tiles;
-    // Every thread would read all weights; where they outweigh its maps, threads share them instead.
+    // Every thread would read all weights; where they outweigh its maps, threads share them
+    // instead.
     s.by_sample = threads <= 1 || (map.n >= threads && weight_bytes < share * sample_bytes);
     s.stream = map.bytes() >= kStreamBytes;
     return s;

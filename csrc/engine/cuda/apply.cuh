@@ -16,8 +16,8 @@
 namespace chattn::cuda {
 
 // Blocks that must fit on a multiprocessor, for enough loads in flight.
-template <class T, class Gate>
-constexpr int kApplyBlocks = sizeof(acc_t<T>) == 8 || Gate::kTiles >= 4 ? 2 : 3;
+template <class T, int V, class Gate>
+constexpr int kApplyBlocks = sizeof(acc_t<T>) == 8 || Gate::kTiles >= 4 || V == 1 ? 2 : 3;
 constexpr int kTileSize = kApplySamples * kApplyChannels;
 
 // Which gates a block owns. part == 0: nobody else computes them, so this block also stores them.
@@ -65,9 +65,8 @@ CHATTN_DEVICE A apply_one(const Shared<A>& tiles, int t, A value, A x) {
 }
 
 // ---- NCHW: a sample's channels of the tile are one contiguous span
-// -------------------------------
 template <class T, int V, class Gate>
-CHATTN_KERNEL(kThreads, (kApplyBlocks<T, Gate>))
+CHATTN_KERNEL(kThreads, (kApplyBlocks<T, V, Gate>))
 apply_spans(ApplyShape shape, ApplyIo<T> io, Gate gate) {
   using A = acc_t<T>;
   constexpr bool kNeedX = Gate::kTiles >= 4;
@@ -116,9 +115,8 @@ apply_spans(ApplyShape shape, ApplyIo<T> io, Gate gate) {
 }
 
 // ---- channels_last: a position's channels of the tile are one short row
-// ---------------------------
 template <class T, int V, class Gate>
-CHATTN_KERNEL(kThreads, (kApplyBlocks<T, Gate>))
+CHATTN_KERNEL(kThreads, (kApplyBlocks<T, V, Gate>))
 apply_rows(ApplyShape shape, ApplyIo<T> io, Gate gate) {
   using A = acc_t<T>;
   constexpr bool kNeedX = Gate::kTiles >= 4;
@@ -153,7 +151,6 @@ apply_rows(ApplyShape shape, ApplyIo<T> io, Gate gate) {
 }
 
 // ---- launch
-// --------------------------------------------------------------------------------------
 template <class T, class Gate>
 Status launch_apply(const char* name, const ApplyPlan& plan, const MapShape& map,
                     const ApplyIo<T>& io, const Gate& gate, void* stream) {

@@ -22,7 +22,7 @@ CHATTN_HD int split_at(int length, int i, int parts) {
   return static_cast<int>(static_cast<index_t>(length) * i / parts);
 }
 
-// ---- squeeze and its gradient: per-plane reductions --------------------------------------------
+// ---- squeeze and its gradient: per-plane reductions
 struct ReducePlan {
   enum Kind {
     tiles,   // NCHW, small planes: a run of planes is staged in shared memory, then reduced
@@ -88,8 +88,9 @@ inline ReducePlan plan_reduce(const MapShape& map) {
   return plan;
 }
 
-// ---- gate products: (N, K) x (K, rd) in tiles, K cut into splits -------------------------------
+// ---- gate products: (N, K) x (K, rd) in tiles, K cut into splits
 constexpr int kContractTile = 32;
+constexpr int kWeightTile = 64;  // of the weights' gradients: channels, and hidden units
 
 struct ContractPlan {
   index_t sample_tiles = 1, hidden_tiles = 1;
@@ -107,7 +108,7 @@ inline ContractPlan plan_contract(index_t n, index_t k, index_t rd) {
   return plan;
 }
 
-// ---- rescale and its gradient: a tile of gates, then the map under it ---------------------------
+// ---- rescale and its gradient: a tile of gates, then the map under it
 constexpr int kApplySamples = 16, kApplyChannels = 64;
 
 struct ApplyPlan {

@@ -12,7 +12,7 @@
 namespace chattn::cuda {
 
 // ---- what is reduced
-// ----------------------------------------------------------------------------- An Op turns the
+// An Op turns the
 // inputs' values at a position into kStaged numbers, and folds those into kOutputs. `reference` is
 // a number per plane that the fold compares with (only if kReference).
 
@@ -115,7 +115,7 @@ CHATTN_DEVICE void merge_lanes(A (&s)[Op::kOutputs], int from, int to) {
 }
 
 // ---- NCHW, small planes
-// -------------------------------------------------------------------------- Block b: planes
+// Block b: planes
 // [b*tile_planes, ...), read as one run of 16-byte words however long a plane is. Shared: kStaged
 // arrays of tile_planes*hw accumulators.
 template <class T, int V, class Op>
@@ -177,7 +177,7 @@ reduce_tiles(ReduceIo<T, Op> io, index_t planes, int hw, int tile_planes, int la
 }
 
 // ---- NCHW, large planes
-// -------------------------------------------------------------------------- A plane (or one of
+// A plane (or one of
 // `splits` parts of it) belongs to one warp or to a whole block. Planes may start inside a 16-byte
 // word: elements before the first and after the last whole word go one by one. Shared: kOutputs *
 // kWarps accumulators.
@@ -233,16 +233,18 @@ reduce_planes(ReduceIo<T, Op> io, index_t planes, int hw, int warps_per_plane, i
     for (int o = 0; o < Op::kOutputs; ++o) partial.st(o * kWarps + warp, s[o]);
   }
   __syncthreads();
-  if (tid < Op::kOutputs) {
-    A total = partial.ld(tid * kWarps);
+  CHATTN_UNROLL
+  for (int o = 0; o < Op::kOutputs; ++o) {  // io.out[tid] would put all of io on the stack
+    if (tid != o) continue;
+    A total = partial.ld(o * kWarps);
     CHATTN_UNROLL
-    for (int w = 1; w < kWarps; ++w) total = Op::merge(tid, total, partial.ld(tid * kWarps + w));
-    st(io.out[tid] + out, total);
+    for (int w = 1; w < kWarps; ++w) total = Op::merge(o, total, partial.ld(o * kWarps + w));
+    st(io.out[o] + out, total);
   }
 }
 
 // ---- channels_last
-// ------------------------------------------------------------------------------- A thread owns V
+// A thread owns V
 // channels and walks over positions; `cols` threads lie along a row. Shared: kOutputs * kWarps *
 // cols * V accumulators.
 template <class T, int V, class Op>
@@ -302,7 +304,6 @@ reduce_rows(ReduceIo<T, Op> io, index_t n_count, index_t c_count, int hw, int co
 }
 
 // ---- launch
-// --------------------------------------------------------------------------------------
 template <class T, int V, class Op>
 Status launch_reduce_as(const char* name, const ReducePlan& plan, const MapShape& map,
                         const ReduceIo<T, Op>& io, void* stream) {

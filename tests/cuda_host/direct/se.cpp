@@ -56,14 +56,15 @@ std::pair<chattn::MapShape, chattn::MlpGate> problem(const int* sizes) {
 
 }  // namespace
 
-// The arrays are those of direct.Problem.shapes, in their order. Returns 0, or 1 with the error's text.
+// The arrays are those of direct.Problem.shapes, in their order. Returns 0, or 1 with the error's
+// text.
 extern "C" __attribute__((visibility("default"))) int direct_se(int backward, const int* sizes,
-                                                                 float* const* arrays, char* error,
-                                                                 std::size_t error_size) {
+                                                                float* const* arrays, char* error,
+                                                                std::size_t error_size) {
   using namespace chattn;
   const auto [map, gate] = problem(sizes);
-  const auto [x, dy, w1, b1, w2, b2] = std::tuple(arrays[0], arrays[1], arrays[2], arrays[3],
-                                                  arrays[4], arrays[5]);
+  const auto [x, dy, w1, b1, w2, b2] =
+      std::tuple(arrays[0], arrays[1], arrays[2], arrays[3], arrays[4], arrays[5]);
   float* const* out = arrays + 6;  // y, pooled, peak, hidden, gate, dx, dw1, db1, dw2, db2
   float* const peak = gate.add_maxpool ? out[2] : nullptr;
   try {

@@ -32,13 +32,11 @@ struct HostRunner {
 }  // namespace
 }  // namespace chattn::ops
 
-STABLE_TORCH_LIBRARY(chattn_cuda_host, m)
-{
+STABLE_TORCH_LIBRARY(chattn_cuda_host, m) {
   m.def(chattn::ops::kSeForwardSchema);
   m.def(chattn::ops::kSeBackwardSchema);
 }
 
-STABLE_TORCH_LIBRARY_IMPL(chattn_cuda_host, CPU, m)
-{
+STABLE_TORCH_LIBRARY_IMPL(chattn_cuda_host, CPU, m) {
   chattn::ops::register_se<chattn::ops::HostRunner>(m);
 }
