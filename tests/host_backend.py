@@ -21,7 +21,7 @@ def register() -> None:
 def load() -> str | None:
     """Build and load the kernels, once; returns why that is impossible here, or None.
 
-    CHATTN_HOST_VARIANT=asan runs them under a sanitizer, in a process that build.sanitized() starts.
+    CHATTN_HOST_VARIANT=asan chooses a sanitizer, in a process that build.sanitized() starts.
     """
     if build.compiler() is None:
         return "no C++ compiler"

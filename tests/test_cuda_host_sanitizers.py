@@ -64,9 +64,7 @@ def test_address_and_undefined_behaviour(fault: Fault) -> None:
 def test_thread_sanitizer_finds_races(fault: Fault) -> None:
     text = ""
     for seed in range(4):  # it remembers four accesses to each eight bytes, so luck is involved
-        code, text = run(
-            "tsan", fault.kernel, "order=random", f"seed={seed}", "uninitialized=0"
-        )
+        code, text = run("tsan", fault.kernel, "order=random", f"seed={seed}", "uninitialized=0")
         if "ThreadSanitizer: data race" in text:
             break
     assert "ThreadSanitizer: data race" in text
@@ -110,11 +108,10 @@ def test_operators_under_address_sanitizer() -> None:
     """Through torch, in all types: the operators' own code too."""
     build_first = "from tests.cuda_host import operators; operators.library('asan')"
     subprocess.run([sys.executable, "-c", build_first], cwd=build.ROOT, check=True)
-    cases = "cuda_host and (hw25 or hw49 or hw1- or hw361 or maxpool or one or empty)"
+    sizes = "hw25 or hw49 or hw1- or hw361 or maxpool or one or empty"
+    some = ["-k", f"test_against_float64 and cuda_host and ({sizes})"]
     pytest_command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
-    command, env = build.sanitized(
-        "asan", [*pytest_command, "tests/test_numerics.py", "-k", f"test_against_float64 and {cases}"]
-    )
+    command, env = build.sanitized("asan", [*pytest_command, "tests/test_numerics.py", *some])
     env["CHATTN_HOST_VARIANT"] = "asan"
     result = subprocess.run(command, env=env, cwd=build.ROOT, capture_output=True, text=True)
     output = result.stdout + result.stderr

@@ -1,7 +1,7 @@
 """Changed copies of csrc/ and of the zoo: every barrier deleted in turn, and bugs planted by hand.
 
-    for mutant in [*barriers(CSRC), *BUGS]:
-        library = direct.build(mutant.apply())
+for mutant in [*barriers(CSRC), *BUGS]:
+    library = direct.build(mutant.apply())
 """
 
 from __future__ import annotations
@@ -283,7 +283,8 @@ BUGS = (
         "map-read-twice-in-tiles", _REDUCE,
         "  const int vectors = length / V;\n",
         "  const int vectors = length / V;\n"
-        "  for (int i = tid; i < vectors; i += kThreads) (void)load_vec<V>(io.in[0] + base + i * V);\n",
+        "  for (int i = tid; i < vectors; i += kThreads)\n"
+        "    (void)load_vec<V>(io.in[0] + base + i * V);\n",
         "x: .* bytes loaded, expected",
     ),
 )  # fmt: skip

@@ -12,7 +12,7 @@ extern "C" CHATTN_KERNEL(256) copy_api(const float* in, float* out, int n) {
 }
 extern "C" __global__ void __launch_bounds__(256) copy_raw(const float* in, float* out, int n) {
   const int i = 4 * static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x);
-  if (i < n) *reinterpret_cast<float4*>(out + i) = *reinterpret_cast<const float4*>(in + i);
+  if (i < n) __stwb(reinterpret_cast<uint4*>(out + i), *reinterpret_cast<const uint4*>(in + i));
 }
 
 extern "C" CHATTN_KERNEL(256) reduce_api(const float* in, float* out) {
