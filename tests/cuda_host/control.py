@@ -58,7 +58,9 @@ class BufferTraffic:
         return self.bytes / (32 * sectors) if sectors else 1.0
 
     def __add__(self, other: BufferTraffic) -> BufferTraffic:
-        return BufferTraffic(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
+        return BufferTraffic(
+            *(getattr(self, f.name) + getattr(other, f.name) for f in fields(self))
+        )
 
 
 @dataclass(frozen=True)
