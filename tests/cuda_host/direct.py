@@ -84,7 +84,7 @@ PROBLEMS = (
     Problem("planes_by_warp", 1, 11, 23, 23, 4),
     Problem("rows", 2, 36, 9, 9, 5, add_maxpool=True, channels_last=True),
     Problem("rows_by_element", 2, 33, 9, 9, 7, channels_last=True),
-    Problem("wide", 2, 520, 3, 3, 33),
+    Problem("wide", 2, 520, 3, 3, 70),
     Problem("batch", 70, 20, 2, 2, 6),
     Problem("batch_rows", 33, 12, 3, 1, 6, channels_last=True),
 )
