@@ -198,7 +198,8 @@ class BuildNative(build_ext):
                 continue
             if source.name == "kernels.cpp":
                 for isa, flags in ISA_FLAGS.items():
-                    add(source, [*base, "-Wno-psabi", f"-DCHATTN_ISA={isa}", *flags], f".{isa}")
+                    fused = [*base, "-Wno-psabi", "-ffp-contract=fast", f"-DCHATTN_ISA={isa}", *flags]
+                    add(source, fused, f".{isa}")
             elif source.name == "module.cpp":
                 add(source, [*base, *with_cuda, *module_flags])
             elif source.parent.name == "ops":

@@ -1,6 +1,7 @@
 // Squeeze-and-excitation on the CPU: the engine's passes around the MLP gate.
 #include "gates/se_cpu.h"
 
+#include <memory>
 #include <vector>
 
 #include "engine/cpu/kernels.h"
@@ -102,7 +103,8 @@ struct Backward {
   index_t c, rd;
   // (N, C): dz, the gradient before the gate function; dp, of the pooled map, per position.
   // (N, rd): dh, before the activation; activated hidden units. Counts and peak gradients: (N, C).
-  std::vector<A> dz, dp, dh, activated, count;
+  std::unique_ptr<A[]> scratch;
+  A *dz, *dp, *dh, *activated, *count;
 
   explicit Backward(const SeBackward& params)
       : p(params),
@@ -110,41 +112,37 @@ struct Backward {
         matrix(kernels().matrix(p.gate.weight_dtype)),
         c(p.map.c),
         rd(p.gate.rd) {
-    const auto planes = static_cast<std::size_t>(p.map.planes());
-    dz.resize(planes);
-    dp.resize(planes);
-    dh.resize(static_cast<std::size_t>(p.map.n * rd));
-    activated.resize(dh.size());
-    if (p.peak) count.resize(planes);
+    const index_t planes = p.map.planes(), units = p.map.n * rd;
+    const index_t size = (p.peak ? 3 : 2) * planes + 2 * units;
+    scratch = std::make_unique_for_overwrite<A[]>(static_cast<std::size_t>(size));
+    dz = scratch.get();
+    dp = dz + planes;
+    dh = dp + planes;
+    activated = dh + units;
+    count = p.peak ? activated + units : nullptr;
   }
 
   void reduce(index_t n, index_t c0, index_t c1) {
-    A* ds = dz.data() + n * c;
-    pass.dot(p.map, p.dy, p.x, n, c0, c1, ds, at<A>(p.peak, n * c),
-             p.peak ? count.data() + n * c : nullptr);
-    const A* dgate = at<A>(p.dgate, n * c);
-    const A* s = at<A>(p.scale, n * c);
-    for (index_t i = c0; i < c1; ++i)
-      ds[i] = (ds[i] + (dgate ? dgate[i] : A(0))) * gate_grad_from_value(p.gate.gate, s[i]);
+    A* ds = dz + n * c;
+    pass.dot(p.map, p.dy, p.x, n, c0, c1, ds, at<A>(p.peak, n * c), at<A>(count, n * c));
+    const index_t first = n * c + c0;
+    matrix.gate_backward(p.gate.gate, at<A>(p.scale, first), at<A>(p.dgate, first), ds + c0,
+                         c1 - c0);
   }
 
   void hidden(index_t n0, index_t n1, index_t j0, index_t j1) {
-    A* d = dh.data() + n0 * rd;
-    matrix.columns(dz.data() + n0 * c, p.w2, d, n1 - n0, c, rd, j0, j1);
-    const A param = static_cast<A>(p.gate.act_param);
-    const A* h = at<A>(p.hidden, n0 * rd);
-    A* a = activated.data() + n0 * rd;
-    for (index_t n = 0; n < n1 - n0; ++n)
-      for (index_t j = n * rd + j0; j < n * rd + j1; ++j) {
-        d[j] *= activate_grad(p.gate.act, h[j], param);
-        a[j] = activate(p.gate.act, h[j], param);
-      }
+    matrix.columns(dz + n0 * c, p.w2, dh + n0 * rd, n1 - n0, c, rd, j0, j1);
+    for (index_t n = n0; n < n1; ++n) {
+      const index_t first = n * rd + j0;
+      matrix.activate_backward(p.gate.act, p.gate.act_param, at<A>(p.hidden, first),
+                               activated + first, dh + first, j1 - j0);
+    }
   }
 
   // dp is left as what every position of a plane receives: dp/HW, halved where the max has its
   // half.
   void pooled(index_t n0, index_t n1, index_t c0, index_t c1) {
-    matrix.columns(dh.data() + n0 * rd, p.w1, dp.data() + n0 * c, n1 - n0, rd, c, c0, c1);
+    matrix.columns(dh + n0 * rd, p.w1, dp + n0 * c, n1 - n0, rd, c, c0, c1);
     const A hw = static_cast<A>(p.map.hw);
     for (index_t n = n0; n < n1; ++n)
       for (index_t i = n * c + c0; i < n * c + c1; ++i) {
@@ -155,8 +153,8 @@ struct Backward {
   }
 
   void gradient(index_t n, index_t c0, index_t c1, bool stream) const {
-    pass.gradient(p.map, p.dy, p.x, n, c0, c1, at<A>(p.scale, n * c), dp.data() + n * c,
-                  at<A>(p.peak, n * c), p.peak ? count.data() + n * c : nullptr, p.dx, stream);
+    pass.gradient(p.map, p.dy, p.x, n, c0, c1, at<A>(p.scale, n * c), dp + n * c,
+                  at<A>(p.peak, n * c), at<A>(count, n * c), p.dx, stream);
   }
 
   void run(const Parallel& parallel) {
@@ -187,10 +185,10 @@ struct Backward {
     }
     if (!p.dw1) return;
     parallel.run(0, c, std::max<index_t>(1, 16384 / rd), [&](index_t c0, index_t c1) {
-      matrix.outer(dz.data(), activated.data(), p.dw2, p.db2, samples, c, c0, c1, rd);
+      matrix.outer(dz, activated, p.dw2, p.db2, samples, c, c0, c1, rd);
     });
     parallel.run(0, rd, std::max<index_t>(1, 16384 / c), [&](index_t j0, index_t j1) {
-      matrix.outer(dh.data(), p.pooled, p.dw1, p.db1, samples, rd, j0, j1, c);
+      matrix.outer(dh, p.pooled, p.dw1, p.db1, samples, rd, j0, j1, c);
     });
   }
 };

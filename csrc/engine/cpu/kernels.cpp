@@ -63,7 +63,18 @@ struct Matrices {
   static void activate(Act f, double param, void* values, index_t count) {
     activate_array<A>(f, static_cast<A>(param), static_cast<A*>(values), count);
   }
-  static constexpr cpu::MatrixKernels table() { return {rows, columns, outer, activate}; }
+  static void activate_backward(Act f, double param, const void* z, void* values, void* grad,
+                                index_t count) {
+    CHATTN_ISA::activate_backward<A>(f, static_cast<A>(param), static_cast<const A*>(z),
+                                     static_cast<A*>(values), static_cast<A*>(grad), count);
+  }
+  static void gate_backward(Act f, const void* gate, const void* dgate, void* grad, index_t count) {
+    CHATTN_ISA::gate_backward<A>(f, static_cast<const A*>(gate), static_cast<const A*>(dgate),
+                                 static_cast<A*>(grad), count);
+  }
+  static constexpr cpu::MatrixKernels table() {
+    return {rows, columns, outer, activate, activate_backward, gate_backward};
+  }
 };
 
 // In the order of DType.

@@ -41,6 +41,11 @@ struct MatrixKernels {
                 index_t i0, index_t i1, index_t k);
   // values[i] = f(values[i])
   void (*activate)(Act f, double param, void* values, index_t count);
+  // values[i] = f(z[i]), grad[i] *= f'(z[i])
+  void (*activate_backward)(Act f, double param, const void* z, void* values, void* grad,
+                            index_t count);
+  // grad[i] = (grad[i] + dgate[i]) * f' where f is gate[i]; dgate may be null
+  void (*gate_backward)(Act f, const void* gate, const void* dgate, void* grad, index_t count);
 };
 
 struct Kernels {

@@ -1,8 +1,6 @@
 // The gates' small matrix products: rows of samples times weights that every sample shares.
 // Compiled per instruction set. Weights are read once for a tile of kTile samples.
 #pragma once
-#include <type_traits>
-
 #include "engine/cpu/simd.h"
 #include "engine/map.h"
 
@@ -10,32 +8,17 @@ namespace chattn::CHATTN_ISA {
 
 constexpr int kTile = 8;
 
-// R vectors as separate variables: GCC keeps an array of vectors in memory.
-template <class V, int R>
-struct Tile {
-  V v0{}, v1{}, v2{}, v3{}, v4{}, v5{}, v6{}, v7{};
+// Rows of a matrix lie a power of two apart as a rule, so that the same column of all of them falls
+// into one set of the first-level cache and evicts itself. Tiles of rows are therefore packed: what
+// is read together lies together.
+constexpr index_t kPacked = 512;  // columns of a packed tile
 
-  // f(row, its vector) for each row.
-  template <class F>
-  CHATTN_INLINE void each(F&& f) {
-    f(index_t{0}, v0);
-    if constexpr (R > 1) f(index_t{1}, v1);
-    if constexpr (R > 2) f(index_t{2}, v2);
-    if constexpr (R > 3) f(index_t{3}, v3);
-    if constexpr (R > 4) f(index_t{4}, v4);
-    if constexpr (R > 5) f(index_t{5}, v5);
-    if constexpr (R > 6) f(index_t{6}, v6);
-    if constexpr (R > 7) f(index_t{7}, v7);
-  }
-};
-
-// Calls body(row, std::integral_constant<int, R>) for tiles of R <= kTile rows.
-template <int R = kTile, class Body>
-CHATTN_INLINE void for_tiles(index_t row, index_t rows, Body&& body) {
-  for (; row + R <= rows; row += R) body(row, std::integral_constant<int, R>{});
-  if constexpr (R > 1) {
-    if (row < rows) for_tiles<R / 2>(row, rows, body);
-  }
+// packed[v * R + r] = vector v of row r, zero beyond `length`.
+template <int R, class V, class A>
+CHATTN_INLINE void pack_vectors(const A* a, index_t stride, index_t length, V* packed) {
+  using S = Simd<A>;
+  for (index_t j = 0; j < length; j += S::kLanes)
+    for (index_t r = 0; r < R; ++r) *packed++ = S::load_some(a + r * stride + j, length - j);
 }
 
 template <class W, int R>
@@ -44,86 +27,125 @@ CHATTN_INLINE void rows_tile(const acc_t<W>* a, const W* w, const W* bias, acc_t
   using S = Simd<W>;
   using SA = Simd<acc_t<W>>;
   using V = typename S::V;
-  for (index_t i = i0; i < i1; ++i) {
-    Tile<V, R> sums;
-    const W* row = w + i * k;
-    index_t j = 0;
-    for (; j + S::kLanes <= k; j += S::kLanes) {
-      const V v = S::load(row + j);
-      sums.each([&](index_t r, V& sum) { sum += v * SA::load(a + r * k + j); });
+  constexpr index_t kL = S::kLanes;
+  V packed[kPacked / kL * R];
+  for (index_t k0 = 0; k0 < k; k0 += kPacked) {
+    const index_t length = k - k0 < kPacked ? k - k0 : kPacked;
+    pack_vectors<R>(a + k0, k, length, packed);
+    for (index_t i = i0; i < i1; i += kL) {
+      const index_t outputs = i1 - i < kL ? i1 - i : kL;
+      V parts[R][kL];
+      for (index_t p = 0; p < kL; ++p) {
+        // Beyond the last output the lanes are not stored.
+        const W* row = w + (p < outputs ? i + p : i) * k + k0;
+        const V* column = packed;
+        Tile<V, R> sums;
+        for_vectors<kL>(length, [&](index_t j, index_t count) {
+          const V v = S::load_some(row + j, count);
+          sums.each([&](index_t r, V& sum) { sum += v * column[r]; });
+          column += R;
+        });
+        sums.each([&](index_t r, V& sum) { parts[r][p] = sum; });
+      }
+      for (index_t r = 0; r < R; ++r) {
+        acc_t<W>* o = out + r * out_stride + i;
+        V v = S::sums(parts[r]);
+        if (k0 > 0) {
+          v += SA::load_some(o, outputs);
+        } else if (bias) {
+          v += S::load_some(bias + i, outputs);
+        }
+        SA::store_some(o, v, outputs);
+      }
     }
-    if (j < k) {
-      const int count = static_cast<int>(k - j);
-      const V v = S::load_partial(row + j, count);
-      sums.each([&](index_t r, V& sum) { sum += v * SA::load_partial(a + r * k + j, count); });
-    }
-    const acc_t<W> b = bias ? to_acc(bias[i]) : acc_t<W>(0);
-    sums.each([&](index_t r, V& sum) { out[r * out_stride + i] = S::sum(sum) + b; });
   }
 }
 
 template <class W>
 void matrix_rows(const acc_t<W>* a, const W* w, const W* bias, acc_t<W>* out, index_t rows,
                  index_t out_stride, index_t i0, index_t i1, index_t k) {
-  for_tiles(0, rows, [&](index_t r, auto tile) {
+  for_tiles<kTile>(0, rows, [&](index_t r, auto tile) {
     rows_tile<W, tile()>(a + r * k, w, bias, out + r * out_stride, out_stride, i0, i1, k);
   });
 }
 
-// One vector of columns, R rows: the sum over i stays in registers.
+// One vector of columns, R rows: the sums over i stay in registers.
 template <class W, int R>
 CHATTN_INLINE void columns_tile(const acc_t<W>* a, const W* w, acc_t<W>* out, index_t i_count,
-                                index_t width, index_t k, index_t count) {
+                                index_t width, index_t count) {
   using S = Simd<W>;
   using SA = Simd<acc_t<W>>;
   using V = typename S::V;
   Tile<V, R> sums;
   for (index_t i = 0; i < i_count; ++i) {
-    const V v = S::load_some(w + i * width + k, count);
+    const V v = S::load_some(w + i * width, count);
     sums.each([&](index_t r, V& sum) { sum += a[r * i_count + i] * v; });
   }
-  sums.each([&](index_t r, V& sum) { SA::store_some(out + r * width + k, sum, count); });
+  sums.each([&](index_t r, V& sum) { SA::store_some(out + r * width, sum, count); });
 }
 
 template <class W>
 void matrix_columns(const acc_t<W>* a, const W* w, acc_t<W>* out, index_t rows, index_t i_count,
                     index_t width, index_t k0, index_t k1) {
-  constexpr int kL = Simd<W>::kLanes;
-  for (index_t k = k0; k < k1; k += kL) {
-    const index_t count = k1 - k < kL ? k1 - k : kL;
-    for_tiles(0, rows, [&](index_t r, auto tile) {
-      columns_tile<W, tile()>(a + r * i_count, w, out + r * width, i_count, width, k, count);
+  for_vectors<Simd<W>::kLanes>(k1 - k0, [&](index_t k, index_t count) {
+    for_tiles<kTile>(0, rows, [&](index_t r, auto tile) {
+      columns_tile<W, tile()>(a + r * i_count, w + k0 + k, out + r * width + k0 + k, i_count, width,
+                              count);
     });
-  }
+  });
+}
+
+// R rows of the output and a vector or two of its columns; `b` has that many columns, too.
+template <class W, int R, int kVectors>
+CHATTN_INLINE void outer_tile(const acc_t<W>* a, index_t a_stride, const acc_t<W>* b,
+                              index_t b_stride, index_t rows, W* out, index_t out_stride,
+                              index_t count) {
+  using S = Simd<W>;
+  using SA = Simd<acc_t<W>>;
+  using V = typename S::V;
+  Tile<V, R * kVectors> sums;
+  for (index_t r = 0; r < rows; ++r, a += a_stride, b += b_stride)
+    sums.each([&](index_t q, V& sum) {
+      sum += a[q / kVectors] * SA::load_some(b + q % kVectors * S::kLanes, count);
+    });
+  sums.each([&](index_t q, V& sum) {
+    S::store_some(out + q / kVectors * out_stride + q % kVectors * S::kLanes, sum, count);
+  });
 }
 
 template <class W>
 void matrix_outer(const acc_t<W>* a, const acc_t<W>* b, W* out, W* bias, index_t rows,
                   index_t i_count, index_t i0, index_t i1, index_t k) {
-  using S = Simd<W>;
-  using SA = Simd<acc_t<W>>;
-  using V = typename S::V;
-  constexpr int kL = S::kLanes;
-  for (index_t i = i0; i < i1; ++i) {
-    acc_t<W> total = 0;
-    for (index_t r = 0; r < rows; ++r) total += a[r * i_count + i];
-    if (bias) bias[i] = from_acc<W>(total);
-    index_t j = 0;
-    for (; j + 4 * kL <= k; j += 4 * kL) {
-      Tile<V, 4> sums;
-      for (index_t r = 0; r < rows; ++r) {
-        const acc_t<W> scale = a[r * i_count + i];
-        sums.each([&](index_t q, V& sum) { sum += scale * SA::load(b + r * k + j + q * kL); });
-      }
-      sums.each([&](index_t q, V& sum) { S::store(out + i * k + j + q * kL, sum); });
+  using A = acc_t<W>;
+  using SA = Simd<A>;
+  constexpr index_t kL = SA::kLanes, kRows = 32;
+  if (bias) {
+    for (index_t i = i0; i < i1; ++i) {
+      A total = 0;
+      for (index_t r = 0; r < rows; ++r) total += a[r * i_count + i];
+      bias[i] = from_acc<W>(total);
     }
-    for (; j < k; j += kL) {
-      const index_t count = k - j < kL ? k - j : kL;
-      V sum{};
+  }
+  typename SA::V packed[kRows * 2];
+  for (index_t j = 0; j < k; j += 2 * kL) {
+    const bool whole = j + 2 * kL <= k;
+    const A* columns = b + j;
+    index_t stride = k;
+    if (whole && rows <= kRows) {
       for (index_t r = 0; r < rows; ++r)
-        sum += a[r * i_count + i] * SA::load_some(b + r * k + j, count);
-      S::store_some(out + i * k + j, sum, count);
+        for (index_t v = 0; v < 2; ++v) packed[2 * r + v] = SA::load(b + r * k + j + v * kL);
+      columns = reinterpret_cast<const A*>(packed);
+      stride = 2 * kL;
     }
+    for_tiles<4>(i0, i1, [&](index_t i, auto tile) {
+      W* o = out + i * k + j;
+      if (whole) {
+        outer_tile<W, tile(), 2>(a + i, i_count, columns, stride, rows, o, k, kL);
+        return;
+      }
+      for (index_t v = 0; j + v < k; v += kL)
+        outer_tile<W, tile(), 1>(a + i, i_count, columns + v, stride, rows, o + v, k, k - j - v);
+    });
   }
 }
 

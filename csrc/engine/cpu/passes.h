@@ -11,56 +11,40 @@ namespace chattn::CHATTN_ISA {
 
 // ---- (N, C, HW): a channel is a contiguous plane
 
-// Calls body(offset, count) for every vector of [0, length); the last may be partial.
-template <int kLanes, class Body>
-CHATTN_INLINE void for_vectors(index_t length, Body&& body) {
-  index_t i = 0;
-  for (; i + kLanes <= length; i += kLanes) body(i, static_cast<index_t>(kLanes));
-  if (i < length) body(i, length - i);
-}
-
-// Sum over [0, length) of value(offset), a vector of lanes; four chains hide the adder's latency.
-template <class S, class Full, class Partial>
-CHATTN_INLINE typename S::A sum_of(index_t length, Full&& full, Partial&& partial) {
-  constexpr int kL = S::kLanes;
+// Sum over [0, length) of value(offset), a vector of lanes, lane by lane; four chains hide the
+// adder's latency.
+template <class S, class Value>
+CHATTN_INLINE typename S::V sum_of(index_t length, Value&& value) {
+  constexpr index_t kL = S::kLanes;
   typename S::V s0{}, s1{}, s2{}, s3{};
   index_t i = 0;
   for (; i + 4 * kL <= length; i += 4 * kL) {
-    s0 += full(i);
-    s1 += full(i + kL);
-    s2 += full(i + 2 * kL);
-    s3 += full(i + 3 * kL);
+    s0 += value(i, kL);
+    s1 += value(i + kL, kL);
+    s2 += value(i + 2 * kL, kL);
+    s3 += value(i + 3 * kL, kL);
   }
-  for (; i + kL <= length; i += kL) s0 += full(i);
-  if (i < length) s1 += partial(i, static_cast<int>(length - i));
-  return S::sum((s0 + s1) + (s2 + s3));
+  for (; i + kL <= length; i += kL) s0 += value(i, kL);
+  if (i < length) s1 += value(i, length - i);
+  return (s0 + s1) + (s2 + s3);
 }
 
-template <class T, int M>
-CHATTN_INLINE acc_t<T> plane_sum(const T* const* u, index_t offset, index_t hw) {
+// out[c] = sum over [0, hw) of value(offset, count) at the offsets of plane c, for c in [c0, c1).
+template <class T, class Value>
+CHATTN_INLINE void plane_sums(const MapShape& s, index_t n, index_t c0, index_t c1, acc_t<T>* out,
+                              Value&& value) {
   using S = Simd<T>;
-  return sum_of<S>(
-      hw,
-      [&](index_t i) {
-        auto v = S::load(u[0] + offset + i);
-        for (int m = 1; m < M; ++m) v += S::load(u[m] + offset + i);
-        return v;
-      },
-      [&](index_t i, int count) {
-        auto v = S::load_partial(u[0] + offset + i, count);
-        for (int m = 1; m < M; ++m) v += S::load_partial(u[m] + offset + i, count);
-        return v;
-      });
-}
-
-template <class T>
-CHATTN_INLINE acc_t<T> plane_dot(const T* g, const T* x, index_t hw) {
-  using S = Simd<T>;
-  return sum_of<S>(
-      hw, [&](index_t i) { return S::load(g + i) * S::load(x + i); },
-      [&](index_t i, int count) {
-        return S::load_partial(g + i, count) * S::load_partial(x + i, count);
-      });
+  constexpr index_t kL = S::kLanes;
+  for (index_t c = c0; c < c1; c += kL) {
+    const index_t planes = c1 - c < kL ? c1 - c : kL;
+    typename S::V parts[kL];
+    for (index_t p = 0; p < kL; ++p) {
+      const index_t offset = (n * s.c + c + p) * s.hw;
+      parts[p] = sum_of<S>(p < planes ? s.hw : 0,
+                           [&](index_t i, index_t count) { return value(offset + i, count); });
+    }
+    Simd<acc_t<T>>::store_some(out + c, S::sums(parts), planes);
+  }
 }
 
 template <class T>
@@ -96,41 +80,39 @@ CHATTN_INLINE void write_run(T* out, index_t length, bool stream, Value&& value)
 
 // ---- (N, HW, C): a position is a contiguous row of channels
 
-// Column sums of rows(position) over [c0, c1): fold(position, channel, count) gives one vector.
-// Rows are taken in chunks that stay in the first-level cache; partial sums of a chunk live in
-// registers, so that the error grows with the number of chunks and not of positions.
-template <class T, class Fold>
-CHATTN_INLINE void column_sums(index_t hw, index_t c0, index_t c1, acc_t<T>* out, Fold&& fold) {
-  using S = Simd<T>;
-  using V = typename S::V;
-  constexpr int kL = S::kLanes, kBlock = 4 * kL;
-  const index_t row_bytes = (c1 - c0) * static_cast<index_t>(sizeof(T));
-  index_t chunk = 32768 / (row_bytes > 0 ? row_bytes : 1);
-  chunk = chunk < 16 ? 16 : (chunk > 128 ? 128 : chunk);
-  for (index_t c = c0; c < c1; ++c) out[c] = 0;
-  for (index_t p0 = 0; p0 < hw; p0 += chunk) {
-    const index_t p1 = p0 + chunk < hw ? p0 + chunk : hw;
-    index_t c = c0;
-    for (; c + kBlock <= c1; c += kBlock) {
-      V s0{}, s1{}, s2{}, s3{};
-      for (index_t p = p0; p < p1; ++p) {
-        s0 += fold(p, c, static_cast<index_t>(kL));
-        s1 += fold(p, c + kL, static_cast<index_t>(kL));
-        s2 += fold(p, c + 2 * kL, static_cast<index_t>(kL));
-        s3 += fold(p, c + 3 * kL, static_cast<index_t>(kL));
-      }
-      using SA = Simd<acc_t<T>>;
-      SA::store(out + c, SA::load(out + c) + s0);
-      SA::store(out + c + kL, SA::load(out + c + kL) + s1);
-      SA::store(out + c + 2 * kL, SA::load(out + c + 2 * kL) + s2);
-      SA::store(out + c + 3 * kL, SA::load(out + c + 3 * kL) + s3);
-    }
-    for (; c < c1; c += kL) {
-      using SA = Simd<acc_t<T>>;
-      const index_t count = c1 - c < kL ? c1 - c : kL;
-      V s{};
-      for (index_t p = p0; p < p1; ++p) s += fold(p, c, count);
-      SA::store_some(out + c, SA::load_some(out + c, count) + s, count);
+// out[c] = sum of value(position, channel, count) over positions, for channels in [c0, c1).
+//
+// Rows are read from end to end. One at a time, so that the prefetcher of a page follows one stream
+// (two streams in a page cost up to half of the bandwidth), unless rows are longer than a page:
+// then each starts with misses, which four at a time overlap. Partial sums of a chunk of rows stay
+// in the first-level cache; the error grows with the number of chunks and not of positions.
+template <class T, class Value>
+CHATTN_INLINE void column_sums(const MapShape& s, index_t c0, index_t c1, acc_t<T>* out,
+                               Value&& value) {
+  using SA = Simd<acc_t<T>>;
+  using V = typename SA::V;
+  constexpr index_t kL = SA::kLanes, kVectors = 64, kChunk = 64, kPageBytes = 4096;
+  const bool long_rows = s.c * static_cast<index_t>(sizeof(T)) > kPageBytes;
+  V sums[kVectors];
+  for (index_t b0 = c0; b0 < c1; b0 += kVectors * kL) {
+    const index_t width = c1 - b0 < kVectors * kL ? c1 - b0 : kVectors * kL;
+    for (index_t p0 = 0; p0 < s.hw; p0 += kChunk) {
+      const index_t p1 = p0 + kChunk < s.hw ? p0 + kChunk : s.hw;
+      for (V& sum : sums) sum = V{};
+      index_t p = p0;
+      for (; long_rows && p + 4 <= p1; p += 4)
+        for_vectors<kL>(width, [&](index_t i, index_t count) {
+          const index_t c = b0 + i;
+          sums[i / kL] += (value(p, c, count) + value(p + 1, c, count)) +
+                          (value(p + 2, c, count) + value(p + 3, c, count));
+        });
+      for (; p < p1; ++p)
+        for_vectors<kL>(width,
+                        [&](index_t i, index_t count) { sums[i / kL] += value(p, b0 + i, count); });
+      for_vectors<kL>(width, [&](index_t i, index_t count) {
+        acc_t<T>* o = out + b0 + i;
+        SA::store_some(o, p0 > 0 ? SA::load_some(o, count) + sums[i / kL] : sums[i / kL], count);
+      });
     }
   }
 }
@@ -142,15 +124,17 @@ void squeeze(const MapShape& s, const T* const* u, index_t n, index_t c0, index_
              acc_t<T>* peak) {
   using S = Simd<T>;
   if (!s.channels_last) {
-    for (index_t c = c0; c < c1; ++c) {
-      const index_t offset = (n * s.c + c) * s.hw;
-      sum[c] = plane_sum<T, M>(u, offset, s.hw);
-      if (peak) peak[c] = plane_max(u[0] + offset, s.hw);
-    }
+    plane_sums<T>(s, n, c0, c1, sum, [&](index_t offset, index_t count) {
+      auto v = S::load_some(u[0] + offset, count);
+      for (int m = 1; m < M; ++m) v += S::load_some(u[m] + offset, count);
+      return v;
+    });
+    if (!peak) return;
+    for (index_t c = c0; c < c1; ++c) peak[c] = plane_max(u[0] + (n * s.c + c) * s.hw, s.hw);
     return;
   }
   const index_t base = n * s.hw * s.c;
-  column_sums<T>(s.hw, c0, c1, sum, [&](index_t p, index_t c, index_t count) {
+  column_sums<T>(s, c0, c1, sum, [&](index_t p, index_t c, index_t count) {
     auto v = S::load_some(u[0] + base + p * s.c + c, count);
     for (int m = 1; m < M; ++m) v += S::load_some(u[m] + base + p * s.c + c, count);
     return v;
@@ -172,15 +156,16 @@ void dot(const MapShape& s, const T* g, const T* x, index_t n, index_t c0, index
          acc_t<T>* out, const acc_t<T>* peak, acc_t<T>* count_out) {
   using S = Simd<T>;
   if (!s.channels_last) {
-    for (index_t c = c0; c < c1; ++c) {
-      const index_t offset = (n * s.c + c) * s.hw;
-      out[c] = plane_dot(g + offset, x + offset, s.hw);
-      if (peak) count_out[c] = plane_count(x + offset, s.hw, peak[c]);
-    }
+    plane_sums<T>(s, n, c0, c1, out, [&](index_t offset, index_t count) {
+      return S::load_some(g + offset, count) * S::load_some(x + offset, count);
+    });
+    if (!peak) return;
+    for (index_t c = c0; c < c1; ++c)
+      count_out[c] = plane_count(x + (n * s.c + c) * s.hw, s.hw, peak[c]);
     return;
   }
   const index_t base = n * s.hw * s.c;
-  column_sums<T>(s.hw, c0, c1, out, [&](index_t p, index_t c, index_t count) {
+  column_sums<T>(s, c0, c1, out, [&](index_t p, index_t c, index_t count) {
     const index_t offset = base + p * s.c + c;
     return S::load_some(g + offset, count) * S::load_some(x + offset, count);
   });

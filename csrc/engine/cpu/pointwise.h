@@ -1,7 +1,9 @@
 // Activations over arrays of accumulators. Compiled per instruction set: sigmoid, which every gate
-// runs over (N, C), as vectors; the others with the scalar formula.
+// runs over (N, C), as vectors by hand; the others as the compiler can.
 #pragma once
 #include <math.h>
+
+#include <type_traits>
 
 #include "common/activation.h"
 #include "engine/cpu/simd.h"
@@ -34,20 +36,52 @@ CHATTN_INLINE Simd<float>::V exp_vector(Simd<float>::V x) {
   return p * scale;  // a product, so that NaN stays NaN
 }
 
+// body(a constant equal to f), so that a loop over elements has no switch and can be vectorised.
+template <int I = 0, class Body>
+CHATTN_INLINE void with_constant(Act f, Body&& body) {
+  if (f == static_cast<Act>(I)) {
+    body(std::integral_constant<Act, static_cast<Act>(I)>{});
+  } else if constexpr (I + 1 < kActCount) {
+    with_constant<I + 1>(f, body);
+  }
+}
+
 template <class A>
 void activate_array(Act f, A param, A* values, index_t count) {
   if constexpr (std::is_same_v<A, float>) {
     if (f == Act::sigmoid) {
       using S = Simd<float>;
       const S::V one = S::broadcast(1.f);
-      for (index_t i = 0; i < count; i += S::kLanes) {
-        const S::V z = S::load_some(values + i, count - i);
-        S::store_some(values + i, one / (one + exp_vector(-z)), count - i);
-      }
+      for_vectors<S::kLanes>(count, [&](index_t i, index_t lanes) {
+        const S::V z = S::load_some(values + i, lanes);
+        S::store_some(values + i, one / (one + exp_vector(-z)), lanes);
+      });
       return;
     }
   }
-  for (index_t i = 0; i < count; ++i) values[i] = activate(f, values[i], param);
+  with_constant(f, [&](auto act) {
+    for (index_t i = 0; i < count; ++i) values[i] = activate(act(), values[i], param);
+  });
+}
+
+template <class A>
+void activate_backward(Act f, A param, const A* z, A* values, A* grad, index_t count) {
+  with_constant(f, [&](auto act) {
+    for (index_t i = 0; i < count; ++i) {
+      grad[i] *= activate_grad(act(), z[i], param);
+      values[i] = activate(act(), z[i], param);
+    }
+  });
+}
+
+template <class A>
+void gate_backward(Act f, const A* gate, const A* dgate, A* grad, index_t count) {
+  if (dgate)
+    for (index_t i = 0; i < count; ++i) grad[i] += dgate[i];
+  with_constant(f, [&](auto act) {
+    if constexpr (is_gate(act()))
+      for (index_t i = 0; i < count; ++i) grad[i] *= gate_grad_from_value(act(), gate[i]);
+  });
 }
 
 }  // namespace chattn::CHATTN_ISA
