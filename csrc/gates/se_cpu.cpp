@@ -197,7 +197,8 @@ struct Backward {
 
 }  // namespace
 
-void se_forward(const SeForward& p, const Parallel& parallel) {
+template <>
+void run(const SeForward& p, const Parallel& parallel) {
   if (p.map.dtype == DType::f64) {
     Forward<double>(p).run(parallel);
   } else {
@@ -205,7 +206,8 @@ void se_forward(const SeForward& p, const Parallel& parallel) {
   }
 }
 
-void se_backward(const SeBackward& p, const Parallel& parallel) {
+template <>
+void run(const SeBackward& p, const Parallel& parallel) {
   if (p.map.dtype == DType::f64) {
     Backward<double>(p).run(parallel);
   } else {
