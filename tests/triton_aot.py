@@ -22,7 +22,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from chattn_cuda.triton import se
+from chattn_cuda.triton import host, se
 from chattn_cuda.triton.kernels.activations import codes
 from chattn_cuda.triton.launch import WARPS
 
@@ -82,7 +82,7 @@ def cases(arch: int) -> Iterator[Case]:
         yield Case(*_SMALL, "fp32", gate=gate)
 
 
-def launches(case: Case) -> list[se.Launch]:
+def launches(case: Case) -> list[host.Launch]:
     n, c, _, _ = case.shape
     fmt = torch.channels_last if case.channels_last else torch.contiguous_format
     x = torch.empty(case.shape, dtype=_DTYPES[case.dtype], device="meta", memory_format=fmt)
@@ -96,7 +96,7 @@ def launches(case: Case) -> list[se.Launch]:
     return forward + backward
 
 
-def source(launch: se.Launch) -> ASTSource:
+def source(launch: host.Launch) -> ASTSource:
     """What Triton's launcher would compile for these arguments."""
     signature: dict[str, Any] = {}
     constants: dict[tuple[int, ...], Any] = {}

@@ -1,4 +1,4 @@
-"""The operators ``torch.ops.chattn_cuda_triton.se_forward`` and ``se_backward``.
+"""The operators ``torch.ops.chattn_cuda_triton.*``.
 
 Registered with ``torch.library.Library`` rather than ``custom_op``, whose wrapper costs more than
 the launches do. The schemas are those of the native operators, and fake kernels are registered for
@@ -7,21 +7,15 @@ all namespaces in one place.
 
 from __future__ import annotations
 
+import importlib
 import threading
 
 import torch
 
 NAMESPACE = "chattn_cuda_triton"
 
-SCHEMAS = (
-    "se_forward(Tensor x, Tensor w1, Tensor? b1, Tensor w2, Tensor? b2, int act, float act_param, "
-    "int gate_fn, bool add_maxpool) "
-    "-> (Tensor y, Tensor pooled, Tensor peak, Tensor hidden, Tensor gate)",
-    "se_backward(Tensor dy, Tensor? dgate, Tensor x, Tensor pooled, Tensor peak, Tensor hidden, "
-    "Tensor gate, Tensor w1, Tensor w2, int act, float act_param, int gate_fn, bool add_maxpool, "
-    "bool need_dx, bool need_dw) "
-    "-> (Tensor dx, Tensor dw1, Tensor db1, Tensor dw2, Tensor db2)",
-)
+#: Modules of this package with a block each: its SCHEMAS, and a function for each, of its name.
+BLOCKS = ("se",)
 
 _library: torch.library.Library | None = None
 _lock = threading.Lock()
@@ -39,12 +33,12 @@ def register() -> None:
     with _lock:
         if _library is not None:
             return
-        from . import se
-
         library = torch.library.Library(NAMESPACE, "DEF")
-        for schema in SCHEMAS:
-            library.define(schema)
-        for key in ("CUDA", "CPU"):
-            library.impl("se_forward", se.se_forward, key)
-            library.impl("se_backward", se.se_backward, key)
+        for block in BLOCKS:
+            module = importlib.import_module(f"chattn_cuda.triton.{block}")
+            for schema in module.SCHEMAS:
+                library.define(schema)
+                name = schema.partition("(")[0]
+                for key in ("CUDA", "CPU"):
+                    library.impl(name, getattr(module, name), key)
         _library = library

@@ -8,77 +8,25 @@ compiled them.
 
 from __future__ import annotations
 
-import contextlib
-from typing import Any, NamedTuple
-
 import torch
 from torch import Tensor
 
+from . import host
 from .kernels import gate as gates
 from .kernels import passes
-from .kernels.activations import INTERPRETED
-from .launch import FILL, UNLIMITED, WARPS, PassPlan, plan_mlp, plan_outer, plan_pass
+from .launch import UNLIMITED, plan_mlp, plan_outer, plan_pass
+
+SCHEMAS = (
+    "se_forward(Tensor x, Tensor w1, Tensor? b1, Tensor w2, Tensor? b2, int act, float act_param, "
+    "int gate_fn, bool add_maxpool) "
+    "-> (Tensor y, Tensor pooled, Tensor peak, Tensor hidden, Tensor gate)",
+    "se_backward(Tensor dy, Tensor? dgate, Tensor x, Tensor pooled, Tensor peak, Tensor hidden, "
+    "Tensor gate, Tensor w1, Tensor w2, int act, float act_param, int gate_fn, bool add_maxpool, "
+    "bool need_dx, bool need_dw) "
+    "-> (Tensor dx, Tensor dw1, Tensor db1, Tensor dw2, Tensor db2)",
+)
 
 _TWO_TILES = 2
-# The interpreter runs one program after the other, so it gets few and large ones.
-_FILL = 8 if INTERPRETED.value else FILL
-
-
-class Launch(NamedTuple):
-    """One kernel launch: ``args`` in the order of the kernel's parameters, constants included."""
-
-    kernel: Any
-    programs: int
-    args: tuple[Any, ...]
-
-
-def is_channels_last(x: Tensor) -> bool:
-    """Whether the results for ``x`` (N, C, H, W) are channels_last; the rule of all backends.
-
-    A dense map keeps its format (contiguous where it is both). Of the others, those whose channels
-    are adjacent and whose pixels are at least C apart count as channels_last.
-    """
-    if x.is_contiguous():
-        return False
-    if x.is_contiguous(memory_format=torch.channels_last):
-        return True
-    _, c, h, w = x.shape
-    _, sc, sh, sw = x.stride()
-    return c > 1 and sc == 1 and h * w > 1 and (h == 1 or sh >= c) and (w == 1 or sw >= c)
-
-
-def _format(channels_last: bool) -> torch.memory_format:
-    return torch.channels_last if channels_last else torch.contiguous_format
-
-
-def _dense(x: Tensor, channels_last: bool) -> Tensor:
-    return x.contiguous(memory_format=_format(channels_last))
-
-
-def _empty_map(x: Tensor, channels_last: bool) -> Tensor:
-    return torch.empty_like(x, memory_format=_format(channels_last))
-
-
-def _accumulator(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
-
-def _sizes(p: PassPlan, n: int) -> tuple[int, ...]:
-    return (n, p.mid, p.units, p.steps, p.c_tiles, p.splits)
-
-
-def _tiles(p: PassPlan) -> tuple[Any, ...]:
-    return (p.align, p.channels_last, p.tile_n, p.tile_c, p.tile_l)
-
-
-def _reduction(
-    n: int, c: int, hw: int, cl: bool, itemsize: int, tiles: int
-) -> tuple[int, PassPlan]:
-    """Plan of a pass that sums over HW, and the number of samples to run it with."""
-    if cl:
-        return n, plan_pass(n, c, hw, True, itemsize, tiles, fill=_FILL)
-    # Planes of NCHW are independent and adjacent: one sample with N * C channels.
-    return 1, plan_pass(1, n * c, hw, False, itemsize, tiles, fill=_FILL)
 
 
 def forward_launches(
@@ -91,14 +39,14 @@ def forward_launches(
     act_param: float,
     gate_fn: int,
     add_maxpool: bool,
-) -> tuple[tuple[Tensor, Tensor, Tensor, Tensor, Tensor], list[Launch]]:
+) -> tuple[tuple[Tensor, Tensor, Tensor, Tensor, Tensor], list[host.Launch]]:
     """Outputs (y, pooled, peak, hidden, gate), not yet computed, and the launches that do."""
     n, c, h, w = x.shape
     hw = h * w
     r = w1.shape[0]
-    channels_last = is_channels_last(x)
-    acc = _accumulator(x.dtype)
-    y = _empty_map(x, channels_last)
+    channels_last = host.is_channels_last(x)
+    acc = host.accumulator(x.dtype)
+    y = host.empty_map(x, channels_last)
     pooled = x.new_empty((n, c), dtype=acc)
     peak = x.new_empty((n, c) if add_maxpool else (0,), dtype=acc)
     hidden = x.new_empty((n, r), dtype=acc)
@@ -106,7 +54,7 @@ def forward_launches(
     outputs = (y, pooled, peak, hidden, gate)
     if n == 0:
         return outputs, []
-    x = _dense(x, channels_last)
+    x = host.dense(x, channels_last)
     w1 = w1.reshape(r, c).contiguous()
     w2 = w2.reshape(c, r).contiguous()
     b1 = None if b1 is None else b1.contiguous()
@@ -115,32 +63,32 @@ def forward_launches(
     cl = channels_last or hw == 1
     size = x.element_size()
 
-    samples, p = _reduction(n, c, hw, cl, size, _TWO_TILES if add_maxpool else 1)
+    samples, p = host.reduction(n, c, hw, cl, size, _TWO_TILES if add_maxpool else 1)
     part_sum = x.new_empty((p.splits, n, c), dtype=acc)
     part_max = torch.empty_like(part_sum) if add_maxpool else None
     launches = [
-        Launch(
+        host.Launch(
             passes.squeeze_kernel,
             p.programs,
-            ((x,), part_sum, part_max, *_sizes(p, samples), *_tiles(p)),
+            ((x,), part_sum, part_max, *host.sizes(p, samples), *host.tiles(p)),
         )
     ]
-    m = plan_mlp(n, r, c, gate.element_size(), fill=_FILL)
+    m = plan_mlp(n, r, c, gate.element_size(), fill=host.FILL)
     launches.append(
-        Launch(
+        host.Launch(
             gates.mlp_hidden_kernel,
             m.programs,
             (part_sum, part_max, w1, b1, pooled, peak if add_maxpool else None, hidden)
             + (n, c, r, hw, p.splits, m.tile_n, m.tile_r, m.tile_k),
         )
     )
-    p = plan_pass(n, c, hw, cl, size, max_splits=UNLIMITED, hidden=r, fill=_FILL)
+    p = plan_pass(n, c, hw, cl, size, max_splits=UNLIMITED, hidden=r, fill=host.FILL)
     launches.append(
-        Launch(
+        host.Launch(
             gates.mlp_rescale_kernel,
             p.programs,
-            ((x,), y, hidden, w2, b2, gate, *_sizes(p, n), r, act, act_param, gate_fn)
-            + (*_tiles(p), p.tile_k),
+            ((x,), y, hidden, w2, b2, gate, *host.sizes(p, n), r, act, act_param, gate_fn)
+            + (*host.tiles(p), p.tile_k),
         )
     )
     return outputs, launches
@@ -162,14 +110,14 @@ def backward_launches(
     add_maxpool: bool,
     need_dx: bool,
     need_dw: bool,
-) -> tuple[tuple[Tensor, Tensor, Tensor, Tensor, Tensor], list[Launch]]:
+) -> tuple[tuple[Tensor, Tensor, Tensor, Tensor, Tensor], list[host.Launch]]:
     """Outputs (dx, dw1, db1, dw2, db2), not yet computed, and the launches that do."""
     n, c, h, w = x.shape
     hw = h * w
     r = w1.shape[0]
-    channels_last = is_channels_last(x)
+    channels_last = host.is_channels_last(x)
     acc = gate.dtype
-    dx = _empty_map(x, channels_last) if need_dx else x.new_empty((0,))
+    dx = host.empty_map(x, channels_last) if need_dx else x.new_empty((0,))
     new_weight = w1.new_zeros if n == 0 else w1.new_empty
     dw1 = new_weight(w1.shape if need_dw else (0,))
     db1 = new_weight((r,) if need_dw else (0,))
@@ -178,8 +126,8 @@ def backward_launches(
     outputs = (dx, dw1, db1, dw2, db2)
     if n == 0 or not (need_dx or need_dw):
         return outputs, []
-    x = _dense(x, channels_last)
-    dy = _dense(dy, channels_last)
+    x = host.dense(x, channels_last)
+    dy = host.dense(dy, channels_last)
     dgate = None if dgate is None else dgate.contiguous()
     pooled, hidden, gate = pooled.contiguous(), hidden.contiguous(), gate.contiguous()
     w1 = w1.reshape(r, c).contiguous()
@@ -189,23 +137,23 @@ def backward_launches(
     acc_size = gate.element_size()
     top = peak.contiguous() if add_maxpool else None
 
-    samples, p = _reduction(n, c, hw, cl, size, 2 * _TWO_TILES if add_maxpool else _TWO_TILES)
+    samples, p = host.reduction(n, c, hw, cl, size, 2 * _TWO_TILES if add_maxpool else _TWO_TILES)
     parts = x.new_empty((1, p.splits, n, c), dtype=acc)
     part_count = parts.new_empty((p.splits, n, c)) if add_maxpool else None
     launches = [
-        Launch(
+        host.Launch(
             passes.reduce_kernel,
             p.programs,
-            (dy, (x,), top, parts, part_count, *_sizes(p, samples), *_tiles(p)),
+            (dy, (x,), top, parts, part_count, *host.sizes(p, samples), *host.tiles(p)),
         )
     ]
     dz = torch.empty_like(gate)
     count = torch.empty_like(gate) if add_maxpool else None
     dhidden = torch.empty_like(hidden)
     # w2 is contiguous along the hidden axis here: 8 columns are one 32-byte sector of float32
-    m = plan_mlp(n, r, c, acc_size, min_cols=8, fill=_FILL)
+    m = plan_mlp(n, r, c, acc_size, min_cols=8, fill=host.FILL)
     launches.append(
-        Launch(
+        host.Launch(
             gates.mlp_dhidden_kernel,
             m.programs,
             (parts, part_count, dgate, gate, hidden, w2, dz, count, dhidden)
@@ -215,7 +163,7 @@ def backward_launches(
     if need_dw:
         m = plan_outer(r, c, n, acc_size)
         launches.append(
-            Launch(
+            host.Launch(
                 gates.mlp_dweight_kernel,
                 m.programs,
                 (dhidden, pooled, hidden, dz, dw1, db1, dw2, db2)
@@ -224,37 +172,16 @@ def backward_launches(
         )
     if need_dx:
         tiles = _TWO_TILES if add_maxpool else 1
-        p = plan_pass(n, c, hw, cl, size, tiles, max_splits=UNLIMITED, hidden=r, fill=_FILL)
+        p = plan_pass(n, c, hw, cl, size, tiles, max_splits=UNLIMITED, hidden=r, fill=host.FILL)
         launches.append(
-            Launch(
+            host.Launch(
                 gates.mlp_spread_kernel,
                 p.programs,
-                (dy, (x,), top, count, gate, dhidden, w1, (dx,), *_sizes(p, n), r, hw)
-                + (*_tiles(p), p.tile_k),
+                (dy, (x,), top, count, gate, dhidden, w1, (dx,), *host.sizes(p, n), r, hw)
+                + (*host.tiles(p), p.tile_k),
             )
         )
     return outputs, launches
-
-
-def _run(launches: list[Launch], x: Tensor) -> None:
-    if not launches:
-        return
-    context: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
-    if INTERPRETED.value:
-        import numpy
-
-        context = numpy.errstate(all="ignore")  # Inf and NaN are results here, as on a GPU
-    elif x.device.type != "cuda":
-        raise RuntimeError(
-            f"chattn_cuda's Triton kernels run on CUDA tensors, got a tensor on {x.device}; for "
-            "CPU tensors set the environment variable TRITON_INTERPRET=1 before Python starts "
-            "(slow, for tests)"
-        )
-    elif x.device.index != torch.cuda.current_device():
-        context = torch.cuda.device(x.device)
-    with context:
-        for kernel, programs, args in launches:
-            kernel[(programs,)](*args, num_warps=WARPS)
 
 
 def se_forward(
@@ -290,7 +217,7 @@ def se_forward(
         RuntimeError: for CPU tensors outside Triton's interpreter.
     """
     outputs, launches = forward_launches(x, w1, b1, w2, b2, act, act_param, gate_fn, add_maxpool)
-    _run(launches, x)
+    host.run(launches, x)
     return outputs
 
 
@@ -341,5 +268,5 @@ def se_backward(
         dy, dgate, x, pooled, peak, hidden, gate, w1, w2,
         act, act_param, gate_fn, add_maxpool, need_dx, need_dw,
     )  # fmt: skip
-    _run(launches, x)
+    host.run(launches, x)
     return outputs

@@ -19,6 +19,7 @@ struct MlpGate {
 
 // Arrays are dense; "acc" is acc_t of the map's type.
 struct SeForward {
+  static constexpr const char* kName = "se_forward";
   MapShape map;
   MlpGate gate;
   const void* x = nullptr;
@@ -34,6 +35,7 @@ struct SeForward {
 };
 
 struct SeBackward {
+  static constexpr const char* kName = "se_backward";
   MapShape map;
   MlpGate gate;
   const void* dy = nullptr;

@@ -195,7 +195,8 @@ struct Backward {
 
 }  // namespace
 
-void se_forward(const SeForward& p, const Parallel& parallel) {
+template <>
+void run(const SeForward& p, const Parallel& parallel) {
   if (p.map.dtype == DType::f64) {
     Forward<double>(p).run(parallel);
   } else {
@@ -203,7 +204,8 @@ void se_forward(const SeForward& p, const Parallel& parallel) {
   }
 }
 
-void se_backward(const SeBackward& p, const Parallel& parallel) {
+template <>
+void run(const SeBackward& p, const Parallel& parallel) {
   if (p.map.dtype == DType::f64) {
     Backward<double>(p).run(parallel);
   } else {

@@ -4,7 +4,9 @@
 
 namespace chattn::cpu {
 
-void se_forward(const SeForward& p, const Parallel& parallel);
-void se_backward(const SeBackward& p, const Parallel& parallel);
+template <>
+void run(const SeForward& p, const Parallel& parallel);
+template <>
+void run(const SeBackward& p, const Parallel& parallel);
 
 }  // namespace chattn::cpu

@@ -29,33 +29,26 @@ index_t scratch_of(const MapShape& map, const MlpGate& gate, bool backward) {
   return SeScratch::make(plan_se(map, gate), map, gate, backward).total * acc_size(map.dtype);
 }
 
-template <class F>
-Status by_type(DType dtype, F&& f) {
-  switch (dtype) {
-    case DType::f32:
-      return f(float{});
-    case DType::f16:
-      return f(half_t{});
-    case DType::bf16:
-      return f(bfloat16_t{});
-    case DType::f64:
-      return f(double{});
-  }
-  return Status::error("unknown dtype code %d", static_cast<int>(dtype));
-}
-
 }  // namespace
 
-index_t scratch_bytes(const SeForward& p) { return scratch_of(p.map, p.gate, false); }
-index_t scratch_bytes(const SeBackward& p) { return scratch_of(p.map, p.gate, true); }
+template <>
+index_t scratch_bytes(const SeForward& p) {
+  return scratch_of(p.map, p.gate, false);
+}
+template <>
+index_t scratch_bytes(const SeBackward& p) {
+  return scratch_of(p.map, p.gate, true);
+}
 
-Status se_forward(const SeForward& p, void* scratch, void* stream) {
+template <>
+Status run(const SeForward& p, void* scratch, void* stream) {
   CHATTN_TRY(check_size(p.map, p.gate));
   return by_type(p.map.dtype,
                  [&](auto t) { return se_forward_as<decltype(t)>(p, scratch, stream); });
 }
 
-Status se_backward(const SeBackward& p, void* scratch, void* stream) {
+template <>
+Status run(const SeBackward& p, void* scratch, void* stream) {
   CHATTN_TRY(check_size(p.map, p.gate));
   return by_type(p.map.dtype,
                  [&](auto t) { return se_backward_as<decltype(t)>(p, scratch, stream); });

@@ -5,8 +5,8 @@
 #pragma once
 #include <dlfcn.h>
 
-#include "gates/se_cuda.h"
-#include "ops/se_op.h"
+#include "engine/cuda/run.h"
+#include "ops/tensor.h"
 
 namespace chattn::ops {
 
@@ -26,18 +26,11 @@ inline void* current_stream(std::int32_t device) {
 struct CudaRunner {
   // Scratch memory comes from torch's caching allocator, on the same stream.
   template <class Params>
-  static void run_on_stream(const Tensor& x, const Params& p, const char* op,
-                            Status (*launch)(const Params&, void* scratch, void* stream)) {
+  static void run(const Tensor& x, const Params& p) {
     const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
     const index_t bytes = cuda::scratch_bytes(p);
     const Tensor scratch = new_tensor(x, {(bytes + 7) / 8}, ScalarType::Double);
-    check(launch(p, scratch.data_ptr(), current_stream(x.get_device_index())), op);
-  }
-  static void run(const Tensor& x, const SeForward& p) {
-    run_on_stream(x, p, "se_forward", cuda::se_forward);
-  }
-  static void run(const Tensor& x, const SeBackward& p) {
-    run_on_stream(x, p, "se_backward", cuda::se_backward);
+    check(cuda::run(p, scratch.data_ptr(), current_stream(x.get_device_index())), Params::kName);
   }
 };
 

@@ -1,6 +1,5 @@
 // The squeeze-and-excitation operators: schema, memory-safety checks, allocation. What runs them
-// (CPU kernels, CUDA kernels) is the `Runner`: static run(const Tensor& x, const SeForward&) and
-// run(const Tensor& x, const SeBackward&).
+// (CPU kernels, CUDA kernels) is the `Runner`: static run(const Tensor& x, const Params&).
 #pragma once
 #include <tuple>
 
@@ -32,11 +31,7 @@ inline MlpGate mlp_gate(const Tensor& x, const Tensor& w1, const Tensor& w2, std
                   "chattn_cuda::se: C, H, W and rd must be at least 1");
   STD_TORCH_CHECK(w1.numel() == gate.rd * c && w2.size(0) == c && w2.numel() == gate.rd * c,
                   "chattn_cuda::se: w1 must be (rd, C) and w2 (C, rd)");
-  gate.weight_dtype = dtype(w1);
-  STD_TORCH_CHECK(w2.scalar_type() == w1.scalar_type() &&
-                      acc_type(w1.scalar_type()) == acc_type(x.scalar_type()) &&
-                      (w1.scalar_type() == x.scalar_type() || gate.weight_dtype == DType::f32),
-                  "chattn_cuda::se: weights must have x's dtype, or be float32 for a 16-bit x");
+  gate.weight_dtype = weight_dtype(w1, x);
   STD_TORCH_CHECK(act >= 0 && act < kActCount, "chattn_cuda::se: unknown activation code");
   STD_TORCH_CHECK(gate_fn >= 0 && gate_fn < kActCount && is_gate(static_cast<Act>(gate_fn)),
                   "chattn_cuda::se: unknown gate code");
@@ -45,12 +40,6 @@ inline MlpGate mlp_gate(const Tensor& x, const Tensor& w1, const Tensor& w2, std
   gate.gate = static_cast<Act>(gate_fn);
   gate.add_maxpool = add_maxpool;
   return gate;
-}
-
-inline void check_like(const Tensor& t, const Tensor& x, ScalarType type, index_t numel,
-                       const char* name) {
-  STD_TORCH_CHECK(t.scalar_type() == type && t.numel() == numel && t.device() == x.device(),
-                  "chattn_cuda::se: ", name, " has the wrong dtype, size or device");
 }
 
 template <class Runner>
@@ -103,10 +92,7 @@ FiveTensors se_backward(Tensor dy, std::optional<Tensor> dgate, Tensor x, Tensor
   p.gate = mlp_gate(x, w1, w2, act, act_param, gate_fn, add_maxpool);
   const index_t n = x.size(0), c = x.size(1), rd = p.gate.rd;
   const ScalarType acc = acc_type(x.scalar_type()), type = w1.scalar_type();
-  STD_TORCH_CHECK(dy.dim() == 4 && dy.size(0) == n && dy.size(1) == c && dy.size(2) == x.size(2) &&
-                      dy.size(3) == x.size(3),
-                  "chattn_cuda::se_backward: dy must have x's shape");
-  check_like(dy, x, x.scalar_type(), x.numel(), "dy");
+  check_gradient(dy, x);
   check_like(w1, x, type, rd * c, "w1");
   check_like(w2, x, type, rd * c, "w2");
   check_like(pooled, x, acc, n * c, "pooled");

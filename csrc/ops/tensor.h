@@ -44,6 +44,29 @@ inline ScalarType acc_type(ScalarType t) {
   return t == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 }
 
+// Python explains to the user what is wrong; these checks only keep the kernels inside their
+// arrays.
+inline void check_like(const Tensor& t, const Tensor& x, ScalarType type, index_t numel,
+                       const char* name) {
+  STD_TORCH_CHECK(t.scalar_type() == type && t.numel() == numel && t.device() == x.device(),
+                  "chattn_cuda: ", name, " has the wrong dtype, size or device");
+}
+
+inline void check_gradient(const Tensor& dy, const Tensor& x) {
+  STD_TORCH_CHECK(dy.dim() == 4 && dy.size(0) == x.size(0) && dy.size(1) == x.size(1) &&
+                      dy.size(2) == x.size(2) && dy.size(3) == x.size(3),
+                  "chattn_cuda: dy must have x's shape");
+  check_like(dy, x, x.scalar_type(), x.numel(), "dy");
+}
+
+inline DType weight_dtype(const Tensor& w, const Tensor& x) {
+  const DType type = dtype(w);
+  STD_TORCH_CHECK(acc_type(w.scalar_type()) == acc_type(x.scalar_type()) &&
+                      (w.scalar_type() == x.scalar_type() || type == DType::f32),
+                  "chattn_cuda: weights must have x's dtype, or be float32 for a 16-bit x");
+  return type;
+}
+
 // Dense in the order of dimensions `order`, outermost first; dimensions of size 1 do not count.
 inline bool dense(const Tensor& t, const std::initializer_list<int>& order) {
   index_t expected = 1;

@@ -1,22 +1,20 @@
-"""The blocks as functions."""
+"""Squeeze-and-Excitation as a function."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from typing import Literal, overload
 
-import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from chattn_cuda import activations, backends, ops, reference, validation
-from chattn_cuda.activations import Activation, ActivationSpec
+from chattn_cuda.activations import ActivationSpec
 from chattn_cuda.explanation import Explanation, explain_call, register_explainer
+from chattn_cuda.functional.common import Resolved, why_not_fused
 
-__all__ = ["squeeze_excite"]
+__all__ = ["run_squeeze_excite", "squeeze_excite"]
 
-Resolved = tuple[Activation, float]
-_SE_WEIGHTS = ("w1", "b1", "w2", "b2")
+_WEIGHTS = ("w1", "b1", "w2", "b2")
 
 
 @overload
@@ -107,7 +105,7 @@ def squeeze_excite(
     """
     validation.check_map(x)
     validation.check_squeeze_excite(x, w1, b1, w2, b2)
-    weights = validation.unify_dtypes(x, (w1, b1, w2, b2), _SE_WEIGHTS)
+    weights = validation.unify_dtypes(x, (w1, b1, w2, b2), _WEIGHTS)
     name = backends.select(backend, x.device.type, x.dtype)
     act_, gate_ = activations.resolve(act, "act"), activations.resolve(gate, "gate")
     if _why_not_fused(x, weights, act_, gate_) is not None:
@@ -153,23 +151,6 @@ def _formulas(
     return y.contiguous(memory_format=ops.memory_format_of(x)), s
 
 
-def why_not_fused(x: Tensor, weights: Sequence[Tensor | None]) -> str | None:
-    """Why the operators cannot take these tensors, whatever the block; None where they can."""
-    for t in (x, *weights):
-        kind = type(t)
-        if kind is not Tensor and kind is not torch.nn.Parameter and kind is not type(None):
-            if hasattr(kind, "__tensor_flatten__"):
-                return f"an argument is a {kind.__name__}"
-    if x.shape[1] == 0 or x.shape[2] == 0 or x.shape[3] == 0:
-        return f"x has empty planes, shape {tuple(x.shape)}"
-    if torch.compiler.is_compiling():
-        if torch._C._are_functorch_transforms_active():
-            return "torch.func inside torch.compile cannot differentiate the operators"
-    elif forward_ad._current_level >= 0:
-        return "forward-mode differentiation is active"
-    return None
-
-
 def _why_not_fused(
     x: Tensor,
     weights: Sequence[Tensor | None],
@@ -183,7 +164,7 @@ def _why_not_fused(
     return why_not_fused(x, weights)
 
 
-def _explain_squeeze_excite(
+def _explain(
     x: Tensor,
     w1: Tensor,
     b1: Tensor | None,
@@ -207,4 +188,4 @@ def _explain_squeeze_excite(
     return explain_call("squeeze_excite", backend, x.device.type, x.dtype, uncovered, "reference")
 
 
-register_explainer(squeeze_excite, _explain_squeeze_excite)
+register_explainer(squeeze_excite, _explain)

@@ -12,143 +12,20 @@ every backend's namespace. `Block` says what differs between blocks; everything 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from chattn_cuda import activations, reference
+from chattn_cuda import reference
+from chattn_cuda.ops import se
+from chattn_cuda.ops.block import Block
 
-__all__ = ["BLOCKS", "Block", "apply", "memory_format_of", "register_fakes"]
+__all__ = ["BLOCKS", "apply", "register_fakes"]
 
-_ACTIVATION_OF_CODE = {a.code: a for a in activations.ACTIVATIONS.values()}
-
-
-@dataclass(frozen=True)
-class Block:
-    """What distinguishes one block from another.
-
-    Attributes:
-        name: Prefix of its operators.
-        tensors: Number of tensors that its forward takes, the map first.
-        saved: Number of outputs after y; the backward needs them, and the last is the gate.
-        operands: ``operands(tensors, outputs)`` picks what the backward operator reads.
-        fake_forward: Shapes and strides of the forward operator's outputs.
-        fake_backward: Shapes and strides of the backward operator's outputs.
-        formulas: ``formulas(*tensors, *constants) -> (y, gate)`` in plain PyTorch, from which
-            second derivatives come.
-    """
-
-    name: str
-    tensors: int
-    saved: int
-    operands: Callable[[Sequence[Any], Sequence[Any]], tuple[Any, ...]]
-    fake_forward: Callable[..., tuple[Tensor, ...]]
-    fake_backward: Callable[..., tuple[Tensor, ...]]
-    formulas: Callable[..., tuple[Tensor, Tensor]]
-
-
-def memory_format_of(x: Tensor) -> torch.memory_format:
-    """The memory format of the outputs for a map ``x`` (N, C, H, W).
-
-    A dense map keeps its format (contiguous where it is both). Of the others, those whose channels
-    are adjacent and whose pixels are at least C apart count as channels_last: that is what
-    PyTorch's own elementwise operations return for them.
-    """
-    if x.is_contiguous():
-        return torch.contiguous_format
-    if x.is_contiguous(memory_format=torch.channels_last):
-        return torch.channels_last
-    _, c, h, w = x.shape
-    _, sc, sh, sw = x.stride()
-    if c > 1 and sc == 1 and h * w > 1 and (h == 1 or sh >= c) and (w == 1 or sw >= c):
-        return torch.channels_last
-    return torch.contiguous_format
-
-
-# ---- Squeeze-and-Excitation --------------------------------------------------------------------
-
-
-def _se_fake_forward(
-    x: Tensor,
-    w1: Tensor,
-    b1: Tensor | None,
-    w2: Tensor,
-    b2: Tensor | None,
-    act: int,
-    act_param: float,
-    gate_fn: int,
-    add_maxpool: bool,
-) -> tuple[Tensor, ...]:
-    n, c = x.shape[:2]
-    acc = reference.accumulation_dtype(x.dtype)
-    return (
-        torch.empty_like(x, memory_format=memory_format_of(x)),
-        x.new_empty((n, c), dtype=acc),
-        x.new_empty((n, c) if add_maxpool else (0,), dtype=acc),
-        x.new_empty((n, w1.shape[0]), dtype=acc),
-        x.new_empty((n, c), dtype=acc),
-    )
-
-
-def _se_fake_backward(
-    dy: Tensor,
-    dgate: Tensor | None,
-    x: Tensor,
-    pooled: Tensor,
-    peak: Tensor,
-    hidden: Tensor,
-    gate: Tensor,
-    w1: Tensor,
-    w2: Tensor,
-    act: int,
-    act_param: float,
-    gate_fn: int,
-    add_maxpool: bool,
-    need_dx: bool,
-    need_dw: bool,
-) -> tuple[Tensor, ...]:
-    dx = torch.empty_like(x, memory_format=memory_format_of(x)) if need_dx else x.new_empty((0,))
-    shapes = [w1.shape, w1.shape[:1], w2.shape, w2.shape[:1]] if need_dw else [(0,)] * 4
-    return (dx, *(w1.new_empty(shape) for shape in shapes))
-
-
-def _se_formulas(
-    x: Tensor,
-    w1: Tensor,
-    b1: Tensor | None,
-    w2: Tensor,
-    b2: Tensor | None,
-    act: int,
-    act_param: float,
-    gate_fn: int,
-    add_maxpool: bool,
-) -> tuple[Tensor, Tensor]:
-    return reference.squeeze_excite(
-        x,
-        w1,
-        b1,
-        w2,
-        b2,
-        _ACTIVATION_OF_CODE[act].with_param(act_param),
-        _ACTIVATION_OF_CODE[gate_fn].with_param(0.0),
-        add_maxpool,
-    )
-
-
-def _se_operands(tensors: Sequence[Any], outputs: Sequence[Any]) -> tuple[Any, ...]:
-    x, w1, _, w2, _ = tensors
-    return (x, *outputs, w1, w2)
-
-
-BLOCKS: dict[str, Block] = {
-    "se": Block("se", 5, 4, _se_operands, _se_fake_forward, _se_fake_backward, _se_formulas),
-}
-
-
-# ---- shared by all blocks ----------------------------------------------------------------------
+#: A new block adds its line here.
+BLOCKS: dict[str, Block] = {block.name: block for block in (se.BLOCK,)}
 
 
 def apply(block: str, namespace: str, *args: Any) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,6 @@
+"""The blocks as functions."""
+
+from chattn_cuda.functional.common import Resolved, why_not_fused
+from chattn_cuda.functional.se import run_squeeze_excite, squeeze_excite
+
+__all__ = ["Resolved", "run_squeeze_excite", "squeeze_excite", "why_not_fused"]

@@ -1,0 +1,89 @@
+"""Squeeze-and-Excitation: what its operators return, and its formulas."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from chattn_cuda import reference
+from chattn_cuda.ops.block import Block, activation_of_code, memory_format_of
+
+__all__ = ["BLOCK"]
+
+
+def _fake_forward(
+    x: Tensor,
+    w1: Tensor,
+    b1: Tensor | None,
+    w2: Tensor,
+    b2: Tensor | None,
+    act: int,
+    act_param: float,
+    gate_fn: int,
+    add_maxpool: bool,
+) -> tuple[Tensor, ...]:
+    n, c = x.shape[:2]
+    acc = reference.accumulation_dtype(x.dtype)
+    return (
+        torch.empty_like(x, memory_format=memory_format_of(x)),
+        x.new_empty((n, c), dtype=acc),
+        x.new_empty((n, c) if add_maxpool else (0,), dtype=acc),
+        x.new_empty((n, w1.shape[0]), dtype=acc),
+        x.new_empty((n, c), dtype=acc),
+    )
+
+
+def _fake_backward(
+    dy: Tensor,
+    dgate: Tensor | None,
+    x: Tensor,
+    pooled: Tensor,
+    peak: Tensor,
+    hidden: Tensor,
+    gate: Tensor,
+    w1: Tensor,
+    w2: Tensor,
+    act: int,
+    act_param: float,
+    gate_fn: int,
+    add_maxpool: bool,
+    need_dx: bool,
+    need_dw: bool,
+) -> tuple[Tensor, ...]:
+    dx = torch.empty_like(x, memory_format=memory_format_of(x)) if need_dx else x.new_empty((0,))
+    shapes = [w1.shape, w1.shape[:1], w2.shape, w2.shape[:1]] if need_dw else [(0,)] * 4
+    return (dx, *(w1.new_empty(shape) for shape in shapes))
+
+
+def _formulas(
+    x: Tensor,
+    w1: Tensor,
+    b1: Tensor | None,
+    w2: Tensor,
+    b2: Tensor | None,
+    act: int,
+    act_param: float,
+    gate_fn: int,
+    add_maxpool: bool,
+) -> tuple[Tensor, Tensor]:
+    return reference.squeeze_excite(
+        x,
+        w1,
+        b1,
+        w2,
+        b2,
+        activation_of_code(act, act_param),
+        activation_of_code(gate_fn),
+        add_maxpool,
+    )
+
+
+def _operands(tensors: Sequence[Any], outputs: Sequence[Any]) -> tuple[Any, ...]:
+    x, w1, _, w2, _ = tensors
+    return (x, *outputs, w1, w2)
+
+
+BLOCK = Block("se", 5, 4, _operands, _fake_forward, _fake_backward, _formulas)

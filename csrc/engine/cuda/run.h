@@ -1,0 +1,32 @@
+// What the operators call. A block specialises these for its parameters in gates/<block>_cuda.cpp.
+#pragma once
+#include "common/status.h"
+#include "engine/map.h"
+
+namespace chattn::cuda {
+
+// Bytes of scratch memory that run() needs.
+template <class Params>
+index_t scratch_bytes(const Params& p);
+
+// Launches on `stream`, with no synchronisation.
+template <class Params>
+Status run(const Params& p, void* scratch, void* stream);
+
+// Calls f with a value of the map's type.
+template <class F>
+Status by_type(DType dtype, F&& f) {
+  switch (dtype) {
+    case DType::f32:
+      return f(float{});
+    case DType::f16:
+      return f(half_t{});
+    case DType::bf16:
+      return f(bfloat16_t{});
+    case DType::f64:
+      return f(double{});
+  }
+  return Status::error("unknown dtype code %d", static_cast<int>(dtype));
+}
+
+}  // namespace chattn::cuda

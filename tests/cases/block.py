@@ -1,0 +1,52 @@
+"""What a block brings to the case table."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Config:
+    """One size and set of options."""
+
+    name: str
+    shape: tuple[int, int, int, int]
+    options: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def is_large(self) -> bool:
+        """Takes a second or more: run with one layout per dtype, float32 with both."""
+        return math.prod(self.shape) > 50_000
+
+
+@dataclass(frozen=True)
+class Block:
+    """One block.
+
+    Attributes:
+        name: Its name.
+        parameters: ``parameters(config, random)``: the weights by name, float64.
+        run: ``run(x, parameters, options, backend)`` returns (y, gate) by the package.
+        eager: ``eager(x, parameters, options)`` returns (y, gate) in plain PyTorch.
+        shapes: Sizes, for the backends that are fast.
+        small: Sizes for the slow ones (interpreters), each meant to hit another corner.
+        options: Variants, run on one small size.
+    """
+
+    name: str
+    parameters: Callable[[Config, Callable[..., Tensor]], dict[str, Tensor | None]]
+    run: Callable[..., tuple[Tensor, Tensor]]
+    eager: Callable[..., tuple[Tensor, Tensor]]
+    shapes: tuple[Config, ...]
+    small: tuple[Config, ...]
+    options: tuple[Config, ...]
+
+
+def name_of(options: dict[str, Any]) -> str:
+    """A variant's name, from its options."""
+    return "-".join(k if v is True else f"{k}={v}" for k, v in options.items())

@@ -1,0 +1,98 @@
+"""Squeeze-and-Excitation in the case table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from chattn_cuda import activations, functional
+from tests.cases.block import Block, Config, name_of
+
+
+def _parameters(config: Config, random: Callable[..., Tensor]) -> dict[str, Tensor | None]:
+    c = config.shape[1]
+    rd = config.options.get("rd", 8)
+    tail = (1, 1) if config.options.get("conv", False) else ()
+    bias = config.options.get("bias", True)
+    return {
+        "w1": random(rd, c, *tail) / c**0.5,
+        "b1": 0.3 * random(rd) + 0.3 if bias else None,
+        "w2": random(c, rd, *tail) / rd**0.5,
+        "b2": 0.5 * random(c) if bias else None,
+    }
+
+
+def _run(
+    x: Tensor, parameters: dict[str, Tensor | None], options: dict[str, Any], backend: str
+) -> tuple[Tensor, Tensor]:
+    return functional.squeeze_excite(
+        x,
+        **parameters,
+        act=options.get("act", "relu"),
+        gate=options.get("gate", "sigmoid"),
+        add_maxpool=options.get("add_maxpool", False),
+        return_gate=True,
+        backend=backend,
+    )
+
+
+def _eager(
+    x: Tensor, parameters: dict[str, Tensor | None], options: dict[str, Any]
+) -> tuple[Tensor, Tensor]:
+    act = options.get("act", "relu")
+    if not isinstance(act, torch.nn.Module):
+        act = activations.make_layer(act)
+    gate = activations.make_layer(options.get("gate", "sigmoid"))
+    w1, b1, w2, b2 = parameters.values()
+    s = x.mean((2, 3))
+    if options.get("add_maxpool", False):
+        s = 0.5 * s + 0.5 * x.amax((2, 3))
+    s = gate(F.linear(act(F.linear(s, w1.flatten(1), b1)), w2.flatten(1), b2))
+    return x * s[:, :, None, None], s
+
+
+_VARIANTS = (
+    *({"act": a} for a in activations.ACTIVATIONS),
+    *({"gate": a.name} for a in activations.ACTIVATIONS.values() if a.is_gate),
+    {"act": "leaky_relu", "gate": "hard_sigmoid", "conv": True},
+    {"act": torch.nn.LeakyReLU(0.3), "bias": False},
+    {"act": torch.nn.ELU(0.7), "gate": "tanh", "conv": True, "bias": False},
+    {"add_maxpool": True},
+    {"add_maxpool": True, "act": "silu", "gate": "hard_sigmoid", "conv": True},
+)
+
+BLOCK = Block(
+    "se",
+    _parameters,
+    _run,
+    _eager,
+    shapes=(
+        Config("stage1", (1, 256, 56, 56), {"rd": 16, "conv": True}),
+        Config("stage4", (4, 2048, 7, 7), {"rd": 128, "conv": True}),
+        Config("c228", (2, 228, 28, 28), {"rd": 19}),
+        Config("c300", (2, 300, 14, 14), {"rd": 25}),
+        Config("hw1", (3, 33, 1, 1), {"rd": 5}),
+        Config("hw197", (2, 24, 1, 197), {"rd": 7}),
+        Config("hw361", (2, 17, 19, 19), {"rd": 19}),
+        Config("hw90000", (1, 9, 300, 300), {"rd": 3}),
+        Config("wide", (2, 3840, 3, 3), {"rd": 160}),
+        Config("batch", (70, 20, 5, 5), {"rd": 6}),
+        Config("maxpool", (2, 65, 14, 14), {"rd": 16, "add_maxpool": True}),
+        Config("one", (1, 1, 1, 1), {"rd": 1, "act": "silu"}),
+        Config("empty", (0, 8, 4, 4), {"rd": 4}),
+    ),
+    small=(
+        Config("hw25", (2, 20, 5, 5), {"rd": 6}),
+        Config("hw49", (3, 17, 7, 7), {"rd": 19, "conv": True}),
+        Config("hw1", (5, 33, 1, 1), {"rd": 5, "bias": False}),
+        Config("hw361", (1, 8, 19, 19), {"rd": 2}),
+        Config("maxpool", (2, 12, 6, 5), {"rd": 4, "add_maxpool": True}),
+        Config("one", (1, 1, 1, 1), {"rd": 1, "act": "silu"}),
+        Config("empty", (0, 8, 4, 4), {"rd": 4}),
+    ),
+    options=tuple(Config(name_of(o), (3, 18, 5, 7), {"rd": 6, **o}) for o in _VARIANTS),
+)

@@ -1,0 +1,171 @@
+"""The case table: block x backend x dtype x layout x shape.
+
+A block brings its inputs, the call under test, and the same in plain PyTorch (what a user would
+write without this package, whose error is the yardstick). Everything else is generic.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from chattn_cuda import backends
+from tests import host_backend
+from tests.cases import se
+from tests.cases.block import Block, Config
+from tests.cases.layouts import LAYOUTS
+
+host_backend.register()
+HAS_GPU = torch.cuda.is_available()
+DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+_LARGE = {torch.float16: "nchw", torch.bfloat16: "nhwc", torch.float64: "nchw"}
+
+#: A new block adds its line here.
+BLOCKS: dict[str, Block] = {block.name: block for block in (se.BLOCK,)}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One test."""
+
+    block: str
+    backend: str
+    config: Config
+    dtype: torch.dtype
+    layout: str
+    # Of the gradient that comes in; "sum" is what y.sum().backward() hands over: strides of 0.
+    grad_layout: str = "same"
+
+    @property
+    def id(self) -> str:
+        dtype = str(self.dtype).removeprefix("torch.")
+        parts = [self.block, self.backend, self.config.name, dtype, self.layout]
+        return "-".join(parts + [f"grad_{self.grad_layout}"] * (self.grad_layout != "same"))
+
+    @property
+    def device(self) -> str:
+        return device_of(self.backend)
+
+
+def device_of(backend: str) -> str:
+    """Where a backend's tensors live in the tests."""
+    return "cuda" if backend == "cuda" or (backend == "triton" and HAS_GPU) else "cpu"
+
+
+def is_slow(backend: str) -> bool:
+    """Whether a backend gets the small sizes: Triton's interpreter, and the oracle itself."""
+    return backend not in ("cpu", host_backend.NAME) and device_of(backend) == "cpu"
+
+
+def unavailable(backend: str) -> str | None:
+    """Why a backend cannot be tested here."""
+    if backend == host_backend.NAME and (reason := host_backend.load()) is not None:
+        return reason
+    return backends.why_not(backend, device_of(backend))
+
+
+def _cases_of(block: Block, backend: str) -> Iterator[Case]:
+    slow = is_slow(backend)
+    few = block.small[:2]
+    for config in block.small if slow else block.shapes + block.small:
+        for dtype in DTYPES:
+            for layout in ("nchw", "nhwc"):
+                if slow and dtype != torch.float32 and config not in few:
+                    continue
+                if config.is_large and dtype != torch.float32 and layout != _LARGE[dtype]:
+                    continue
+                yield Case(block.name, backend, config, dtype, layout)
+    for config in block.options:
+        yield Case(block.name, backend, config, torch.float32, "nchw")
+        if not slow:
+            yield Case(block.name, backend, config, torch.bfloat16, "nhwc")
+            yield Case(block.name, backend, config, torch.float64, "nhwc")
+    for config in few[:1] if slow else few:
+        for dtype in DTYPES[:1] if slow else DTYPES[:2]:
+            for layout in list(LAYOUTS)[2:]:
+                yield Case(block.name, backend, config, dtype, layout)
+            for layout, grad in (("nchw", "nhwc"), ("nhwc", "nchw"), ("nhwc", "channel_slice")):
+                yield Case(block.name, backend, config, dtype, layout, grad)
+            for layout in ("nchw", "nhwc"):
+                yield Case(block.name, backend, config, dtype, layout, "sum")
+
+
+def table() -> list[Any]:
+    """All cases as pytest parameters; those that need a GPU are marked."""
+    return [
+        pytest.param(case, id=case.id, marks=[pytest.mark.gpu] * (case.device == "cuda"))
+        for block in BLOCKS.values()
+        for backend in backends.names()
+        for case in _cases_of(block, backend)
+    ]
+
+
+def fused_backends() -> list[Any]:
+    """The backends with operators, as pytest parameters."""
+    return [
+        pytest.param(name, marks=[pytest.mark.gpu] * (device_of(name) == "cuda"))
+        for name in backends.names()
+        if backends.get(name).namespace is not None
+    ]
+
+
+def require(backend: str) -> None:
+    """Skip the test, with the reason, where ``backend`` cannot run."""
+    reason = unavailable(backend)
+    if reason is not None:
+        pytest.skip(f"backend {backend}: {reason}")
+
+
+@dataclass
+class Inputs:
+    """The tensors of a case, rounded to its dtype; ``to`` makes leaves for one run."""
+
+    x: Tensor
+    parameters: dict[str, Tensor | None]
+    dy: Tensor
+    dgate: Tensor
+    dtype: torch.dtype
+    layout: str
+    grad_layout: str
+
+    def to(self, dtype: torch.dtype, device: str = "cpu") -> tuple[Tensor, dict[str, Any], Tensor]:
+        x = LAYOUTS[self.layout](self.x.to(device, dtype)).detach().requires_grad_()
+        parameters = {
+            k: None if p is None else p.to(device, dtype).detach().requires_grad_()
+            for k, p in self.parameters.items()
+        }
+        if self.grad_layout == "sum":
+            dy = torch.ones((), dtype=dtype, device=device).expand(x.shape)
+        else:
+            layout = self.layout if self.grad_layout == "same" else self.grad_layout
+            dy = LAYOUTS[layout](self.dy.to(device, dtype))
+        return x, parameters, dy
+
+
+def make_inputs(case: Case, seed: int = 0) -> Inputs:
+    """The same tensors for the exact value, for eager PyTorch and for the backend under test."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def random(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+    def rounded(t: Tensor) -> Tensor:
+        return t.to(case.dtype).double()
+
+    n, c, _, _ = case.config.shape
+    parameters = BLOCKS[case.block].parameters(case.config, random)
+    x = random(*case.config.shape) + random(1, c, 1, 1)
+    return Inputs(
+        LAYOUTS[case.layout](rounded(x)),
+        {k: None if p is None else rounded(p) for k, p in parameters.items()},
+        rounded(random(*case.config.shape)),
+        random(n, c),
+        case.dtype,
+        case.layout,
+        case.grad_layout,
+    )
