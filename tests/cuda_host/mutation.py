@@ -221,6 +221,13 @@ BUGS = (
         PLACE + "race on 'shared memory'",
     ),
     _csrc(
+        "arrival-that-is-not-atomic", _ARRIVAL,
+        "const unsigned before = atomic_add(counters + counter, 1u);",
+        "const unsigned before = ld(counters + counter);\n"
+        "      st(counters + counter, before + 1);",
+        PLACE + "race on 'scratch'",
+    ),
+    _csrc(
         "finishes-before-the-last-arrival", _ARRIVAL,
         "slot.st(0, before + 1 == static_cast<unsigned>(blocks));",
         "slot.st(0, before + 2 == static_cast<unsigned>(blocks));",
