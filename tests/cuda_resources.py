@@ -212,14 +212,16 @@ def _loops(lines: list[str]) -> Iterator[Loop]:
 
 
 # ---- what the planner asks for ------------------------------------------------------------------
-# Launch -> its kernel, from the planner's name for it, the map's type and the vector's length.
+# Launch -> its kernel, from the planner's name for it, the map's type, the vector's length and the
+# hidden units of a tile.
 _KERNELS = {
     "squeeze": "{kernel}<{t}, {v}, SumOp<{t}, 1>>",
     "squeeze_max": "{kernel}<{t}, {v}, SumMaxOp<{t}>>",
     "se_dot": "{kernel}<{t}, {v}, DotOp<{t}>>",
     "se_dot_count": "{kernel}<{t}, {v}, DotCountOp<{t}>>",
-    "se_hidden": "{kernel}<{a}, PooledRows<{a}>, WeightMatrix<{t}, true>>",
-    "se_hidden_grad": "{kernel}<{a}, GateGradRows<{a}>, WeightMatrix<{t}, false>>",
+    "se_hidden": "{kernel}<{a}, {j}, PooledRows<{a}>, WeightMatrix<{t}, true>, HiddenOut<{t}>>",
+    "se_hidden_grad": "{kernel}<{a}, {j}, GateGradRows<{a}>, WeightMatrix<{t}, false>, "
+    "HiddenGradOut<{a}>>",
     "se_weight_grads": "{kernel}<{t}>",
     "se_rescale": "{kernel}<{t}, {v}, MlpForwardGate<{t}>>",
     "se_gradient": "{kernel}<{t}, {v}, MlpBackwardGate<{t}, false>>",
@@ -227,11 +229,13 @@ _KERNELS = {
 }
 _TYPES = {torch.float32: "float", torch.float16: "half_t", torch.bfloat16: "bfloat16_t",
           torch.float64: "double"}  # fmt: skip
-# Shapes that use every kernel, each with as much shared memory as any shape.
+# (shape, rd, hidden units of a tile) that use every kernel, each with as much shared memory as any.
 _SHAPES = {
-    "nchw": ((1, 4, 8, 8), (1, 4, 32, 32)),
-    "channels_last": ((1, 256, 2, 2), (1, 66, 2, 2), (1, 33, 2, 2)),
-}
+    "nchw": (((1, 4, 8, 8), 4, 32), ((1, 4, 32, 32), 4, 32), ((65, 4, 1, 1), 33, 128)),
+    "channels_last": (
+        ((1, 256, 2, 2), 4, 32), ((1, 66, 2, 2), 4, 32), ((1, 33, 2, 2), 4, 32)
+    ),
+}  # fmt: skip
 
 
 def planned_shared() -> dict[str, int]:
@@ -244,16 +248,16 @@ def planned_shared() -> dict[str, int]:
         _TYPES.items(), _SHAPES, (False, True)
     ):
         name = str(dtype).removeprefix("torch.")
-        for shape in _SHAPES[layout]:
-            calls = traffic.measure("se", shape, dtype, layout, rd=4, add_maxpool=add_maxpool)
+        for shape, rd, hidden in _SHAPES[layout]:
+            calls = traffic.measure("se", shape, dtype, layout, rd=rd, add_maxpool=add_maxpool)
             n, c, h, w = shape
             for direction, call in calls.items():
-                plans = native.plan_se(n, c, h * w, 4, name, layout == "channels_last",
+                plans = native.plan_se(n, c, h * w, rd, name, layout == "channels_last",
                                        add_maxpool, direction == "backward")  # fmt: skip
                 for plan, launch in zip(plans, call.report.launches, strict=True):
                     kernel = _KERNELS[launch.kernel].format(
                         kernel=plan["kernel"], t=t, a="double" if t == "double" else "float",
-                        v=plan["vector_bytes"] // dtype.itemsize,
+                        v=plan["vector_bytes"] // dtype.itemsize, j=hidden,
                     )  # fmt: skip
                     most[kernel] = max(most[kernel], launch.shared_bytes)
     return dict(most)

@@ -143,6 +143,8 @@ def test_problems_reach_every_path(unchanged: Path) -> None:
     for kind in ("tiles", "planes", "rows"):
         assert some(lambda problem, plan, k=kind: plan.kind == k and problem.add_maxpool)
     assert some(lambda _, plan: plan.contract_splits > 1 and plan.hidden_tiles > 1)
+    assert some(lambda _, plan: plan.contract_splits > 1 and plan.contract_wide == 1)
+    assert some(lambda _, plan: plan.contract_splits == 1)
     assert some(lambda problem, plan: plan.sample_tiles > 2 and not problem.channels_last)
     assert some(lambda problem, plan: plan.apply_samples == 16 and problem.channels_last)
     assert some(lambda problem, plan: plan.apply_parts > 1 and not problem.channels_last)

@@ -33,12 +33,21 @@ def modes() -> list[Any]:
     ]
 
 
+# Sizes at which blocks share a sum, and the last one to arrive adds up; by block.
+SHARED_SUMS = {
+    "se": (
+        cases.Config("split", (3, 260, 1, 2), {"rd": 40}),
+        cases.Config("split_wide", (66, 260, 1, 1), {"rd": 34}),
+    )
+}
+
+
 def small_cases() -> list[Any]:
     """Every small size in every type and layout."""
     return [
         pytest.param(case, id=case.id)
         for block in BLOCKS.values()
-        for config in block.small
+        for config in (*block.small, *SHARED_SUMS.get(block.name, ()))
         for dtype in cases.DTYPES
         for layout in ("nchw", "nhwc")
         for case in [Case(block.name, host_backend.NAME, config, dtype, layout)]

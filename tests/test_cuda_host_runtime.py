@@ -207,6 +207,17 @@ def test_compiler_errors_are_shown(tmp_path: Path) -> None:
         build.build_library("static_shared", [source])
 
 
+def test_failed_launches_cannot_go_unnoticed(tmp_path: Path) -> None:
+    source = tmp_path / "dropped.cu"
+    source.write_text(
+        '#include "common/device.cuh"\n'
+        "CHATTN_KERNEL(32) k() {}\n"
+        'void f() { chattn::launch("k", k, {}); }\n'
+    )
+    with pytest.raises(build.BuildError, match="nodiscard"):
+        build.build_library("dropped", [source])
+
+
 def test_build_is_cached_by_content(tmp_path: Path) -> None:
     header, source = tmp_path / "answer.h", tmp_path / "answer.cpp"
     source.write_text('#include "answer.h"\nextern "C" int answer() { return ANSWER; }\n')

@@ -97,7 +97,7 @@ def test_thread_sanitizer_sees_a_deleted_barrier() -> None:
     """Without the runtime's own race check."""
     mutant = next(m for m in mutation.barriers(mutation.CSRC) if m.file.endswith("reduce.cuh"))
     with Process(direct.build(mutant.apply(), "tsan"), "tsan") as process:
-        for problem in PROBLEMS:
+        for problem in PROBLEMS[:2]:  # small planes: they reach the first barrier of the file
             process.run(problem, inputs_of(problem), uninitialized=False, order="random")
         _, text = process.close()
     assert "ThreadSanitizer: data race" in text

@@ -5,7 +5,7 @@
 
 namespace chattn {
 
-struct Status {
+struct [[nodiscard]] Status {
   bool ok = true;
   char text[232] = {};
 

@@ -1,12 +1,14 @@
 // The MLP gate on a GPU: products of (samples x channels) with weights that all samples share.
 //
-//   forward    squeeze | contract: hidden = W1 p          | apply: tile of W2 act(hidden), y = s x
-//   backward   dot     | contract: W2^T dz | weight grads | apply: tile of W1^T dh, dx = s g +
-//   dp/HW
+//   forward    squeeze | contract: h = W1 p + b1 | apply: tile of s = gate(W2 act(h) + b2), y = s x
+//   backward   dot     | contract: dh = act'(h) W2^T dz
+//              | weight gradients                | apply: tile of dp = W1^T dh, dx = s g + dp/HW
 //
-// A launch that ends in partial sums leaves adding them to its readers, who do it on the fly.
+// The squeeze leaves the parts of a split plane to contract, which adds them up on the fly.
+// contract itself ends in sums, however many blocks share one.
 #pragma once
 #include "engine/cuda/apply.cuh"
+#include "engine/cuda/arrival.cuh"
 #include "engine/cuda/matmul.cuh"
 #include "gates/mlp.h"
 #include "gates/operands_cuda.cuh"
@@ -88,48 +90,24 @@ struct WeightMatrix {
   CHATTN_DEVICE A finish(int, int, A v) const { return v; }
 };
 
-// (sample, hidden unit): the hidden value after the activation; `out` gets the one before it.
-template <class T>
-struct HiddenRows {
-  using A = acc_t<T>;
+// Rows of a (samples x width) matrix of accumulators: element (sample, k).
+template <class A>
+struct SampleRows {
   static constexpr bool kAlongK = true;
-  MlpShape<A> shape;
-  Partials<A> product;
-  Weights<T> bias;  // p null: none
-  A* out;
-  int n0 = 0;
-  int samples = 0;
-  bool store = false;
+  const A* p;
+  int width, n0, samples;
   CHATTN_DEVICE bool has(int m) const { return m < samples; }
-  CHATTN_DEVICE int parts() const { return product.count; }
-  CHATTN_DEVICE A part(int m, int j, int q) const {
-    return product.part((n0 + m) * shape.rd + j, q);
-  }
-  CHATTN_DEVICE A finish(int m, int j, A v) const {
-    if (bias.p != nullptr) v += bias.at(j);
-    if (store) st(out + (n0 + m) * shape.rd + j, v);
-    return activate(shape.act, v, shape.param);
-  }
+  CHATTN_DEVICE int parts() const { return 1; }
+  CHATTN_DEVICE A part(int m, int k, int) const { return ld(p + (n0 + m) * width + k); }
+  CHATTN_DEVICE A finish(int, int, A v) const { return v; }
 };
 
-// The gradient before the activation, by (sample, hidden unit) or by (hidden unit, sample).
-template <class A, bool kRows>
-struct HiddenGrad {
-  static constexpr bool kAlongK = kRows;
-  MlpShape<A> shape;
-  Partials<A> product;
-  const A* hidden;
-  int first = 0;  // sample, or hidden unit
-  int count = 0;
-  CHATTN_DEVICE int at(int i, int k) const {
-    return kRows ? (first + i) * shape.rd + k : k * shape.rd + first + i;
-  }
-  CHATTN_DEVICE bool has(int i) const { return i < count; }
-  CHATTN_DEVICE int parts() const { return product.count; }
-  CHATTN_DEVICE A part(int i, int k, int q) const { return product.part(at(i, k), q); }
-  CHATTN_DEVICE A finish(int i, int k, A v) const {
-    return v * activate_grad(shape.act, ld(hidden + at(i, k)), shape.param);
-  }
+// The same of the saved hidden values, after their activation.
+template <class A>
+struct ActivatedRows : SampleRows<A> {
+  Act act;
+  A param;
+  CHATTN_DEVICE A finish(int, int, A v) const { return activate(act, v, param); }
 };
 
 // Columns of a (samples x width) matrix of accumulators: element (column, sample).
@@ -144,7 +122,7 @@ struct SampleColumns {
   CHATTN_DEVICE A finish(int, int, A v) const { return v; }
 };
 
-// The same of the saved hidden values, after their activation.
+// As ActivatedRows.
 template <class A>
 struct ActivatedColumns : SampleColumns<A> {
   Act act;
@@ -152,28 +130,78 @@ struct ActivatedColumns : SampleColumns<A> {
   CHATTN_DEVICE A finish(int, int, A v) const { return activate(act, v, param); }
 };
 
-// ---- contract: (samples x C) times weights -> partial (samples x rd)
-using ContractMatmul64 = MatmulTile<double, kContractTile, kContractTile, 32>;
-template <class A>
-using ContractMatmul = std::conditional_t<std::is_same_v<A, double>, ContractMatmul64,
-                                          MatmulTile<A, kContractTile, kContractTile, 64>>;
+// ---- contract: (samples x C) times weights -> (samples x rd)
+// What becomes of the sum for hidden unit j; i is its place in (samples x rd).
+template <class T>
+struct HiddenOut {
+  using A = acc_t<T>;
+  Weights<T> bias;  // p null: none
+  A* hidden;        // before the activation
+  CHATTN_DEVICE void put(int i, int j, A v) const {
+    if (bias.p != nullptr) v += bias.at(j);
+    st(hidden + i, v);
+  }
+};
 
-// Grid: sample tiles, hidden tiles, splits of C.
-template <class A, class Rows, class Columns>
+template <class A>
+struct HiddenGradOut {
+  Act act;
+  A param;
+  const A* hidden;
+  A* grad;  // before the activation
+  CHATTN_DEVICE void put(int i, int, A v) const {
+    st(grad + i, v * activate_grad(act, ld(hidden + i), param));
+  }
+};
+
+template <class A, int Hidden>
+using ContractMatmul = MatmulTile<A, kContractSamples, Hidden,
+                                  (sizeof(A) == 8 ? 16 : 32) * (Hidden == kContractNarrow ? 2 : 1)>;
+
+// Grid: tiles (samples x hidden units), splits of C. Shared: the product's, and 4 bytes.
+// The parts of a split sum are added in their order, whichever block does it.
+template <class A, int Hidden, class Rows, class Columns, class Out>
 CHATTN_KERNEL(kThreads, 1)
-contract(MlpShape<A> shape, Rows rows, Columns columns, A* out) {
-  using Matmul = ContractMatmul<A>;
-  rows.n0 = static_cast<int>(blockIdx.x) * kContractTile;
-  rows.store = blockIdx.y == 0;
-  const int j0 = static_cast<int>(blockIdx.y) * kContractTile;
+contract(MlpShape<A> shape, Rows rows, Columns columns, Out out, A* parts, Arrivals arrivals) {
+  using Matmul = ContractMatmul<A, Hidden>;
+  const int tile = static_cast<int>(blockIdx.x), hidden_tiles = (shape.rd - 1) / Hidden + 1;
+  const int n0 = tile / hidden_tiles * kContractSamples;
+  const int j0 = tile % hidden_tiles * Hidden;
+  const int split = static_cast<int>(blockIdx.y), splits = static_cast<int>(gridDim.y);
+  rows.n0 = n0;
+  rows.store = j0 == 0;
   columns.first = j0;
-  const int split = static_cast<int>(blockIdx.z), splits = static_cast<int>(gridDim.z);
-  A* const part = out + static_cast<index_t>(split) * shape.n * shape.rd;
+  const index_t stride = static_cast<index_t>(shape.n) * shape.rd;
+  const auto exists = [&](int m, int j) { return n0 + m < shape.n && j0 + j < shape.rd; };
+  const auto at = [&](int m, int j) { return (n0 + m) * shape.rd + j0 + j; };
   Matmul::run(shared<A>(0, Matmul::kShared), split_at(shape.c, split, splits),
               split_at(shape.c, split + 1, splits), rows, columns, [&](int m, int j, A value) {
-                if (rows.n0 + m < shape.n && j0 + j < shape.rd)
-                  st(part + (rows.n0 + m) * shape.rd + j0 + j, value);
+                if (!exists(m, j)) return;
+                if (splits == 1) {
+                  out.put(at(m, j), j0 + j, value);
+                } else {
+                  st(parts + split * stride + at(m, j), value);
+                }
               });
+  if (splits == 1) return;
+  if (!arrivals.last(tile, splits, shared<int>(sizeof(A) * Matmul::kShared, 1))) return;
+
+  constexpr int kOutputs = kContractSamples * Hidden / kThreads;
+  const Partials<A> left{parts, splits, stride};
+  A sum[kOutputs] = {};
+  CHATTN_UNROLL_BY(2)
+  for (int q = 0; q < left.count; ++q) {  // all of one part are in flight together
+    CHATTN_UNROLL
+    for (int r = 0; r < kOutputs; ++r) {
+      const int e = static_cast<int>(threadIdx.x) + r * kThreads, m = e / Hidden, j = e % Hidden;
+      if (exists(m, j)) sum[r] += left.part(at(m, j), q);
+    }
+  }
+  CHATTN_UNROLL
+  for (int r = 0; r < kOutputs; ++r) {
+    const int e = static_cast<int>(threadIdx.x) + r * kThreads, m = e / Hidden, j = e % Hidden;
+    if (exists(m, j)) out.put(at(m, j), j0 + j, sum[r]);
+  }
 }
 
 // ---- gates for the apply pass
@@ -185,17 +213,14 @@ template <class T>
 struct MlpForwardGate {
   using A = acc_t<T>;
   static constexpr int kTiles = 1, kShared = ApplyMatmul<A>::kShared;
-  HiddenRows<T> hidden;
+  MlpShape<A> shape;
+  const A* hidden;
   Weights<T> w2, b2;
   A* scale_out;
 
   CHATTN_DEVICE void prepare(const Shared<A>& scratch, const Shared<A>& tiles,
                              const TilePlace& p) const {
-    const MlpShape<A>& shape = hidden.shape;
-    HiddenRows<T> rows = hidden;
-    rows.n0 = p.n0;
-    rows.samples = p.samples;
-    rows.store = p.c0 == 0 && p.part == 0;
+    const ActivatedRows<A> rows{{hidden, shape.rd, p.n0, p.samples}, shape.act, shape.param};
     const WeightMatrix<T, true> columns{w2, p.c0 + p.channels, shape.rd, p.c0};
     ApplyMatmul<A>::run(scratch, 0, shape.rd, rows, columns, [&](int m, int i, A z) {
       if (m >= p.samples || i >= p.channels) return;
@@ -212,17 +237,15 @@ template <class T, bool kMax>
 struct MlpBackwardGate {
   using A = acc_t<T>;
   static constexpr int kTiles = kMax ? 4 : 2, kShared = ApplyMatmul<A>::kShared;
-  HiddenGrad<A, true> dh;
+  MlpShape<A> shape;
+  const A* dhidden;
   Weights<T> w1;
   const A *scale, *peak;
   Partials<A> count;
 
   CHATTN_DEVICE void prepare(const Shared<A>& scratch, const Shared<A>& tiles,
                              const TilePlace& p) const {
-    const MlpShape<A>& shape = dh.shape;
-    HiddenGrad<A, true> rows = dh;
-    rows.first = p.n0;
-    rows.count = p.samples;
+    const SampleRows<A> rows{dhidden, shape.rd, p.n0, p.samples};
     const WeightMatrix<T, false> columns{w1, p.c0 + p.channels, shape.c, p.c0};
     ApplyMatmul<A>::run(scratch, 0, shape.rd, rows, columns, [&](int m, int i, A dp) {
       if (m >= p.samples || i >= p.channels) return;
@@ -246,8 +269,8 @@ using WeightGradMatmul = MatmulTile<A, kWeightTile, kWeightTile, sizeof(A) == 8 
 template <class T>
 struct WeightGradArgs {
   using A = acc_t<T>;
-  HiddenGrad<A, false> dh;
-  const A *dz, *pooled;
+  MlpShape<A> shape;
+  const A *hidden, *dhidden, *dz, *pooled;
   WeightsOut<T> dw1, db1, dw2, db2;
   int channel_tiles, hidden_tiles;
 };
@@ -259,13 +282,13 @@ weight_grads(WeightGradArgs<T> a) {
   using A = acc_t<T>;
   using Matmul = WeightGradMatmul<A>;
   const Shared<A> scratch = shared<A>(0, Matmul::kShared);
-  const MlpShape<A>& shape = a.dh.shape;
+  const MlpShape<A>& shape = a.shape;
   const int c = shape.c, rd = shape.rd, tiles = a.channel_tiles * a.hidden_tiles;
   const int tile = static_cast<int>(blockIdx.x) % tiles;
   const int c0 = tile / a.hidden_tiles * kWeightTile;
   const int j0 = tile % a.hidden_tiles * kWeightTile;
   if (static_cast<int>(blockIdx.x) < tiles) {
-    const ActivatedColumns<A> activated{{a.dh.hidden, rd, j0}, shape.act, shape.param};
+    const ActivatedColumns<A> activated{{a.hidden, rd, j0}, shape.act, shape.param};
     Matmul::template run<true>(
         scratch, 0, shape.n, SampleColumns<A>{a.dz, c, c0}, activated,
         [&](int i, int j, A v) {
@@ -275,11 +298,8 @@ weight_grads(WeightGradArgs<T> a) {
           if (c0 + i < c && j0 == 0) a.db2.put(c0 + i, v);
         });
   } else {
-    HiddenGrad<A, false> dh = a.dh;
-    dh.first = j0;
-    dh.count = rd - j0;
     Matmul::template run<true>(
-        scratch, 0, shape.n, dh, SampleColumns<A>{a.pooled, c, c0},
+        scratch, 0, shape.n, SampleColumns<A>{a.dhidden, rd, j0}, SampleColumns<A>{a.pooled, c, c0},
         [&](int j, int i, A v) {
           if (c0 + i < c && j0 + j < rd) a.dw1.put((j0 + j) * c + c0 + i, v);
         },

@@ -24,16 +24,33 @@ MlpShape<acc_t<T>> mlp_shape(const MapShape& map, const MlpGate& gate) {
   return s;
 }
 
-template <class A, class Rows, class Columns>
+// What of scratch memory a contract launch uses.
+template <class A>
+struct ContractScratch {
+  A* parts;
+  Arrivals arrivals;
+  ContractScratch(const SePlan& plan, const SeScratch& at, A* work)
+      : parts(work + at.product),
+        arrivals{reinterpret_cast<unsigned*>(work + at.arrivals), plan.contract.counters()} {}
+};
+
+template <class A, class Rows, class Columns, class Out>
 Status launch_contract(const char* name, const ContractPlan& plan, const MlpShape<A>& shape,
-                       const Rows& rows, const Columns& columns, A* out, void* stream) {
+                       const Rows& rows, const Columns& columns, const Out& out,
+                       const ContractScratch<A>& scratch, void* stream) {
   LaunchConfig config;
-  config.grid = dim3(static_cast<unsigned>(plan.sample_tiles),
-                     static_cast<unsigned>(plan.hidden_tiles), static_cast<unsigned>(plan.splits));
+  config.grid = dim3(static_cast<unsigned>(plan.tiles()), static_cast<unsigned>(plan.splits));
   config.block = dim3(kThreads);
-  config.shared_bytes = sizeof(A) * ContractMatmul<A>::kShared;
   config.stream = stream;
-  return launch(name, contract<A, Rows, Columns>, config, shape, rows, columns, out);
+  const auto launch_as = [&](auto kernel, int shared) {
+    config.shared_bytes = sizeof(A) * shared + 16;
+    return launch(name, kernel, config, shape, rows, columns, out, scratch.parts, scratch.arrivals);
+  };
+  if (plan.wide)
+    return launch_as(contract<A, kContractWide, Rows, Columns, Out>,
+                     ContractMatmul<A, kContractWide>::kShared);
+  return launch_as(contract<A, kContractNarrow, Rows, Columns, Out>,
+                   ContractMatmul<A, kContractNarrow>::kShared);
 }
 
 template <class T>
@@ -43,14 +60,15 @@ Status se_forward_as(const SeForward& p, void* scratch, void* stream) {
   const SePlan plan = plan_se(p.map, p.gate);
   const SeScratch at = SeScratch::make(plan, p.map, p.gate, false);
   A* const work = static_cast<A*>(scratch);
+  const ContractScratch<A> mine(plan, at, work);
   const MlpShape<A> shape = mlp_shape<T>(p.map, p.gate);
   const T* const x = static_cast<const T*>(p.x);
 
   if (p.gate.add_maxpool) {
-    const ReduceIo<T, SumMaxOp<T>> io{{x}, {work, work + at.second}, nullptr};
+    const ReduceIo<T, SumMaxOp<T>> io{{x}, {work, work + at.second}, nullptr, mine.arrivals};
     CHATTN_TRY(launch_reduce("squeeze_max", plan.reduce, p.map, io, stream));
   } else {
-    const ReduceIo<T, SumOp<T>> io{{x}, {work}, nullptr};
+    const ReduceIo<T, SumOp<T>> io{{x}, {work}, nullptr, mine.arrivals};
     CHATTN_TRY(launch_reduce("squeeze", plan.reduce, p.map, io, stream));
   }
 
@@ -61,14 +79,12 @@ Status se_forward_as(const SeForward& p, void* scratch, void* stream) {
   rows.pooled = static_cast<A*>(p.pooled);
   rows.peak = static_cast<A*>(p.peak);
   const WeightMatrix<T, true> w1{{p.w1, wide}, shape.rd, shape.c};
-  CHATTN_TRY(
-      launch_contract("se_hidden", plan.contract, shape, rows, w1, work + at.product, stream));
+  const HiddenOut<T> out{{p.b1, wide}, static_cast<A*>(p.hidden)};
+  CHATTN_TRY(launch_contract("se_hidden", plan.contract, shape, rows, w1, out, mine, stream));
 
   MlpForwardGate<T> gate{};
-  gate.hidden.shape = shape;
-  gate.hidden.product = {work + at.product, plan.contract.splits, p.map.n * p.gate.rd};
-  gate.hidden.bias = {p.b1, wide};
-  gate.hidden.out = static_cast<A*>(p.hidden);
+  gate.shape = shape;
+  gate.hidden = out.hidden;
   gate.w2 = {p.w2, wide};
   gate.b2 = {p.b2, wide};
   gate.scale_out = static_cast<A*>(p.scale);
@@ -78,9 +94,10 @@ Status se_forward_as(const SeForward& p, void* scratch, void* stream) {
 
 template <class T, bool kMax>
 Status launch_gradient(const SeBackward& p, const SePlan& plan, const SeScratch& at, acc_t<T>* work,
-                       const HiddenGrad<acc_t<T>, true>& dh, bool wide, void* stream) {
+                       bool wide, void* stream) {
   MlpBackwardGate<T, kMax> gate{};
-  gate.dh = dh;
+  gate.shape = mlp_shape<T>(p.map, p.gate);
+  gate.dhidden = work + at.dhidden;
   gate.w1 = {p.w1, wide};
   gate.scale = static_cast<const acc_t<T>*>(p.scale);
   gate.peak = static_cast<const acc_t<T>*>(p.peak);
@@ -98,16 +115,17 @@ Status se_backward_as(const SeBackward& p, void* scratch, void* stream) {
   const SePlan plan = plan_se(p.map, p.gate);
   const SeScratch at = SeScratch::make(plan, p.map, p.gate, true);
   A* const work = static_cast<A*>(scratch);
+  const ContractScratch<A> mine(plan, at, work);
   const MlpShape<A> shape = mlp_shape<T>(p.map, p.gate);
   const T* const x = static_cast<const T*>(p.x);
   const T* const dy = static_cast<const T*>(p.dy);
 
   if (p.gate.add_maxpool) {
     const ReduceIo<T, DotCountOp<T>> io{
-        {dy, x}, {work, work + at.second}, static_cast<const A*>(p.peak)};
+        {dy, x}, {work, work + at.second}, static_cast<const A*>(p.peak), mine.arrivals};
     CHATTN_TRY(launch_reduce("se_dot_count", plan.reduce, p.map, io, stream));
   } else {
-    const ReduceIo<T, DotOp<T>> io{{dy, x}, {work}, nullptr};
+    const ReduceIo<T, DotOp<T>> io{{dy, x}, {work}, nullptr, mine.arrivals};
     CHATTN_TRY(launch_reduce("se_dot", plan.reduce, p.map, io, stream));
   }
 
@@ -118,14 +136,15 @@ Status se_backward_as(const SeBackward& p, void* scratch, void* stream) {
   rows.scale = static_cast<const A*>(p.scale);
   rows.dz = work + at.dz;
   const WeightMatrix<T, false> w2{{p.w2, wide}, shape.rd, shape.rd};
-  CHATTN_TRY(
-      launch_contract("se_hidden_grad", plan.contract, shape, rows, w2, work + at.product, stream));
+  const HiddenGradOut<A> out{shape.act, shape.param, static_cast<const A*>(p.hidden),
+                             work + at.dhidden};
+  CHATTN_TRY(launch_contract("se_hidden_grad", plan.contract, shape, rows, w2, out, mine, stream));
 
-  const Partials<A> product{work + at.product, plan.contract.splits, p.map.n * p.gate.rd};
-  const A* const hidden = static_cast<const A*>(p.hidden);
   if (p.dw1 != nullptr) {
     WeightGradArgs<T> args{};
-    args.dh = {shape, product, hidden};
+    args.shape = shape;
+    args.hidden = out.hidden;
+    args.dhidden = out.grad;
     args.dz = work + at.dz;
     args.pooled = static_cast<const A*>(p.pooled);
     args.dw1 = {p.dw1, wide};
@@ -142,9 +161,8 @@ Status se_backward_as(const SeBackward& p, void* scratch, void* stream) {
     CHATTN_TRY(launch("se_weight_grads", weight_grads<T>, config, args));
   }
   if (p.dx == nullptr) return Status{};
-  const HiddenGrad<A, true> dh{shape, product, hidden};
-  return p.gate.add_maxpool ? launch_gradient<T, true>(p, plan, at, work, dh, wide, stream)
-                            : launch_gradient<T, false>(p, plan, at, work, dh, wide, stream);
+  return p.gate.add_maxpool ? launch_gradient<T, true>(p, plan, at, work, wide, stream)
+                            : launch_gradient<T, false>(p, plan, at, work, wide, stream);
 }
 
 }  // namespace chattn::cuda

@@ -23,10 +23,12 @@ inline SePlan plan_se(const MapShape& map, const MlpGate& gate) {
 
 // Scratch arrays, in accumulators, one after another.
 struct SeScratch {
-  index_t first = 0;    // (splits, N, C): sums; dot products in the backward pass
-  index_t second = 0;   // (splits, N, C): maxima; counts. Only with max pooling
-  index_t product = 0;  // (splits, N, rd): partial products
-  index_t dz = 0;       // (N, C): only in the backward pass
+  index_t first = 0;     // (splits, N, C): sums; dot products in the backward pass
+  index_t second = 0;    // (splits, N, C): maxima; counts. Only with max pooling
+  index_t product = 0;   // (splits, N, rd): partial products, if there are several
+  index_t dhidden = 0;   // (N, rd): only in the backward pass
+  index_t dz = 0;        // (N, C): only in the backward pass
+  index_t arrivals = 0;  // a counter per tile that is split
   index_t total = 0;
 
   static SeScratch make(const SePlan& plan, const MapShape& map, const MlpGate& gate,
@@ -35,8 +37,11 @@ struct SeScratch {
     const index_t planes = map.planes();
     s.second = plan.reduce.splits * planes;
     s.product = s.second + (gate.add_maxpool ? plan.reduce.splits * planes : 0);
-    s.dz = s.product + plan.contract.splits * map.n * gate.rd;
-    s.total = s.dz + (backward ? planes : 0);
+    const index_t splits = plan.contract.splits, hidden = map.n * gate.rd;
+    s.dhidden = s.product + (splits > 1 ? splits * hidden : 0);
+    s.dz = s.dhidden + (backward ? hidden : 0);
+    s.arrivals = s.dz + (backward ? planes : 0);
+    s.total = s.arrivals + plan.contract.counters();
     return s;
   }
 };
@@ -66,7 +71,7 @@ inline std::vector<LaunchInfo> describe(const SePlan& plan, const MapShape& map,
   const ContractPlan& c = plan.contract;
   const ApplyPlan& a = plan.apply;
   const index_t map_bytes = map.bytes();
-  const index_t contract_blocks = c.sample_tiles * c.hidden_tiles * c.splits;
+  const index_t contract_blocks = c.tiles() * c.splits;
   const index_t apply_blocks = a.sample_tiles * a.channel_tiles * a.parts;
   const char* reduce = name_of(plan.reduce.kind);
   const char* apply = map.channels_last ? "apply_rows" : "apply_spans";

@@ -81,6 +81,7 @@ BLOCK = Block(
         Config("hw90000", (1, 9, 300, 300), {"rd": 3}),
         Config("wide", (2, 3840, 3, 3), {"rd": 160}),
         Config("batch", (70, 20, 5, 5), {"rd": 6}),
+        Config("batch_wide", (70, 256, 1, 2), {"rd": 40}),
         Config("maxpool", (2, 65, 14, 14), {"rd": 16, "add_maxpool": True}),
         Config("one", (1, 1, 1, 1), {"rd": 1, "act": "silu"}),
         Config("empty", (0, 8, 4, 4), {"rd": 4}),

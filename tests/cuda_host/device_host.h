@@ -53,6 +53,7 @@ SharedArray at_rank(const SharedArray& array, unsigned rank, Site site);
 void sync_block(Site site);
 void sync_cluster(bool relaxed, Site site);
 void sync_grid(Site site);
+void fence();
 unsigned cluster_rank();
 unsigned cluster_size();
 
@@ -109,7 +110,7 @@ inline void __syncthreads(CHATTN_SITE) { ::hostcuda::sync_block(site); }
 inline void __syncwarp(unsigned mask = 0xffffffffu, CHATTN_SITE) {
   ::hostcuda::warp_exchange({::hostcuda::WarpOp::sync, mask, 0, 32, 0, nullptr}, site);
 }
-inline void __threadfence() {}
+inline void __threadfence() { ::hostcuda::fence(); }
 template <class T>
 T __shfl_sync(unsigned mask, T v, int lane, int width = 32, CHATTN_SITE) {
   return ::hostcuda::shuffle(::hostcuda::WarpOp::shfl, mask, v, lane, width, site);

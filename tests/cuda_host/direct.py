@@ -86,6 +86,7 @@ PROBLEMS = (
     Problem("rows_by_element", 2, 33, 9, 9, 7, channels_last=True),
     Problem("wide", 2, 520, 3, 3, 70),
     Problem("batch", 70, 20, 2, 2, 6),
+    Problem("batch_wide", 66, 260, 1, 2, 34),
     Problem("batch_rows", 33, 12, 3, 1, 6, channels_last=True),
 )
 
@@ -101,6 +102,7 @@ class Plan:
     contract_splits: int
     sample_tiles: int
     hidden_tiles: int
+    contract_wide: int
     apply_samples: int
     apply_parts: int
 

@@ -70,6 +70,7 @@ void Worker::check_written(const Buffer& buffer, std::size_t offset, std::size_t
 }
 
 void Worker::check_global(const void* p, std::size_t bytes, Access kind, Site site) {
+  maybe_preempt();  // before the records, which must show the order of the accesses
   const auto address = reinterpret_cast<std::uintptr_t>(p);
   if (address % bytes != 0)
     fail(site, "misaligned global %s of %zu bytes at address 0x%zx", verb(kind), bytes,
@@ -89,13 +90,14 @@ void Worker::check_global(const void* p, std::size_t bytes, Access kind, Site si
     const auto i = static_cast<std::size_t>(buffer);
     check_race(global_cells_[i].get(), address - launch.buffers[i].begin, bytes, kind, site,
                launch.buffers[i].name.c_str());
+    if (kind == Access::atomic) order_by_counter(p);
   }
-  maybe_preempt();
 }
 
 // ---- shared memory
 void Worker::check_shared(Block& block, std::size_t offset, std::size_t bytes, Access kind,
                           Site site) {
+  maybe_preempt();
   Fiber& f = *running;
   const Options& o = launch.options;
   if (offset % bytes != 0)
@@ -122,15 +124,25 @@ void Worker::check_shared(Block& block, std::size_t offset, std::size_t bytes, A
              offset + i * kRaceUnit);
   if (is_store(kind)) std::fill(written, written + units, std::uint8_t{1});
   if (o.races) check_race(block.cells.data(), offset, bytes, kind, site, "shared memory");
-  maybe_preempt();
 }
 
 // ---- races
+void Worker::order_by_counter(const void* counter) {
+  Fiber& f = *running;
+  Releases& others = counters_[counter];
+  f.seen.insert(f.seen.end(), others.begin(), others.end());
+  others.push_back({f.owner->index, f.fenced});
+}
+
 void Worker::check_race(RaceCell* cells, std::size_t offset, std::size_t bytes, Access kind,
                         Site site, const char* memory) {
   const Fiber& f = *running;
   const ThreadTime me{f.owner->index * 1024 + static_cast<std::uint32_t>(f.linear),
-                      launch.config.cluster, now_, f.passed};
+                      launch.config.cluster,
+                      now_,
+                      f.passed,
+                      &f.acquired,
+                      &f.owner->acquired};
   for (std::size_t i = offset / kRaceUnit; i <= (offset + bytes - 1) / kRaceUnit; ++i) {
     if (kind == Access::load_once && cells[i].written())
       fail(site, "load_stream of '%s' at byte %zu, which this launch has written", memory, offset);

@@ -19,7 +19,9 @@ CSRC = build.ROOT / "csrc"
 ZOO = build.HERE / "zoo"
 FOLDER = build.BUILD / "mutants"
 
-BARRIER = re.compile(r"(?<!\w)(?:__syncthreads|__syncwarp|(?:cluster|grid)_sync\w*)\([^()]*\)")
+BARRIER = re.compile(
+    r"(?<!\w)(?:__syncthreads|__syncwarp|__threadfence|(?:cluster|grid)_sync\w*)\([^()]*\)"
+)
 #: the device API for nvcc: it makes the barriers out of instructions, and g++ does not compile it
 NOT_COMPILED = ("device.cuh", "device_cuda.cuh", "device_grid.cuh")
 #: what the runtime says of a fault: kernel, file and line, block and thread
@@ -126,7 +128,7 @@ def _csrc(name: str, file: str, old: str, new: str, noticed: str) -> Mutant:
 
 _APPLY, _REDUCE = "engine/cuda/apply.cuh", "engine/cuda/reduce.cuh"
 _MATMUL, _PLAN, _MLP = "engine/cuda/matmul.cuh", "engine/cuda/plan.h", "gates/mlp_cuda.cuh"
-_SE = "gates/se_cuda_impl.cuh"
+_ARRIVAL, _SE = "engine/cuda/arrival.cuh", "gates/se_cuda_impl.cuh"
 
 #: One line each, as a tired person types them.
 BUGS = (
@@ -148,8 +150,8 @@ BUGS = (
     ),
     _csrc(
         "one-sample-too-many", _MLP,
-        "if (rows.n0 + m < shape.n && j0 + j < shape.rd)",
-        "if (rows.n0 + m <= shape.n && j0 + j < shape.rd)",
+        "{ return n0 + m < shape.n && j0 + j < shape.rd; }",
+        "{ return n0 + m <= shape.n && j0 + j < shape.rd; }",
         PLACE + "(out-of-bounds|race)",
     ),
     _csrc(
@@ -202,21 +204,39 @@ BUGS = (
         "se_backward: no kernel wrote 'db2' at byte [1-9]",
     ),
     _csrc(
-        "reads-partial-sums-that-nobody-left", _SE,
-        "gate.hidden.product = {work + at.product, plan.contract.splits, ",
-        "gate.hidden.product = {work + at.product, plan.contract.splits + 1, ",
-        PLACE + "(load of 'scratch' at byte|out-of-bounds)",
+        "reads-partial-sums-that-nobody-left", _MLP,
+        "const Partials<A> left{parts, splits, stride};",
+        "const Partials<A> left{parts, splits + 1, stride};",
+        PLACE + "(race on 'scratch'|load of 'scratch' at byte)",
     ),
     # ---- races
     _csrc(
         "every-tile-writes-pooled", _MLP,
-        "rows.store = blockIdx.y == 0;", "rows.store = true;",
+        "rows.store = j0 == 0;", "rows.store = true;",
         PLACE + "race on '(pooled|dz|scratch)'",
     ),
     _csrc(
         "two-rows-of-warps-share-a-slot", _REDUCE,
         "partial.st(o * kWarps + warp, s[o]);", "partial.st(o * kWarps + warp / 2, s[o]);",
         PLACE + "race on 'shared memory'",
+    ),
+    _csrc(
+        "arrival-that-is-not-atomic", _ARRIVAL,
+        "const unsigned before = atomic_add(counters + counter, 1u);",
+        "const unsigned before = ld(counters + counter);\n"
+        "      st(counters + counter, before + 1);",
+        PLACE + "race on 'scratch'",
+    ),
+    _csrc(
+        "finishes-before-the-last-arrival", _ARRIVAL,
+        "slot.st(0, before + 1 == static_cast<unsigned>(blocks));",
+        "slot.st(0, before + 2 == static_cast<unsigned>(blocks));",
+        PLACE + "(race|load of 'scratch' at byte .*, which nothing has written)",
+    ),
+    _csrc(
+        "counters-not-cleared", _ARRIVAL,
+        "if (blockIdx.x == 0 && tid < count) st(counters + tid, 0u);", "(void)tid;",
+        PLACE + "atomic of 'scratch' at byte .*, which nothing has written",
     ),
     # ---- warps and blocks out of step
     _csrc(

@@ -21,6 +21,9 @@ bool RaceCell::ordered(const Stamp& before, const ThreadTime& me) {
     passed = std::max(passed, me.passed.cluster);
   if (block_of(other) == block_of(me.thread)) passed = std::max(passed, me.passed.block);
   if (warp_of(other) == warp_of(me.thread)) passed = std::max(passed, me.passed.warp);
+  for (const Releases* acquired : {me.own, me.of_block})
+    for (const Release& r : *acquired)
+      if (r.block == block_of(other)) passed = std::max(passed, r.when);
   return passed > before.when;
 }
 

@@ -1,10 +1,14 @@
 // Shadow memory: which CUDA thread last wrote and read each two bytes, and when.
 //
 // Time is the number of barriers completed so far. An earlier access is ordered before this one if
-// this thread has since passed a barrier that both took part in.
+// this thread has since passed a barrier that both took part in. Blocks without such a barrier are
+// ordered by a counter: a thread that passes a barrier of its block, calls __threadfence() and then
+// adds to the counter releases what its block did before the barrier, to every thread that later
+// adds to the same counter and calls __threadfence(), and from its next barrier on to its block.
 #pragma once
 #include <cstddef>
 #include <cstdint>
+#include <vector>
 
 #include "cuda_host/device_host.h"
 
@@ -15,11 +19,18 @@ struct Passed {
   std::uint32_t warp = 0, block = 0, cluster = 0, grid = 0;
 };
 
+// What a block did before this time is ordered before whatever its holder does.
+struct Release {
+  std::uint32_t block, when;
+};
+using Releases = std::vector<Release>;
+
 struct ThreadTime {
   std::uint32_t thread;  // block * 1024 + thread in the block
   std::uint32_t cluster_blocks;
   std::uint32_t now;
   Passed passed;
+  const Releases *own, *of_block;  // acquired by the thread, and by its block
 };
 
 struct Conflict {

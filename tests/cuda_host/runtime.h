@@ -40,6 +40,10 @@ struct Fiber : ThreadIndices {
   Site waits_at;
   WarpRequest request{};
   Passed passed;
+  // For the race check: the last barrier before the last fence; what atomics have seen since that
+  // fence; and what is acquired.
+  std::uint32_t fenced = 0;
+  Releases seen, acquired;
 };
 
 struct Warp {
@@ -75,6 +79,7 @@ struct Block {
   bool visited = false;
   unsigned visit_phase = 0;
   Site visit_site;
+  Releases acquired;  // by threads that have passed a barrier since
 };
 
 struct Cluster {
@@ -123,6 +128,7 @@ class Worker {
   void sync_block(Site site);
   void sync_cluster(bool relaxed, Site site);
   void sync_grid(Site site);
+  void fence();
   void suspend();  // to the scheduler
   void maybe_preempt();
   std::uint64_t exchange(const WarpRequest& request, Site site);
@@ -151,6 +157,7 @@ class Worker {
   void complete_warp(Fiber* lanes, unsigned mask);
   void check_left_behind(Fiber& f);
 
+  void order_by_counter(const void* counter);
   void count_global(int buffer, const void* p, std::size_t bytes, Access kind, Site site);
   void check_race(RaceCell* cells, std::size_t offset, std::size_t bytes, Access kind, Site site,
                   const char* memory);
@@ -177,6 +184,7 @@ class Worker {
   std::vector<BufferCounters> traffic_;  // the last one is for memory nobody registered
   using Cells = std::unique_ptr<RaceCell[], void (*)(void*)>;
   std::vector<Cells> global_cells_;
+  std::map<const void*, Releases> counters_;  // in global memory, and who added to them
   int last_buffer_ = 0;
 };
 

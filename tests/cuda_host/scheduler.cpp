@@ -118,6 +118,7 @@ void Worker::set_up(std::size_t slot, std::size_t index) {
   b.barrier.live = launch.threads;
   b.barrier.first_block = slot;
   b.visited = false;
+  b.acquired.clear();
   for (Warp& w : b.warps) {
     w.lanes = w.waiting = w.exited = 0;
     w.requests.converge();
@@ -138,6 +139,9 @@ void Worker::set_up(std::size_t slot, std::size_t index) {
     f.warp->lanes |= 1u << f.lane;
     f.owner = &b;
     f.passed = Passed{};
+    f.fenced = 0;
+    f.seen.clear();
+    f.acquired.clear();
   }
 }
 

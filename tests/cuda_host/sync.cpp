@@ -42,6 +42,8 @@ void Worker::complete(Barrier& barrier, State state) {
         if (state == State::in_block) f.passed.block = now_;
         if (state == State::in_cluster) f.passed.cluster = now_;
         if (state == State::in_grid) f.passed.grid = now_;
+        b.acquired.insert(b.acquired.end(), f.acquired.begin(), f.acquired.end());
+        f.acquired.clear();
       }
       make_ready(f);
     }
@@ -61,6 +63,13 @@ void Worker::sync_grid(Site site) {
   if (grid_barrier_.live < launch.threads * static_cast<int>(launch.unit_blocks))
     fail(site, "grid_sync after a thread of the grid has exited");
   arrive(grid_barrier_, State::in_grid, false, site);
+}
+
+void Worker::fence() {
+  Fiber& f = *running;
+  f.fenced = f.passed.block;
+  f.acquired.insert(f.acquired.end(), f.seen.begin(), f.seen.end());
+  f.seen.clear();
 }
 
 // What a thread must not leave behind when it exits.
@@ -189,6 +198,10 @@ void sync_cluster(bool relaxed, Site site) {
 void sync_grid(Site site) {
   const Unobserved u;
   worker->sync_grid(site);
+}
+void fence() {
+  const Unobserved u;
+  worker->fence();
 }
 std::uint64_t warp_exchange(const WarpRequest& request, Site site) {
   const Unobserved u;

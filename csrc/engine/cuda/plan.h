@@ -89,22 +89,27 @@ inline ReducePlan plan_reduce(const MapShape& map) {
 }
 
 // ---- gate products: (N, K) x (K, rd) in tiles, K cut into splits
-constexpr int kContractTile = 32;
+constexpr int kContractSamples = 32;
+constexpr int kContractNarrow = 32, kContractWide = 128;  // hidden units of a tile
 constexpr int kWeightTile = 64;  // of the weights' gradients: channels, and hidden units
 
 struct ContractPlan {
+  bool wide = false;
   index_t sample_tiles = 1, hidden_tiles = 1;
-  int splits = 1;  // partial sums over K; each is at least two chunks of work
+  int splits = 1;  // blocks that share a tile's sum over K; the last one done adds up
+
+  index_t tiles() const { return sample_tiles * hidden_tiles; }
+  int counters() const { return splits > 1 ? static_cast<int>(tiles()) : 0; }
 };
 
 inline ContractPlan plan_contract(index_t n, index_t k, index_t rd) {
   ContractPlan plan;
-  plan.sample_tiles = ceil_div(n, kContractTile);
-  plan.hidden_tiles = ceil_div(rd, kContractTile);
-  // Enough blocks for half a GPU; more partial sums would cost their readers more than they save.
-  plan.splits = static_cast<int>(
-      std::clamp<index_t>(std::min<index_t>(64 / (plan.sample_tiles * plan.hidden_tiles), k / 256),
-                          1, n > kContractTile ? 2 : 8));
+  plan.sample_tiles = ceil_div(n, kContractSamples);
+  // Every tile of hidden units reads the samples' rows again; few samples need the many blocks.
+  plan.wide = rd > kContractNarrow && plan.sample_tiles > 2;
+  plan.hidden_tiles = ceil_div(rd, plan.wide ? kContractWide : kContractNarrow);
+  // Enough blocks for half a GPU, each with at least two chunks of work.
+  plan.splits = static_cast<int>(std::clamp<index_t>(std::min(64 / plan.tiles(), k / 128), 1, 16));
   return plan;
 }
 

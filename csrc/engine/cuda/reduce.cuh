@@ -4,6 +4,7 @@
 // plan_reduce; what is reduced is the Op. Sums are partial where the plan splits a plane:
 // out[o][split][n*C + c].
 #pragma once
+#include "engine/cuda/arrival.cuh"
 #include "engine/cuda/plan.h"
 #include "engine/map.h"
 //
@@ -79,6 +80,7 @@ struct ReduceIo {
   const T* in[Op::kInputs];
   A* out[Op::kOutputs];
   const A* reference;  // per plane, or null
+  Arrivals arrivals;   // cleared for the next launch
 
   template <int V>
   CHATTN_DEVICE void stage(index_t offset, A (&staged)[V][Op::kStaged]) const {
@@ -122,6 +124,7 @@ template <class T, int V, class Op>
 CHATTN_KERNEL(kThreads)
 reduce_tiles(ReduceIo<T, Op> io, index_t planes, int hw, int tile_planes, int lanes) {
   using A = acc_t<T>;
+  io.arrivals.clear();
   const int tid = static_cast<int>(threadIdx.x);
   const index_t first = static_cast<index_t>(blockIdx.x) * tile_planes;
   const int count = static_cast<int>(planes - first < tile_planes ? planes - first : tile_planes);
@@ -185,6 +188,7 @@ template <class T, int V, class Op>
 CHATTN_KERNEL(kThreads)
 reduce_planes(ReduceIo<T, Op> io, index_t planes, int hw, int warps_per_plane, int splits) {
   using A = acc_t<T>;
+  io.arrivals.clear();
   const int tid = static_cast<int>(threadIdx.x), warp = tid / kWarp, lane = tid % kWarp;
   const bool alone = warps_per_plane == 1;
   const index_t task = static_cast<index_t>(blockIdx.x) * (alone ? kWarps : 1) + (alone ? warp : 0);
@@ -251,6 +255,7 @@ template <class T, int V, class Op>
 CHATTN_KERNEL(kThreads)
 reduce_rows(ReduceIo<T, Op> io, index_t n_count, index_t c_count, int hw, int cols, int splits) {
   using A = acc_t<T>;
+  io.arrivals.clear();
   const int tid = static_cast<int>(threadIdx.x), warp = tid / kWarp;
   const int col = tid % cols, row = tid / cols, rows = kThreads / cols;
   const index_t channel_tiles = (c_count / V + cols - 1) / cols;

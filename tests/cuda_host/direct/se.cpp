@@ -94,6 +94,7 @@ extern "C" __attribute__((visibility("default"))) void direct_se_plan(const int*
   *out++ = plan.contract.splits;
   *out++ = static_cast<int>(plan.contract.sample_tiles);
   *out++ = static_cast<int>(plan.contract.hidden_tiles);
+  *out++ = plan.contract.wide;
   *out++ = plan.apply.samples;
   *out++ = plan.apply.parts;
 }

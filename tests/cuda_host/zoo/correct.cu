@@ -190,6 +190,32 @@ ZOO(
     grid_exchange, [](int i) { return static_cast<float>((i + kThreads) % (4 * kThreads)); },
     .grid = 4, .block = kThreads, .stream = nullptr, .cooperative = true);
 
+// The last block to arrive reads what the others have stored.
+CHATTN_KERNEL(kThreads) last_block(const float*, float* out) {
+  const Shared<int> s = shared<int>(0, 1);
+  const int t = local_thread(), blocks = static_cast<int>(gridDim.x);
+  const auto counter = reinterpret_cast<unsigned*>(out + kElements - 1);
+  if (blockIdx.x == 0 && t == 0) st(counter, 0u);
+  grid_sync();
+  st(out + global_thread(), static_cast<float>(global_thread()));
+  __syncthreads();
+  if (t == 0) {
+    __threadfence();
+    const bool last = atomic_add(counter, 1u) + 1 == gridDim.x;
+    __threadfence();
+    s.st(0, last);
+  }
+  __syncthreads();
+  if (s.ld(0) == 0) return;
+  for (int b = 0; b < blocks; ++b) {
+    const int i = b * kThreads + t;
+    st(out + i, ld(out + i) + 1);
+  }
+}
+ZOO(
+    last_block, [](int i) { return static_cast<float>(i + 1); }, .grid = 4, .block = kThreads,
+    .shared_bytes = 4, .stream = nullptr, .cooperative = true);
+
 CHATTN_KERNEL(kThreads) half_precision(const float* in, float* out) {
   const int t = local_thread();
   const half_t h = from_acc<half_t>(ld(in + t) / 16);
