@@ -1,5 +1,6 @@
 // How a call of efficient channel attention is launched, and what it needs of scratch memory.
 #pragma once
+#include "engine/cuda/launch_info.h"
 #include "engine/cuda/plan.h"
 #include "gates/conv1d.h"
 
@@ -128,5 +129,36 @@ struct EcaScratch {
     return s;
   }
 };
+
+// `clusters`: whether the device has them (compute capability 9.0 and up).
+inline std::vector<LaunchInfo> describe(const EcaPlan& plan, const MapShape& map,
+                                        const ConvGate& gate, bool backward, bool clusters) {
+  const index_t map_bytes = map.bytes();
+  if (!backward && plan.stage.fits) {
+    const StagePlan& s = plan.stage;
+    const bool exchange = s.tiles == 1 || (clusters && s.cluster() > 1);
+    const index_t sides = gate.circular ? s.tiles : s.tiles - 1;
+    const index_t again =
+        exchange ? 0 : map.n * 2 * gate.reach() * sides * map_bytes / map.planes();
+    return {{"stage_planes", "squeeze, gate, y = gate * x", map.n * s.tiles, 16, map_bytes + again,
+             map_bytes}};
+  }
+  const ApplyPlan& a = plan.apply;
+  const index_t apply_blocks = a.sample_tiles * a.channel_tiles * a.parts;
+  const char* reduce = name_of(plan.reduce.kind);
+  const char* apply = map.channels_last ? "apply_rows" : "apply_spans";
+  const int reduce_vector = plan.reduce.vec * size_of(map.dtype);
+  const int apply_vector = a.vec * size_of(map.dtype);
+  if (!backward)
+    return {{reduce, "squeeze", plan.reduce.blocks, reduce_vector, map_bytes, 0},
+            {apply, "gate, y = gate * x", apply_blocks, apply_vector, map_bytes, map_bytes}};
+  const ConvGradPlan& g = plan.grad;
+  const index_t weights = gate.weights(map.c) * (gate.per_channel ? 1 : 32);
+  return {{reduce, "dgate = sum dy * x", plan.reduce.blocks, reduce_vector, 2 * map_bytes, 0},
+          {"conv_weight_parts", "dweight in parts",
+           index_t{g.channel_tiles} * g.splits * g.tap_tiles, 0, 0, 0},
+          {"conv_weight_sum", "dweight", ceil_div(weights, kThreads), 0, 0, 0},
+          {apply, "dx = gate * dy + dmean", apply_blocks, apply_vector, map_bytes, map_bytes}};
+}
 
 }  // namespace chattn::cuda

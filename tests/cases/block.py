@@ -44,7 +44,8 @@ class Block:
         shapes: Sizes, for the backends that are fast.
         small: Sizes for the slow ones (interpreters), each meant to hit another corner.
         options: Variants, run on one small size.
-        function: The function of `chattn_cuda.functional`, for the tests of derivatives.
+        function: The function of `chattn_cuda.functional`, of a map and weights, for the tests of
+            derivatives.
         weights: ``weights(channels)``: shapes of the weights that it takes behind x.
         smooth: Keywords with which it is smooth.
         variants: Keywords by name, some with weights of other shapes.
@@ -58,10 +59,10 @@ class Block:
     shapes: tuple[Config, ...]
     small: tuple[Config, ...]
     options: tuple[Config, ...]
-    function: Callable[..., Any]
-    weights: Callable[[int], list[tuple[int, ...]]]
-    variants: dict[str, Variant]
-    constants: tuple[tuple[Any, ...], ...]
+    function: Callable[..., Any] | None = None
+    weights: Callable[[int], list[tuple[int, ...]]] = lambda channels: []
+    variants: dict[str, Variant] = field(default_factory=dict)
+    constants: tuple[tuple[Any, ...], ...] = ()
     smooth: dict[str, Any] = field(default_factory=dict)
 
 

@@ -59,11 +59,13 @@ class Call:
 
     Attributes:
         floors: For comparison.
+        shape: (N, C, H, W).
         map_bytes: Size of one feature map.
         report: The counters.
     """
 
     floors: Floors
+    shape: Shape
     map_bytes: int
     report: Report
 
@@ -209,4 +211,4 @@ def measure(
 
     reports = BLOCKS[block].measure(x, dy, count, **options)
     map_bytes = x.numel() * x.element_size()
-    return {k: Call(BLOCKS[block].floors[k], map_bytes, r) for k, r in reports.items()}
+    return {k: Call(BLOCKS[block].floors[k], shape, map_bytes, r) for k, r in reports.items()}
