@@ -6,9 +6,17 @@ from chattn_cuda import backends, functional
 from chattn_cuda._version import __version__
 from chattn_cuda.convert import Report, accelerate, restore
 from chattn_cuda.explanation import Explanation, explain
-from chattn_cuda.modules import SqueezeExcite
+from chattn_cuda.modules import (
+    CircularEfficientChannelAttention,
+    EfficientChannelAttention,
+    EfficientChannelAttentionNS,
+    SqueezeExcite,
+)
 
 __all__ = [
+    "CircularEfficientChannelAttention",
+    "EfficientChannelAttention",
+    "EfficientChannelAttentionNS",
     "Explanation",
     "Report",
     "SqueezeExcite",

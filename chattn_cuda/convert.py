@@ -15,6 +15,10 @@ from typing import Any
 from torch import nn
 
 from chattn_cuda import activations, backends
+from chattn_cuda.modules.efficient_channel_attention import (
+    CircularEfficientChannelAttentionForward,
+    EfficientChannelAttentionForward,
+)
 from chattn_cuda.modules.fused import FusedForward, submodule_obstacle
 from chattn_cuda.modules.squeeze_excite import SqueezeExciteForward
 
@@ -45,6 +49,21 @@ def _timm_se_obstacle(module: Any) -> str | None:
         return f"bn is a {bn.__name__}"
     if activations.resolve(module.act) is None:
         return f"the kernels do not know act ({type(module.act).__name__})"
+    return _gate_obstacle(module)
+
+
+def _timm_eca_obstacle(module: Any) -> str | None:
+    """Lasting obstacles only, as above."""
+    if type(module.conv) is not nn.Conv1d:
+        return submodule_obstacle(module.conv, "conv", nn.Conv1d)
+    if getattr(module, "conv2", None) is not None:
+        return "the kernels do not know the gate with an MLP (use_mlp)"
+    if module.conv.bias is not None:
+        return "conv has a bias"
+    return _gate_obstacle(module)
+
+
+def _gate_obstacle(module: Any) -> str | None:
     gate = activations.resolve(module.gate)
     if gate is None or not gate[0].is_gate:
         return f"the kernels do not know gate ({type(module.gate).__name__})"
@@ -53,6 +72,10 @@ def _timm_se_obstacle(module: Any) -> str | None:
 
 ADAPTERS: dict[str, Adapter] = {
     "timm.layers.squeeze_excite.SEModule": Adapter(SqueezeExciteForward, _timm_se_obstacle),
+    "timm.layers.eca.EcaModule": Adapter(EfficientChannelAttentionForward, _timm_eca_obstacle),
+    "timm.layers.eca.CecaModule": Adapter(
+        CircularEfficientChannelAttentionForward, _timm_eca_obstacle
+    ),
 }
 
 
@@ -100,9 +123,9 @@ class Report:
 def accelerate(model: nn.Module, backend: str = "auto") -> Report:
     """Let the channel-attention blocks inside ``model`` run fused, in place.
 
-    Known so far: timm's ``SEModule``. Results, state_dict keys, parameters, hooks, ``isinstance``,
-    deepcopy and pickle stay as they were. Modules that are already accelerated get the new
-    ``backend``.
+    Known so far: timm's ``SEModule``, ``EcaModule`` and ``CecaModule``. Results, state_dict keys,
+    parameters, hooks, ``isinstance``, deepcopy and pickle stay as they were. Modules that are
+    already accelerated get the new ``backend``.
 
     Args:
         model: Any module, also one of these blocks itself.

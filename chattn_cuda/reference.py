@@ -14,7 +14,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["accumulation_dtype", "no_autocast", "squeeze_excite"]
+__all__ = [
+    "accumulation_dtype",
+    "efficient_channel_attention",
+    "neighbouring_channels",
+    "no_autocast",
+    "squeeze_excite",
+]
 
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -66,5 +72,48 @@ def squeeze_excite(
         h = F.linear(p, w1.to(acc).flatten(1), None if b1 is None else b1.to(acc))
         z = F.linear(act(h), w2.to(acc).flatten(1), None if b2 is None else b2.to(acc))
         s = gate(z)
+        y = (u * s[:, :, None, None]).to(x.dtype)
+    return y, s
+
+
+def neighbouring_channels(p: Tensor, k: int, circular: bool = False) -> Tensor:
+    """(N, C, k): each channel of ``p`` (N, C) with the k // 2 channels on either side of it.
+
+    Beyond the ends are zeros or, with ``circular``, the channels at the other end.
+    """
+    reach = k // 2
+    if circular:
+        c = p.shape[1]
+        padded = p[:, torch.arange(-reach, c + reach, device=p.device) % c]
+    else:
+        padded = F.pad(p, (reach, reach))
+    return padded.unfold(1, k, 1)
+
+
+def efficient_channel_attention(
+    x: Tensor,
+    weight: Tensor,
+    gate: Callable[[Tensor], Tensor] = torch.sigmoid,
+    circular: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """Efficient channel attention (Wang et al., arXiv 1910.03151, equations 5 to 8).
+
+    ``p = mean_hw(x)``; ``s[n, c] = gate(sum_j weight[j] * p[n, c + j - k // 2])``;
+    ``y[n, c] = s[n, c] * x[n, c]``.
+
+    Args:
+        x: (N, C, H, W).
+        weight: (1, 1, k), or (C, 1, k) with weights of its own for every channel; k is odd.
+        gate: Activation of the gate.
+        circular: Whether channel C is channel 0, instead of 0.
+
+    Returns:
+        y, of x's shape and type, and the gate (N, C) in the accumulation type.
+    """
+    acc = accumulation_dtype(x.dtype)
+    with no_autocast(x.device.type):
+        u = x.to(acc)
+        windows = neighbouring_channels(u.mean((2, 3)), weight.shape[2], circular)
+        s = gate((windows * weight.to(acc).flatten(1)).sum(2))
         y = (u * s[:, :, None, None]).to(x.dtype)
     return y, s

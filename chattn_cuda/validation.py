@@ -9,7 +9,14 @@ from torch import Tensor
 
 from chattn_cuda.backends import FUSED_DTYPES
 
-__all__ = ["check_map", "check_positive", "check_squeeze_excite", "unify_dtypes"]
+__all__ = [
+    "check_efficient_channel_attention",
+    "check_map",
+    "check_padding_mode",
+    "check_positive",
+    "check_squeeze_excite",
+    "unify_dtypes",
+]
 
 _DTYPES = ", ".join(str(d).removeprefix("torch.") for d in FUSED_DTYPES)
 
@@ -51,6 +58,23 @@ def check_positive(value: int, name: str) -> None:
         raise ValueError(f"{name} must be at least 1, got {value}")
 
 
+def check_weight(x: Tensor, w: object, name: str) -> None:
+    """Raise unless ``w`` can be a weight beside the map ``x``.
+
+    Raises:
+        TypeError: Not a dense floating-point tensor.
+        ValueError: On another device.
+    """
+    if not isinstance(w, Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(w).__name__}")
+    if w.layout != torch.strided:
+        raise TypeError(f"{name} must be a dense tensor, got layout {w.layout}")
+    if w.dtype not in FUSED_DTYPES:
+        raise TypeError(f"{name} must have dtype {_DTYPES}; got {w.dtype}")
+    if w.device != x.device:
+        raise ValueError(f"{name} must be on the device of x ({x.device}), but it is on {w.device}")
+
+
 def check_squeeze_excite(
     x: Tensor,
     w1: Tensor,
@@ -66,18 +90,8 @@ def check_squeeze_excite(
         ValueError: A weight has the wrong shape or is on another device.
     """
     for w, name in zip((w1, b1, w2, b2), names, strict=True):
-        if w is None and name in (names[1], names[3]):
-            continue
-        if not isinstance(w, Tensor):
-            raise TypeError(f"{name} must be a tensor, got {type(w).__name__}")
-        if w.layout != torch.strided:
-            raise TypeError(f"{name} must be a dense tensor, got layout {w.layout}")
-        if w.dtype not in FUSED_DTYPES:
-            raise TypeError(f"{name} must have dtype {_DTYPES}; got {w.dtype}")
-        if w.device != x.device:
-            raise ValueError(
-                f"{name} must be on the device of x ({x.device}), but it is on {w.device}"
-            )
+        if w is not None or name not in (names[1], names[3]):
+            check_weight(x, w, name)
     c = x.shape[1]
     shape = tuple(w1.shape)
     if len(shape) not in (2, 4) or shape[1:] != (c, 1, 1)[: len(shape) - 1]:
@@ -96,6 +110,42 @@ def check_squeeze_excite(
     for b, size, name in ((b1, rd, names[1]), (b2, c, names[3])):
         if b is not None and tuple(b.shape) != (size,):
             raise ValueError(f"{name} must have shape ({size},), got {tuple(b.shape)}")
+
+
+def check_padding_mode(mode: object) -> None:
+    """Raise unless ``mode`` is one of a convolution over channels.
+
+    Raises:
+        ValueError: Another value.
+    """
+    if mode not in ("zeros", "circular"):
+        raise ValueError(f"padding_mode must be 'zeros' or 'circular', got {mode!r}")
+
+
+def check_efficient_channel_attention(
+    x: Tensor, weight: Tensor, padding_mode: str, name: str = "weight"
+) -> None:
+    """Raise unless the weight of an ECA block fits the map ``x``, which `check_map` accepted.
+
+    Raises:
+        TypeError: The weight is not a dense floating-point tensor.
+        ValueError: It has the wrong shape or is on another device; an unknown padding mode.
+    """
+    check_weight(x, weight, name)
+    check_padding_mode(padding_mode)
+    c, shape = x.shape[1], tuple(weight.shape)
+    if len(shape) != 3 or shape[0] not in (1, c) or shape[1] != 1:
+        raise ValueError(
+            f"{name} must have shape (1, 1, k) or ({c}, 1, k) for x with {c} channels, got {shape}"
+        )
+    k = shape[2]
+    if k % 2 == 0:
+        raise ValueError(f"{name} must have an odd length k, got {k}")
+    if padding_mode == "circular" and k // 2 > c:
+        raise ValueError(
+            f"{name} must have a length of at most {2 * c + 1} for circular padding of {c} "
+            f"channels, got {k}"
+        )
 
 
 def unify_dtypes(

@@ -5,6 +5,7 @@
 #include <string>
 
 #include "engine/cpu/kernels.h"
+#include "gates/eca_plan.h"
 #include "gates/se_plan.h"
 
 namespace py = pybind11;
@@ -19,17 +20,9 @@ chattn::DType dtype_of(const std::string& name) {
   throw py::value_error("dtype must be float32, float16, bfloat16 or float64; got " + name);
 }
 
-py::list plan_se(std::int64_t n, std::int64_t c, std::int64_t hw, std::int64_t rd,
-                 const std::string& dtype, bool channels_last, bool add_maxpool, bool backward) {
-  if (n < 1 || c < 1 || hw < 1 || rd < 1) throw py::value_error("n, c, hw and rd must be positive");
-  const chattn::MapShape map{dtype_of(dtype), channels_last, n, c, hw};
-  chattn::MlpGate gate;
-  gate.weight_dtype = map.dtype;
-  gate.rd = rd;
-  gate.add_maxpool = add_maxpool;
+py::list as_list(const std::vector<chattn::cuda::LaunchInfo>& plan) {
   py::list launches;
-  for (const auto& launch :
-       chattn::cuda::describe(chattn::cuda::plan_se(map, gate), map, gate, backward)) {
+  for (const auto& launch : plan) {
     py::dict d;
     d["kernel"] = launch.kernel;
     d["work"] = launch.work;
@@ -41,6 +34,32 @@ py::list plan_se(std::int64_t n, std::int64_t c, std::int64_t hw, std::int64_t r
     launches.append(d);
   }
   return launches;
+}
+
+py::list plan_se(std::int64_t n, std::int64_t c, std::int64_t hw, std::int64_t rd,
+                 const std::string& dtype, bool channels_last, bool add_maxpool, bool backward) {
+  if (n < 1 || c < 1 || hw < 1 || rd < 1) throw py::value_error("n, c, hw and rd must be positive");
+  const chattn::MapShape map{dtype_of(dtype), channels_last, n, c, hw};
+  chattn::MlpGate gate;
+  gate.weight_dtype = map.dtype;
+  gate.rd = rd;
+  gate.add_maxpool = add_maxpool;
+  return as_list(chattn::cuda::describe(chattn::cuda::plan_se(map, gate), map, gate, backward));
+}
+
+py::list plan_eca(std::int64_t n, std::int64_t c, std::int64_t hw, std::int64_t k,
+                  const std::string& dtype, bool channels_last, bool per_channel, bool circular,
+                  bool backward, bool clusters) {
+  if (n < 1 || c < 1 || hw < 1) throw py::value_error("n, c and hw must be positive");
+  if (k < 1 || k % 2 == 0) throw py::value_error("k must be positive and odd");
+  const chattn::MapShape map{dtype_of(dtype), channels_last, n, c, hw};
+  chattn::ConvGate gate;
+  gate.weight_dtype = map.dtype;
+  gate.taps = k;
+  gate.per_channel = per_channel;
+  gate.circular = circular;
+  return as_list(
+      chattn::cuda::describe(chattn::cuda::plan_eca(map, gate), map, gate, backward, clusters));
 }
 
 }  // namespace
@@ -72,4 +91,10 @@ PYBIND11_MODULE(_C, m) {
         py::arg("dtype") = "float32", py::arg("channels_last") = false,
         py::arg("add_maxpool") = false, py::arg("backward") = false,
         "CUDA launches of a squeeze-and-excitation call: kernel, blocks, bytes of the map moved.");
+
+  m.def("plan_eca", &plan_eca, py::arg("n"), py::arg("c"), py::arg("hw"), py::arg("k"),
+        py::arg("dtype") = "float32", py::arg("channels_last") = false,
+        py::arg("per_channel") = false, py::arg("circular") = false, py::arg("backward") = false,
+        py::arg("clusters") = true,
+        "The same of an efficient-channel-attention call; clusters: whether the GPU has them.");
 }

@@ -13,19 +13,23 @@ from torch.autograd import gradcheck, gradgradcheck
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from chattn_cuda import backends, ops
-from chattn_cuda.functional import squeeze_excite
 from tests import cases
+from tests.cases import BLOCKS, Block, Variant
 
 F64 = torch.float64
-fused = pytest.mark.parametrize("backend", cases.fused_backends())
-all_backends = pytest.mark.parametrize(
-    "backend", [*cases.fused_backends(), pytest.param("reference")]
-)
-VARIANTS = {
-    "relu": {},
-    "silu-tanh-gate": {"act": "silu", "gate": "tanh", "return_gate": True},
-    "maxpool": {"add_maxpool": True, "act": "gelu", "gate": "hard_sigmoid"},
-}
+on_fused = pytest.mark.parametrize("backend", cases.fused_backends())
+on_all = pytest.mark.parametrize("backend", [*cases.fused_backends(), pytest.param("reference")])
+FUNCTIONS = {name: block for name, block in BLOCKS.items() if block.function is not None}
+every_block = pytest.mark.parametrize("block", FUNCTIONS.values(), ids=list(FUNCTIONS))
+
+
+def fused(test: Any) -> Any:
+    """Every block, on every backend that has operators."""
+    return every_block(on_fused(test))
+
+
+def all_backends(test: Any) -> Any:
+    return every_block(on_all(test))
 
 
 @pytest.fixture(autouse=True)
@@ -35,13 +39,16 @@ def _available(request: pytest.FixtureRequest) -> None:
 
 
 def make(
-    backend: str, shape: tuple[int, ...] = (2, 3, 2, 3), dtype: torch.dtype = F64, rd: int = 2
+    block: Block,
+    backend: str,
+    shape: tuple[int, ...] = (2, 3, 2, 3),
+    dtype: torch.dtype = F64,
+    weights: Any = None,
 ) -> list[Tensor]:
     generator = torch.Generator().manual_seed(0)
-    n, c, h, w = shape
-    shapes = [(n, c, h, w), (rd, c), (rd,), (c, rd), (c,)]
+    shapes = [shape, *(weights or block.weights)(shape[1])]
     tensors = [torch.randn(s, generator=generator, dtype=F64) for s in shapes]
-    tensors[2] += 0.5
+    tensors = [t + 0.5 if t.dim() == 1 else t for t in tensors]
     device = cases.device_of(backend)
     return [t.to(device, dtype).requires_grad_() for t in tensors]
 
@@ -50,26 +57,35 @@ def assert_same(actual: Any, expected: Any, tolerance: float = 1e-10) -> None:
     torch.testing.assert_close(actual, expected, rtol=tolerance, atol=tolerance)
 
 
-@fused
-@pytest.mark.parametrize("variant", VARIANTS)
+@on_fused
 @pytest.mark.parametrize("layout", ["nchw", "nhwc"])
-def test_gradcheck(backend: str, variant: str, layout: str) -> None:
+@pytest.mark.parametrize(
+    ("block", "variant"),
+    [
+        pytest.param(block, variant, id=f"{block.name}-{name}")
+        for block in FUNCTIONS.values()
+        for name, variant in block.variants.items()
+    ],
+)
+def test_gradcheck(block: Block, variant: Variant, backend: str, layout: str) -> None:
     def call(x: Tensor, *weights: Tensor) -> Any:
-        return squeeze_excite(
-            cases.LAYOUTS[layout](x), *weights, backend=backend, **VARIANTS[variant]
+        return block.function(
+            cases.LAYOUTS[layout](x), *weights, backend=backend, **variant.keywords
         )
 
     fast = cases.is_slow(backend)
-    assert gradcheck(call, make(backend), fast_mode=fast)
+    tensors = make(block, backend, weights=variant.weights)
+    assert gradcheck(call, tensors, fast_mode=fast)
     if layout == "nchw":
-        assert gradgradcheck(call, make(backend), fast_mode=fast)
+        assert gradgradcheck(call, tensors, fast_mode=fast)
 
 
-@fused
+@on_fused
 def test_gradient_without_biases(backend: str) -> None:
-    x, w1, _, w2, _ = make(backend)
+    block = BLOCKS["se"]
+    x, w1, _, w2, _ = make(block, backend)
     assert gradcheck(
-        lambda x, w1, w2: squeeze_excite(x, w1, None, w2, None, backend=backend),
+        lambda x, w1, w2: block.function(x, w1, None, w2, None, backend=backend),
         (x, w1, w2),
         fast_mode=True,
     )
@@ -93,14 +109,17 @@ class Recorder(TorchDispatchMode):
 
 
 @fused
-@pytest.mark.parametrize("needed", [(0,), (1,), (2, 4), (0, 3)])
-def test_only_needed_gradients_are_computed(backend: str, needed: tuple[int, ...]) -> None:
-    tensors = make(backend)
-    full = torch.autograd.grad(squeeze_excite(*tensors, backend=backend).sin().sum(), tensors)
+@pytest.mark.parametrize("needed", [(0,), (1,), (-1, 2), (0, -1)])
+def test_only_needed_gradients_are_computed(
+    block: Block, backend: str, needed: tuple[int, ...]
+) -> None:
+    tensors = make(block, backend)
+    needed = tuple({i % len(tensors) for i in needed if i < len(tensors)})
+    full = torch.autograd.grad(block.function(*tensors, backend=backend).sin().sum(), tensors)
     leaves = [t.detach().requires_grad_(i in needed) for i, t in enumerate(tensors)]
     with Recorder() as recorder:
-        squeeze_excite(*leaves, backend=backend).sin().sum().backward()
-    assert recorder.names == ["se_forward", "se_backward"]
+        block.function(*leaves, backend=backend).sin().sum().backward()
+    assert recorder.names == [f"{block.name}_forward", f"{block.name}_backward"]
     need_dx, need_dw = recorder.calls[1][1][-2:]
     assert (need_dx, need_dw) == (0 in needed, needed != (0,))
     for i, leaf in enumerate(leaves):
@@ -111,31 +130,31 @@ def test_only_needed_gradients_are_computed(backend: str, needed: tuple[int, ...
 
 @all_backends
 @pytest.mark.parametrize("used", ["y", "gate", "both"])
-def test_gradient_of_what_is_used(backend: str, used: str) -> None:
+def test_gradient_of_what_is_used(block: Block, backend: str, used: str) -> None:
     def loss(backend: str, tensors: list[Tensor]) -> Tensor:
-        y, gate = squeeze_excite(*tensors, return_gate=True, backend=backend)
+        y, gate = block.function(*tensors, return_gate=True, backend=backend)
         terms = {"y": y.sum(), "gate": gate.sum(), "both": y.sin().sum() + gate.square().sum()}
         return terms[used]
 
-    tensors = make(backend)
+    tensors = make(block, backend)
     grads = torch.autograd.grad(loss(backend, tensors), tensors)
     assert_same(grads, torch.autograd.grad(loss("reference", tensors), tensors))
 
 
 @fused
-def test_unused_result_leaves_no_gradient(backend: str) -> None:
-    tensors = make(backend)
-    y, _ = squeeze_excite(*tensors, return_gate=True, backend=backend)
+def test_unused_result_leaves_no_gradient(block: Block, backend: str) -> None:
+    tensors = make(block, backend)
+    y, _ = block.function(*tensors, return_gate=True, backend=backend)
     other = torch.zeros_like(tensors[0], requires_grad=True)
     (other + 0 * y.detach()).sum().backward()
     assert all(t.grad is None for t in tensors)
 
 
 @fused
-def test_third_derivatives(backend: str) -> None:
+def test_third_derivatives(block: Block, backend: str) -> None:
     def third(backend: str) -> Tensor:
-        x, *weights = make(backend)
-        value = squeeze_excite(x, *weights, act="silu", backend=backend).sin().sum()
+        x, *weights = make(block, backend)
+        value = block.function(x, *weights, **block.smooth, backend=backend).sin().sum()
         for _ in range(2):
             (g,) = torch.autograd.grad(value, x, create_graph=True)
             value = g.square().sum()
@@ -145,42 +164,42 @@ def test_third_derivatives(backend: str) -> None:
 
 
 @fused
-def test_create_graph_uses_the_kernels_once(backend: str) -> None:
-    tensors = make(backend)
+def test_create_graph_uses_the_kernels_once(block: Block, backend: str) -> None:
+    tensors = make(block, backend)
     with Recorder() as recorder:
-        y = squeeze_excite(*tensors, backend=backend)
+        y = block.function(*tensors, backend=backend)
         torch.autograd.grad(y.sum(), tensors, create_graph=True)
-    assert recorder.names == ["se_forward", "se_backward"]
+    assert recorder.names == [f"{block.name}_forward", f"{block.name}_backward"]
 
 
 @fused
-def test_backward_keeps_the_map_and_small_tensors_only(backend: str) -> None:
-    tensors = make(backend, (4, 16, 8, 8), torch.float32, rd=4)
+def test_backward_keeps_the_map_and_small_tensors_only(block: Block, backend: str) -> None:
+    tensors = make(block, backend, (4, 16, 8, 8), torch.float32)
     kept: list[int] = []
     with torch.autograd.graph.saved_tensors_hooks(
         lambda t: kept.append(t.numel()) or t, lambda t: t
     ):
-        squeeze_excite(*tensors, backend=backend)
+        block.function(*tensors, backend=backend)
     weights = sum(t.numel() for t in tensors[1:])
     assert sum(kept) <= tensors[0].numel() + weights + 4 * (3 * 16 + 4)
 
 
 @fused
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
-def test_without_gradients(backend: str, mode: Any) -> None:
-    tensors = make(backend)
+def test_without_gradients(block: Block, backend: str, mode: Any) -> None:
+    tensors = make(block, backend)
     with mode():
-        y = squeeze_excite(*tensors, backend=backend)
+        y = block.function(*tensors, backend=backend)
     assert not y.requires_grad
-    assert_same(y, squeeze_excite(*tensors, backend=backend).detach())
+    assert_same(y, block.function(*tensors, backend=backend).detach())
 
 
 @fused
-def test_checkpoint(backend: str) -> None:
-    tensors = make(backend)
+def test_checkpoint(block: Block, backend: str) -> None:
+    tensors = make(block, backend)
 
     def call(*tensors: Tensor) -> Tensor:
-        return squeeze_excite(*tensors, backend=backend)
+        return block.function(*tensors, backend=backend)
 
     expected = torch.autograd.grad(call(*tensors).sin().sum(), tensors)
     for reentrant in (False, True):
@@ -194,25 +213,27 @@ def test_checkpoint(backend: str) -> None:
 
 
 @fused
-def test_func_grad_uses_the_kernels(backend: str) -> None:
-    tensors = make(backend)
+def test_func_grad_uses_the_kernels(block: Block, backend: str) -> None:
+    tensors = make(block, backend)
 
     def loss(*tensors: Tensor) -> Tensor:
-        return squeeze_excite(*tensors, backend=backend).sin().sum()
+        return block.function(*tensors, backend=backend).sin().sum()
 
     expected = torch.autograd.grad(loss(*tensors), tensors)
     with Recorder() as recorder:
-        grads = torch.func.grad(loss, argnums=(0, 1, 2, 3, 4))(*(t.detach() for t in tensors))
+        grads = torch.func.grad(loss, argnums=tuple(range(len(tensors))))(
+            *(t.detach() for t in tensors)
+        )
     assert_same(grads, expected)
-    assert recorder.names == ["se_forward", "se_backward"]
+    assert recorder.names == [f"{block.name}_forward", f"{block.name}_backward"]
 
 
 @all_backends
-def test_func_grad_of_grad(backend: str) -> None:
-    x, w1, *rest = (t.detach() for t in make(backend))
+def test_func_grad_of_grad(block: Block, backend: str) -> None:
+    x, w1, *rest = (t.detach() for t in make(block, backend))
 
     def inner(w1: Tensor, backend: str) -> Tensor:
-        return squeeze_excite(x, w1, *rest, act="silu", backend=backend).sin().sum()
+        return block.function(x, w1, *rest, **block.smooth, backend=backend).sin().sum()
 
     def outer(w1: Tensor, backend: str) -> Tensor:
         return torch.func.grad(inner)(w1, backend).sin().sum()
@@ -221,12 +242,12 @@ def test_func_grad_of_grad(backend: str) -> None:
 
 
 @all_backends
-def test_vmap_over_maps_and_over_weights(backend: str) -> None:
-    x, *weights = (t.detach() for t in make(backend))
+def test_vmap_over_maps_and_over_weights(block: Block, backend: str) -> None:
+    x, *weights = (t.detach() for t in make(block, backend))
     maps = torch.stack([x, 2 * x, x - 1])
 
     def call(x: Tensor, *weights: Tensor) -> Tensor:
-        return squeeze_excite(x, *weights, backend=backend)
+        return block.function(x, *weights, backend=backend)
 
     y = torch.vmap(lambda x: call(x, *weights))(maps)
     assert_same(y, torch.stack([call(x, *weights) for x in maps]))
@@ -236,22 +257,22 @@ def test_vmap_over_maps_and_over_weights(backend: str) -> None:
 
 
 @all_backends
-def test_gradients_per_sample(backend: str) -> None:
-    x, w1, *rest = (t.detach() for t in make(backend))
+def test_gradients_per_sample(block: Block, backend: str) -> None:
+    x, w1, *rest = (t.detach() for t in make(block, backend))
 
     def loss(w1: Tensor, x: Tensor) -> Tensor:
-        return squeeze_excite(x[None], w1, *rest, backend=backend).sin().sum()
+        return block.function(x[None], w1, *rest, backend=backend).sin().sum()
 
     per_sample = torch.vmap(torch.func.grad(loss), (None, 0))(w1, x)
     assert_same(per_sample, torch.stack([torch.func.grad(loss)(w1, sample) for sample in x]))
 
 
 @fused
-def test_jacobian_by_batches_of_gradients(backend: str) -> None:
-    x, w1, *rest = (t.detach() for t in make(backend))
+def test_jacobian_by_batches_of_gradients(block: Block, backend: str) -> None:
+    x, w1, *rest = (t.detach() for t in make(block, backend))
 
     def call(w1: Tensor) -> Tensor:
-        return squeeze_excite(x, w1, *rest, backend=backend).sum((2, 3))
+        return block.function(x, w1, *rest, backend=backend).sum((2, 3))
 
     expected = torch.autograd.functional.jacobian(call, w1)
     assert_same(torch.autograd.functional.jacobian(call, w1, vectorize=True), expected)
@@ -259,13 +280,12 @@ def test_jacobian_by_batches_of_gradients(backend: str) -> None:
 
 
 @fused
-def test_weights_of_any_strides(backend: str) -> None:
-    x, w1, b1, w2, b2 = make(backend)
-    strided = (w1.t().contiguous().t(), b1, w2.t().contiguous().t(), b2)
-    y = squeeze_excite(x, *strided, backend=backend)
-    expected = squeeze_excite(x, w1, b1, w2, b2, backend="reference")
+def test_weights_of_any_strides(block: Block, backend: str) -> None:
+    leaves = make(block, backend)
+    x, *weights = leaves
+    y = block.function(x, *(torch.stack([w, w], -1)[..., 0] for w in weights), backend=backend)
+    expected = block.function(x, *weights, backend="reference")
     assert_same(y, expected)
-    leaves = (x, w1, b1, w2, b2)
     assert_same(
         torch.autograd.grad(y.sin().sum(), leaves),
         torch.autograd.grad(expected.sin().sum(), leaves),
@@ -273,11 +293,11 @@ def test_weights_of_any_strides(backend: str) -> None:
 
 
 @fused
-def test_vmap_under_autograd(backend: str) -> None:
-    x, *weights = make(backend)
+def test_vmap_under_autograd(block: Block, backend: str) -> None:
+    x, *weights = make(block, backend)
     maps = torch.stack([x, 2 * x])
-    y = torch.vmap(lambda x: squeeze_excite(x, *weights, backend=backend))(maps)
-    expected = torch.stack([squeeze_excite(m, *weights, backend="reference") for m in maps])
+    y = torch.vmap(lambda x: block.function(x, *weights, backend=backend))(maps)
+    expected = torch.stack([block.function(m, *weights, backend="reference") for m in maps])
     assert_same(
         torch.autograd.grad(y.sin().sum(), weights),
         torch.autograd.grad(expected.sin().sum(), weights),
@@ -286,11 +306,11 @@ def test_vmap_under_autograd(backend: str) -> None:
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit")  # in torch's own tables for forward mode
 @all_backends
-def test_forward_mode_and_hessian(backend: str) -> None:
-    x, w1, *rest = (t.detach() for t in make(backend))
+def test_forward_mode_and_hessian(block: Block, backend: str) -> None:
+    x, w1, *rest = (t.detach() for t in make(block, backend))
 
     def loss(w1: Tensor, backend: str) -> Tensor:
-        return squeeze_excite(x, w1, *rest, act="silu", backend=backend).sin().sum()
+        return block.function(x, w1, *rest, **block.smooth, backend=backend).sin().sum()
 
     tangent = torch.ones_like(w1)
     value, derivative = torch.func.jvp(lambda w: loss(w, backend), (w1,), (tangent,))
@@ -304,9 +324,10 @@ def test_forward_mode_and_hessian(backend: str) -> None:
 # ---- the operators -----------------------------------------------------------------------------
 
 
-def operator_samples(backend: str) -> dict[str, list[Tensor]]:
-    dense = make(backend, (2, 6, 3, 5), torch.float32, rd=4)
+def operator_samples(block: Block, backend: str) -> dict[str, list[Tensor]]:
+    dense = make(block, backend, (2, 6, 3, 5), torch.float32)
     x, *weights = dense
+    # Linear layers as 1x1 convolutions
     conv = [w[..., None, None] if w.dim() == 2 else w for w in weights]
     return {
         "contiguous": dense,
@@ -334,30 +355,30 @@ SAMPLES = (
 
 @fused
 @pytest.mark.parametrize(
-    ("sample", "add_maxpool"),
-    [(s, False) for s in SAMPLES] + [(s, True) for s in SAMPLES[:2]],
-    ids=lambda v: v if isinstance(v, str) else "maxpool" if v else "mean",
+    ("sample", "number"),
+    [(s, 0) for s in SAMPLES] + [(s, 1) for s in SAMPLES[:2]],
+    ids=lambda v: v if isinstance(v, str) else f"constants{v}",
 )
-def test_opcheck(backend: str, sample: str, add_maxpool: bool) -> None:
+def test_opcheck(block: Block, backend: str, sample: str, number: int) -> None:
     namespace = backends.get(backend).namespace
-    operators = getattr(torch.ops, namespace)
-    x, w1, b1, w2, b2 = (t.detach() for t in operator_samples(backend)[sample])
-    constants = (1, 0.0, 10, add_maxpool)
-    arguments = (x, w1, b1, w2, b2, *constants)
-    torch.library.opcheck(operators.se_forward.default, arguments)
-    torch.library.opcheck(operators.se_forward.default, (x, w1, None, w2, None, *constants))
+    forward = getattr(getattr(torch.ops, namespace), f"{block.name}_forward").default
+    backward = getattr(getattr(torch.ops, namespace), f"{block.name}_backward").default
+    tensors = [t.detach() for t in operator_samples(block, backend)[sample]]
+    constants = block.constants[number]
+    torch.library.opcheck(forward, (*tensors, *constants))
+    if block.name == "se":
+        x, w1, _, w2, _ = tensors
+        torch.library.opcheck(forward, (x, w1, None, w2, None, *constants))
 
-    y, *saved = operators.se_forward.default(*arguments)
+    y, *saved = forward(*tensors, *constants)
+    operands = ops.BLOCKS[block.name].operands(tensors, saved)
     dgate = torch.ones_like(saved[-1])
     for dy, dgate_, need_dx, need_dw in (
         (torch.ones_like(y), None, True, True),
         (y.new_ones(()).expand(y.shape), dgate, True, False),
         (torch.ones_like(y), None, False, True),
     ):
-        torch.library.opcheck(
-            operators.se_backward.default,
-            (dy, dgate_, x, *saved, w1, w2, *constants, need_dx, need_dw),
-        )
+        torch.library.opcheck(backward, (dy, dgate_, *operands, *constants, need_dx, need_dw))
 
 
 def test_memory_format_is_what_eager_returns() -> None:
@@ -378,16 +399,18 @@ def test_memory_format_is_what_eager_returns() -> None:
 
 @fused
 @pytest.mark.parametrize("layout", ["nchw", "nhwc"])
-def test_compile_without_graph_break_or_recompilation(backend: str, layout: str) -> None:
+def test_compile_without_graph_break_or_recompilation(
+    block: Block, backend: str, layout: str
+) -> None:
     def call(x: Tensor, *weights: Tensor) -> tuple[Tensor, Tensor]:
-        y, gate = squeeze_excite(x * 2, *weights, return_gate=True, backend=backend)
+        y, gate = block.function(x * 2, *weights, return_gate=True, backend=backend)
         return y + 1, gate
 
     torch._dynamo.reset()
     compiled = torch.compile(call, fullgraph=True)
     with torch._dynamo.config.patch(error_on_recompile=True):
         for seed in range(3):
-            tensors = make(backend, (2, 6, 3, 5), torch.float32, rd=4)
+            tensors = make(block, backend, (2, 6, 3, 5), torch.float32)
             with torch.no_grad():
                 tensors[0] += seed
             tensors[0] = cases.LAYOUTS[layout](tensors[0].detach()).requires_grad_()
@@ -401,14 +424,15 @@ def test_compile_without_graph_break_or_recompilation(backend: str, layout: str)
 
 
 @fused
-def test_compile_with_dynamic_shapes(backend: str) -> None:
+def test_compile_with_dynamic_shapes(block: Block, backend: str) -> None:
     torch._dynamo.reset()
-    compiled = torch.compile(squeeze_excite, fullgraph=True, dynamic=True, backend="aot_eager")
+    compiled = torch.compile(block.function, fullgraph=True, dynamic=True, backend="aot_eager")
     with torch._dynamo.config.patch(error_on_recompile=True):
-        for n, h, w in ((2, 3, 5), (4, 6, 7), (3, 5, 4)):
-            tensors = make(backend, (n, 6, h, w), torch.float32, rd=4)
+        # Sizes that no weight has, which would be taken for the same one.
+        for n, h, w in ((2, 5, 7), (4, 6, 8), (3, 7, 5)):
+            tensors = make(block, backend, (n, 6, h, w), torch.float32)
             y = compiled(*tensors, backend=backend)
-            expected = squeeze_excite(*tensors, backend=backend)
+            expected = block.function(*tensors, backend=backend)
             assert_same(y, expected, 1e-5)
             assert_same(
                 torch.autograd.grad(y.sum(), tensors),
@@ -418,24 +442,25 @@ def test_compile_with_dynamic_shapes(backend: str) -> None:
 
 
 @fused
-def test_compile_in_inference(backend: str) -> None:
-    tensors = make(backend, dtype=torch.float32)
+def test_compile_in_inference(block: Block, backend: str) -> None:
+    tensors = make(block, backend, dtype=torch.float32)
     torch._dynamo.reset()
-    compiled = torch.compile(squeeze_excite, fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(block.function, fullgraph=True, backend="aot_eager")
     with torch.no_grad():
         assert_same(
-            compiled(*tensors, backend=backend), squeeze_excite(*tensors, backend=backend), 1e-5
+            compiled(*tensors, backend=backend), block.function(*tensors, backend=backend), 1e-5
         )
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit")
-def test_compile_around_torch_func() -> None:
+@every_block
+def test_compile_around_torch_func(block: Block) -> None:
     """Inside torch.compile, transforms must not lose the gradient."""
     backend = backends.select("auto", "cpu")
-    x, w1, *rest = (t.detach() for t in make(backend))
+    x, w1, *rest = (t.detach() for t in make(block, backend))
 
     def loss(w1: Tensor, x: Tensor) -> Tensor:
-        return squeeze_excite(x, w1, *rest, act="silu", backend=backend).sin().sum()
+        return block.function(x, w1, *rest, **block.smooth, backend=backend).sin().sum()
 
     transforms = {
         "grad": torch.func.grad(loss),
@@ -455,14 +480,14 @@ def test_compile_around_torch_func() -> None:
 @all_backends
 @pytest.mark.parametrize("x_dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("w_dtype", [torch.float32, torch.bfloat16])
-def test_autocast(backend: str, x_dtype: torch.dtype, w_dtype: torch.dtype) -> None:
+def test_autocast(block: Block, backend: str, x_dtype: torch.dtype, w_dtype: torch.dtype) -> None:
     """Result types as eager PyTorch's: y has x's, gradients their tensors'."""
-    x, *weights = make(backend, (2, 6, 3, 5), torch.float32, rd=4)
-    exact = squeeze_excite(x, *weights, backend="reference")
+    x, *weights = make(block, backend, (2, 6, 3, 5), torch.float32)
+    exact = block.function(x, *weights, backend="reference")
     x = x.detach().to(x_dtype).requires_grad_()
     weights = [w.detach().to(w_dtype).requires_grad_() for w in weights]
     with torch.autocast(cases.device_of(backend), dtype=torch.bfloat16):
-        y = squeeze_excite(x, *weights, backend=backend)
+        y = block.function(x, *weights, backend=backend)
     assert y.dtype == x_dtype
     torch.testing.assert_close(y.float(), exact, rtol=0.03, atol=0.03)
     for t, g in zip((x, *weights), torch.autograd.grad(y.sum(), (x, *weights)), strict=True):
@@ -470,19 +495,19 @@ def test_autocast(backend: str, x_dtype: torch.dtype, w_dtype: torch.dtype) -> N
 
 
 @fused
-def test_autocast_is_more_exact_than_eager(backend: str) -> None:
-    tensors = make(backend, (2, 6, 3, 5), torch.float32, rd=4)
+def test_autocast_is_more_exact_than_eager(block: Block, backend: str) -> None:
+    tensors = make(block, backend, (2, 6, 3, 5), torch.float32)
     with torch.autocast(cases.device_of(backend), dtype=torch.bfloat16):
-        y = squeeze_excite(*tensors, backend=backend)
-    assert_same(y, squeeze_excite(*tensors, backend="reference"), 1e-5)
+        y = block.function(*tensors, backend=backend)
+    assert_same(y, block.function(*tensors, backend="reference"), 1e-5)
 
 
 @fused
-def test_autocast_around_second_derivatives(backend: str) -> None:
-    tensors = make(backend, dtype=torch.float32)
+def test_autocast_around_second_derivatives(block: Block, backend: str) -> None:
+    tensors = make(block, backend, dtype=torch.float32)
 
     def second(backend: str) -> Tensor:
-        y = squeeze_excite(*tensors, act="silu", backend=backend)
+        y = block.function(*tensors, **block.smooth, backend=backend)
         (g,) = torch.autograd.grad(y.sin().sum(), tensors[0], create_graph=True)
         return torch.autograd.grad(g.square().sum(), tensors[1])[0]
 
@@ -491,10 +516,11 @@ def test_autocast_around_second_derivatives(backend: str) -> None:
         assert_same(second(backend), expected, 1e-4)
 
 
-def test_nothing_warns() -> None:
+@every_block
+def test_nothing_warns(block: Block) -> None:
     backend = backends.select("auto", "cpu")
-    x, *weights = make(backend, dtype=torch.float32)
+    x, *weights = make(block, backend, dtype=torch.float32)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        y = squeeze_excite(x, *weights)
+        y = block.function(x, *weights)
         torch.autograd.grad(y.sum(), x, create_graph=True)[0].sum().backward()

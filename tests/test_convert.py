@@ -15,7 +15,11 @@ import chattn_cuda
 from chattn_cuda import accelerate, restore
 
 timm = pytest.importorskip("timm", reason="timm is not installed")
-SEModule, EcaModule = timm.layers.SEModule, timm.layers.EcaModule
+SEModule, EcaModule, CecaModule = (
+    timm.layers.SEModule,
+    timm.layers.EcaModule,
+    timm.layers.CecaModule,
+)
 
 
 class OwnForward(SEModule):
@@ -82,11 +86,13 @@ def test_model_stays_itself_and_gives_the_same() -> None:
     assert restore(model).changed == ()
 
 
-@pytest.mark.parametrize("name", ["seresnet18", "seresnext26t_32x4d", "rexnet_100", "regnety_002"])
+@pytest.mark.parametrize(
+    "name", ["seresnet18", "seresnext26t_32x4d", "rexnet_100", "regnety_002", "ecaresnet26t"]
+)
 def test_timm_models(name: str) -> None:
     model = timm.create_model(name, num_classes=7).eval()
     x = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-    known = [n for n, m in model.named_modules() if isinstance(m, SEModule)]
+    known = [n for n, m in model.named_modules() if isinstance(m, (SEModule, EcaModule))]
     assert known
     with torch.no_grad():
         expected = model(x)
@@ -107,26 +113,38 @@ def test_report_says_what_was_left_and_why() -> None:
             "norm": SEModule(16, norm_layer=lambda c, **dd: nn.GroupNorm(1, c, **dd)),
             "lora": SEModule(16),
             "patched": SEModule(16),
+            "other": timm.layers.EffectiveSEModule(16),
             "eca": EcaModule(16),
+            "ceca": CecaModule(16),
+            "mlp": EcaModule(16, use_mlp=True),
+            "bias": CecaModule(16, act_layer=nn.ReLU),
+            "hard": EcaModule(16, gate_layer="silu"),
+            "dense": EcaModule(16),
         }
     )
     model["lora"].fc1 = nn.Sequential(model["lora"].fc1)
     model["patched"].forward = lambda x: x
+    model["dense"].conv = nn.Sequential(model["dense"].conv)
     report = accelerate(model)
-    assert [e.name for e in report.changed] == ["good"]
+    assert [e.name for e in report.changed] == ["good", "eca", "ceca"]
     notes = {e.name: e.note for e in report.left}
-    assert set(notes) == {"prelu", "own", "gate", "norm", "lora", "patched"}
-    for name, part in {
+    expected = {
         "prelu": "act (PReLU)",
         "own": "overrides the forward of SEModule",
         "gate": "gate (SiLU)",
         "norm": "bn is a GroupNorm",
         "lora": "fc1 is a Sequential",
         "patched": "a forward of its own",
-    }.items():
+        "mlp": "gate with an MLP",
+        "bias": "conv has a bias",
+        "hard": "gate (SiLU)",
+        "dense": "conv is a Sequential",
+    }
+    assert set(notes) == set(expected)
+    for name, part in expected.items():
         assert part in notes[name]
     text = str(report)
-    assert "1 modules accelerated, 6 left" in text and "PReLU" in text and "good" in text
+    assert "3 modules accelerated, 10 left" in text and "PReLU" in text and "good" in text
     assert type(model["own"]) is OwnForward
 
 

@@ -92,3 +92,8 @@ def test_device_profiles(sm: int, layout: str) -> None:
     ):
         for dtype in (torch.float64, torch.float16):
             require_same_bits(Case("se", host_backend.NAME, config, dtype, layout), sm=sm)
+    # With and without a cluster; the most shared memory, for one that holds a sample.
+    for shape in ((3, 70, 9, 9), (40, 272, 7, 7), (1, 48, 64, 64)):
+        for options in ({"k": 5}, {"k": 3, "circular": True, "per_channel": True}):
+            config = cases.Config(str((shape, options)), shape, options)
+            require_same_bits(Case("eca", host_backend.NAME, config, torch.float32, layout), sm=sm)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 import torch
 
 from chattn_cuda import _native
+from chattn_cuda.modules import adaptive_kernel_size
 from tests.cuda_host import build
 from tests.cuda_host import traffic as layer
 from tests.cuda_host.traffic import LAYOUTS, MAPS, Call, measure
@@ -29,6 +31,18 @@ WORST_SMALL_SHARE = 0.25
 
 def name_of(stage: tuple[int, int]) -> str:
     return f"c{stage[0]}_hw{stage[1]}"
+
+
+def check_plan(planned: list[dict[str, Any]], call: Call) -> None:
+    """What the planner says is what was launched and counted."""
+    launches = call.report.launches
+    assert len(planned) == len(launches)
+    for plan, launch in zip(planned, launches, strict=True):
+        assert plan["blocks"] == launch.grid[0] * launch.grid[1] * launch.grid[2]
+        assert plan["threads"] == launch.block[0]
+    maps = call.maps.values()
+    assert sum(p["map_reads"] for p in planned) == sum(m.load_bytes for m in maps)
+    assert sum(p["map_writes"] for p in planned) == sum(m.store_bytes for m in maps)
 
 
 def check_maps(block: str, calls: dict[str, Call]) -> None:
@@ -62,6 +76,90 @@ def test_small_traffic_at_training_batch(stage: tuple[int, int], layout: str) ->
         assert call.small_share <= WORST_SMALL_SHARE, f"{direction}, in maps: {share}"
 
 
+# ---- efficient channel attention: one launch and one read where a tile of channels fits on chip
+def check_eca(calls: dict[str, Call], k: int, one_launch: bool, circular: bool = False) -> None:
+    """The forward reads the channels at a tile's sides again, unless a cluster holds the sample."""
+    forward, backward = calls["forward"], calls["backward"]
+    assert backward.passes == 4 == backward.floors.two_pass.passes
+    assert len(backward.report.launches) == 4
+    if one_launch:
+        (launch,) = forward.report.launches
+        n, c = forward.shape[:2]
+        tiles = launch.grid[0] // n
+        alone = tiles > 1 and launch.cluster == 1
+        sides = 2 * (k // 2) * (tiles if circular else tiles - 1)
+        assert forward.passes == pytest.approx(2 + alone * sides / c, rel=1e-12)
+        assert forward.passes <= 2.5
+    else:
+        assert len(forward.report.launches) == 2
+        assert forward.passes == 3 == forward.floors.two_pass.passes
+    for direction, call in calls.items():
+        for name, buffer in call.maps.items():
+            assert buffer.sector_efficiency >= WORST_EFFICIENCY, f"{direction}: {name}"
+
+
+@pytest.mark.parametrize("sm", [75, 90])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("stage", STAGES, ids=name_of)
+def test_eca_map_traffic(stage: tuple[int, int], layout: str, dtype: torch.dtype, sm: int) -> None:
+    c, h = stage
+    calls = measure("eca", (3, c, h, h), dtype, layout, sm=sm)
+    check_eca(calls, adaptive_kernel_size(c), layout == "nchw" and h < 56)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("c", [512, 2048])
+def test_eca_reads_the_map_once_at_training_batch(c: int, dtype: torch.dtype) -> None:
+    """The single-read floor to the byte: the blocks of a sample form a cluster."""
+    for circular in (False, True):
+        calls = measure("eca", (64, c, 7, 7), dtype, circular=circular)
+        (launch,) = calls["forward"].report.launches
+        assert launch.cluster > 1
+        assert calls["forward"].passes == 2 == calls["forward"].floors.single_read.passes
+
+
+def test_eca_reads_the_map_once_where_a_block_holds_a_sample() -> None:
+    for sm in (75, 90):
+        calls = measure("eca", (3, 32, 7, 7), torch.bfloat16, sm=sm)
+        assert calls["forward"].report.launches[0].grid[0] == 3
+        assert calls["forward"].passes == 2
+
+
+def test_eca_without_clusters_reads_the_sides_of_a_tile_again() -> None:
+    for circular in (False, True):
+        calls = measure("eca", (3, 1024, 7, 7), torch.bfloat16, sm=80, k=7, circular=circular)
+        check_eca(calls, 7, True, circular)
+        assert calls["forward"].passes > 2
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_eca_small_traffic_at_training_batch(layout: str) -> None:
+    for direction, call in measure("eca", (128, 2048, 7, 7), torch.bfloat16, layout).items():
+        share = {k: round(v.bytes / call.map_bytes, 4) for k, v in call.small.items()}
+        assert call.small_share <= WORST_SMALL_SHARE, f"{direction}, in maps: {share}"
+
+
+@pytest.mark.parametrize("sm", [80, 90])
+@pytest.mark.parametrize("options", [{}, {"circular": True}, {"per_channel": True}], ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("stage", [(512, 28), (2048, 7), (24, 9)], ids=name_of)
+def test_eca_planner_tells_what_was_counted(
+    stage: tuple[int, int], layout: str, options: dict[str, bool], sm: int
+) -> None:
+    native = _native.module()
+    if native is None:
+        pytest.skip(str(_native.why_not_cpu()))
+    c, h = stage
+    calls = measure("eca", (1, c, h, h), torch.float32, layout, k=5, sm=sm, **options)
+    for direction, call in calls.items():
+        planned = native.plan_eca(
+            1, c, h * h, 5, "float32", layout == "channels_last", backward=direction == "backward",
+            clusters=sm >= 90, **options,
+        )  # fmt: skip
+        check_plan(planned, call)
+
+
 def test_max_pooling_reads_the_map_once_more() -> None:
     """The positions of the maximum are looked up in x while the gradient is written."""
     calls = measure("se", (2, 64, 14, 14), torch.bfloat16, add_maxpool=True)
@@ -85,14 +183,7 @@ def test_planner_tells_what_was_counted(
             1, c, h * h, layer.reduced(c), "float32", layout == "channels_last", add_maxpool,
             direction == "backward",
         )  # fmt: skip
-        launches = call.report.launches
-        assert len(planned) == len(launches)
-        for plan, launch in zip(planned, launches, strict=True):
-            assert plan["blocks"] == launch.grid[0] * launch.grid[1] * launch.grid[2]
-            assert plan["threads"] == launch.block[0]
-        maps = call.maps.values()
-        assert sum(p["map_reads"] for p in planned) == sum(m.load_bytes for m in maps)
-        assert sum(p["map_writes"] for p in planned) == sum(m.store_bytes for m in maps)
+        check_plan(planned, call)
 
 
 @pytest.mark.parametrize("stage", STAGES, ids=name_of)

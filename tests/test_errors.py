@@ -14,8 +14,17 @@ import torch
 from torch import Tensor, nn
 
 import chattn_cuda
-from chattn_cuda import SqueezeExcite, _native, activations, backends
-from chattn_cuda.functional import squeeze_excite
+from chattn_cuda import (
+    CircularEfficientChannelAttention,
+    EfficientChannelAttention,
+    EfficientChannelAttentionNS,
+    SqueezeExcite,
+    _native,
+    activations,
+    backends,
+)
+from chattn_cuda.functional import efficient_channel_attention, squeeze_excite
+from chattn_cuda.modules import SEGC, SEVar3, adaptive_kernel_size
 
 
 def arguments(**changes: Any) -> dict[str, Any]:
@@ -35,6 +44,11 @@ def call(**changes: Any) -> Callable[[], Any]:
 
 def module(x: Any, **options: Any) -> Callable[[], Any]:
     return lambda: SqueezeExcite(6, **options)(x)
+
+
+def eca(**changes: Any) -> Callable[[], Any]:
+    values = {"x": torch.randn(2, 6, 3, 5), "weight": torch.randn(1, 1, 3), **changes}
+    return lambda: efficient_channel_attention(**values)
 
 
 X = torch.randn(2, 6, 3, 5)
@@ -173,6 +187,118 @@ BAD: dict[str, tuple[Callable[[], Any], type[Exception], tuple[str, ...]]] = {
         lambda: SqueezeExcite(6, gate_layer=None),
         TypeError,
         ("gate_layer must be", "NoneType"),
+    ),
+    "eca: x 3-D": (eca(x=X[0]), ValueError, ("x must have shape (N, C, H, W)", "(6, 3, 5)")),
+    "eca: x integer": (eca(x=X.int()), TypeError, ("x must have dtype", "torch.int32")),
+    "eca: even k": (
+        eca(weight=torch.randn(1, 1, 4)),
+        ValueError,
+        ("weight must have an odd length k", "got 4"),
+    ),
+    "eca: k of 0": (eca(weight=torch.randn(1, 1, 0)), ValueError, ("weight must", "odd", "got 0")),
+    "eca: weight 1-D": (
+        eca(weight=torch.randn(3)),
+        ValueError,
+        ("weight must have shape (1, 1, k) or (6, 1, k)", "x with 6 channels", "got (3,)"),
+    ),
+    "eca: weights of other channels": (
+        eca(weight=torch.randn(5, 1, 3)),
+        ValueError,
+        ("weight must have shape (1, 1, k) or (6, 1, k)", "got (5, 1, 3)"),
+    ),
+    "eca: dense convolution": (
+        eca(weight=torch.randn(6, 6, 3)),
+        ValueError,
+        ("weight must have shape", "got (6, 6, 3)"),
+    ),
+    "eca: wraps around twice": (
+        eca(weight=torch.randn(1, 1, 15), padding_mode="circular"),
+        ValueError,
+        ("length of at most 13 for circular padding of 6 channels", "got 15"),
+    ),
+    "eca: padding mode": (
+        eca(padding_mode="reflect"),
+        ValueError,
+        ("padding_mode must be 'zeros' or 'circular'", "got 'reflect'"),
+    ),
+    "eca: weight None": (eca(weight=None), TypeError, ("weight must be a tensor", "NoneType")),
+    "eca: weight integer": (
+        eca(weight=torch.ones(1, 1, 3).int()),
+        TypeError,
+        ("weight must have dtype", "int32"),
+    ),
+    "eca: weight on another device": (
+        eca(weight=torch.randn(1, 1, 3, device="meta")),
+        ValueError,
+        ("weight must be on the device of x (cpu)", "meta"),
+    ),
+    "eca: mixed dtypes": (
+        eca(x=X.half()),
+        ValueError,
+        ("weight must have the dtype of x (torch.float16) outside autocast", "torch.float32"),
+    ),
+    "eca: unknown gate": (eca(gate="sigmoud"), ValueError, ("gate is not", "'sigmoud'")),
+    "eca: backend": (eca(backend="cuda"), ValueError, ("'cuda' cannot run here",)),
+    "eca module: 3-D": (
+        lambda: EfficientChannelAttention(6)(X[0]),
+        ValueError,
+        ("x must have shape (N, C, H, W)",),
+    ),
+    "eca module: mixed dtypes": (
+        lambda: EfficientChannelAttention(6)(X.half()),
+        ValueError,
+        ("conv.weight must have the dtype of x", "torch.float32"),
+    ),
+    "eca module: channels of x": (
+        lambda: EfficientChannelAttentionNS(7)(X),
+        ValueError,
+        ("x must have shape (N, 7, H, W)", "got (2, 6, 3, 5)"),
+    ),
+    "eca constructor: even k": (
+        lambda: EfficientChannelAttention(kernel_size=4),
+        ValueError,
+        ("kernel_size must be odd", "got 4"),
+    ),
+    "eca constructor: k": (
+        lambda: CircularEfficientChannelAttention(kernel_size=-1),
+        ValueError,
+        ("kernel_size must be at least 1", "got -1"),
+    ),
+    "eca constructor: k of NS": (
+        lambda: EfficientChannelAttentionNS(6, 2),
+        ValueError,
+        ("kernel_size must be odd", "got 2"),
+    ),
+    "eca constructor: channels": (
+        lambda: EfficientChannelAttention(0),
+        ValueError,
+        ("channels must be at least 1",),
+    ),
+    "eca constructor: MLP without channels": (
+        lambda: EfficientChannelAttention(use_mlp=True),
+        ValueError,
+        ("use_mlp needs channels",),
+    ),
+    "eca constructor: gamma": (
+        lambda: adaptive_kernel_size(64, gamma=0),
+        ValueError,
+        ("gamma must not be 0",),
+    ),
+    "eca constructor: gate_layer": (
+        lambda: EfficientChannelAttention(6, gate_layer="sigmoud"),
+        ValueError,
+        ("gate_layer is not", "'sigmoud'"),
+    ),
+    "eca constructor: backend": (
+        lambda: CircularEfficientChannelAttention(6, backend="gpu"),
+        ValueError,
+        ("'gpu'",),
+    ),
+    "ablations: channels": (lambda: SEVar3(0), ValueError, ("channels must be at least 1",)),
+    "ablations: groups": (
+        lambda: SEGC(6, 4),
+        ValueError,
+        ("groups must divide channels (6), got 4",),
     ),
     "explain: not ours": (
         lambda: chattn_cuda.explain(nn.ReLU(), X),

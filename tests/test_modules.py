@@ -1,12 +1,9 @@
-"""`SqueezeExcite` is timm's `SEModule`: constructor, parameters, results, and uses."""
+"""`SqueezeExcite` is timm's `SEModule`: constructor, parameters, results."""
 
 from __future__ import annotations
 
-import copy
 import functools
 import inspect
-import io
-import pickle
 from typing import Any
 
 import pytest
@@ -300,125 +297,3 @@ def test_backend_can_be_set() -> None:
     with pytest.raises(ValueError, match="backend must be one of auto, cuda"):
         module.backend = "gpu"
     assert module.backend == "auto"
-
-
-# ---- what may be done to a module --------------------------------------------------------------
-
-
-@pytest.fixture(params=["own", "accelerated"])
-def module(request: pytest.FixtureRequest) -> nn.Module:
-    torch.manual_seed(0)
-    if request.param == "own":
-        return SqueezeExcite(24, rd_channels=6)
-    return chattn_cuda.accelerate(SEModule(24, rd_channels=6)).model
-
-
-@pytest.fixture
-def expected(module: nn.Module) -> Tensor:
-    plain = SEModule(24, rd_channels=6)
-    plain.load_state_dict(module.state_dict())
-    return plain(maps()).detach()
-
-
-def test_fx(module: nn.Module, expected: Tensor) -> None:
-    traced = torch.fx.symbolic_trace(module)
-    assert_same(traced(maps()).detach(), expected)
-    assert "fc1" in {node.target for node in traced.graph.nodes}
-
-
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
-def test_script(module: nn.Module, expected: Tensor) -> None:
-    scripted = torch.jit.script(module)
-    buffer = io.BytesIO()
-    torch.jit.save(scripted, buffer)
-    buffer.seek(0)
-    assert_same(torch.jit.load(buffer)(maps()).detach(), expected)
-
-
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
-def test_trace(module: nn.Module, expected: Tensor) -> None:
-    traced = torch.jit.trace(module, maps())
-    assert "chattn_cuda::" not in str(traced.inlined_graph)
-    assert_same(traced(maps()).detach(), expected)
-
-
-@pytest.mark.parametrize("strict", [False, True])
-def test_export(module: nn.Module, expected: Tensor, strict: bool) -> None:
-    sizes = {0: torch.export.Dim("n"), 2: torch.export.Dim("h"), 3: torch.export.Dim("w")}
-    program = torch.export.export(module, (maps(),), dynamic_shapes={"x": sizes}, strict=strict)
-    assert_same(program.module()(maps()).detach(), expected)
-    assert program.module()(torch.randn(5, 24, 3, 3)).shape == (5, 24, 3, 3)
-    if FUSED:
-        graphs = [m for m in program.graph_module.modules() if isinstance(m, torch.fx.GraphModule)]
-        targets = [str(node.target) for graph in graphs for node in graph.graph.nodes]
-        assert "chattn_cuda.se_forward.default" in targets
-
-
-def test_onnx_export_sees_plain_operations(
-    module: nn.Module, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(torch.onnx, "is_in_onnx_export", lambda: True)
-    program = torch.export.export(module, (maps(),))
-    assert not any("chattn" in str(node.target) for node in program.graph.nodes)
-
-
-def test_compile(module: nn.Module, expected: Tensor) -> None:
-    torch._dynamo.reset()
-    compiled = torch.compile(module, fullgraph=True)
-    with torch._dynamo.config.patch(error_on_recompile=True):
-        for _ in range(3):
-            y = compiled(maps())
-            y.sum().backward()
-    assert_same(y.detach(), expected)
-
-
-def test_deepcopy_and_pickle(module: nn.Module, expected: Tensor) -> None:
-    module.backend = "reference"
-    buffer = io.BytesIO()
-    torch.save(module, buffer)
-    buffer.seek(0)
-    copies = (
-        copy.deepcopy(module),
-        copy.copy(module),
-        pickle.loads(pickle.dumps(module)),
-        torch.load(buffer, weights_only=False),
-    )
-    for other in copies:
-        assert type(other) is type(module)
-        assert other.backend == "reference"
-        assert list(other.state_dict()) == list(module.state_dict())
-        assert_same(other(maps()).detach(), expected)
-
-
-def test_state_dict_in_and_out(module: nn.Module, expected: Tensor) -> None:
-    other = SEModule(24, rd_channels=6)
-    other.load_state_dict(module.state_dict())
-    module.load_state_dict(other.state_dict())
-    assert_same(module(maps()).detach(), expected)
-
-
-def test_prints(module: nn.Module) -> None:
-    assert "fc1" in repr(module) and "SqueezeExcite" in str(chattn_cuda.explain(module, maps()))
-
-
-def test_functional_call_and_func_grad(module: nn.Module) -> None:
-    parameters = {k: p.detach() for k, p in module.named_parameters()}
-
-    def loss(parameters: dict[str, Tensor]) -> Tensor:
-        return torch.func.functional_call(module, parameters, (maps(),)).sin().sum()
-
-    grads = torch.func.grad(loss)(parameters)
-    module(maps()).sin().sum().backward()
-    for name, p in module.named_parameters():
-        assert_same(grads[name], p.grad)
-
-
-def test_move_and_swap_parameters(module: nn.Module, expected: Tensor) -> None:
-    """Nothing is cached: new values are seen at once."""
-    module(maps())
-    with torch.no_grad():
-        for p in module.parameters():
-            p.mul_(0)
-    assert_same(module(maps()).detach(), maps() / 2)
-    module.double()
-    assert module(maps().double()).dtype == torch.float64

@@ -75,15 +75,23 @@ def test_is_bitwise_reproducible(backend: str, layout: str) -> None:
 @pytest.mark.parametrize("backend", cases.fused_backends())
 @pytest.mark.parametrize("layout", ["nchw", "nhwc"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=["float32", "float16"])
-@pytest.mark.parametrize("add_maxpool", [False, True], ids=["mean", "maxpool"])
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("se", {"rd": 6}),
+        ("se", {"rd": 6, "add_maxpool": True}),
+        ("eca", {"k": 3}),
+        ("eca", {"k": 5, "circular": True, "per_channel": True}),
+    ],
+    ids=["se-mean", "se-maxpool", "eca", "eca-circular"],
+)
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf], ids=["nan", "inf", "-inf"])
 def test_not_finite_values_go_where_eager_puts_them(
-    backend: str, layout: str, dtype: torch.dtype, add_maxpool: bool, value: float
+    backend: str, layout: str, dtype: torch.dtype, name: str, options: dict[str, Any], value: float
 ) -> None:
     cases.require(backend)
-    block = BLOCKS["se"]
-    options = {"rd": 6, "add_maxpool": add_maxpool}
-    case = Case("se", backend, cases.Config("nan", (3, 18, 5, 7), options), dtype, layout)
+    block = BLOCKS[name]
+    case = Case(name, backend, cases.Config("nan", (3, 18, 5, 7), options), dtype, layout)
     inputs = cases.make_inputs(case)
     inputs.x[1, 2, 3, 4] = value
     x, parameters, _ = inputs.to(dtype)
@@ -96,31 +104,28 @@ def test_not_finite_values_go_where_eager_puts_them(
 
 
 @pytest.mark.parametrize("backend", cases.fused_backends())
-def test_float32_weights_with_a_16_bit_map(backend: str) -> None:
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["float16", "bfloat16"])
+@pytest.mark.parametrize(
+    ("name", "config"),
+    [(name, config) for name in ("se", "eca") for config in BLOCKS[name].small[:3]],
+    ids=lambda v: v if isinstance(v, str) else v.name,
+)
+def test_float32_weights_with_a_16_bit_map(
+    backend: str, name: str, config: cases.Config, dtype: torch.dtype
+) -> None:
     """What the operators are given under autocast."""
     cases.require(backend)
-    block = BLOCKS["se"]
-    for dtype in (torch.float16, torch.bfloat16):
-        for config in block.small[:2]:
-            case = Case("se", backend, config, dtype, "nchw")
-            inputs = cases.make_inputs(case)
-            x, parameters, dy = inputs.to(torch.float64)
-            exact = results(
-                block.run(x, parameters, config.options, "reference"),
-                x,
-                parameters,
-                dy,
-                inputs.dgate,
-            )
-            x, parameters, dy = inputs.to(dtype)
-            eager = results(
-                block.eager(x, parameters, config.options), x, parameters, dy, inputs.dgate
-            )
-            x, _, dy = inputs.to(dtype, case.device)
-            _, parameters, _ = inputs.to(torch.float32, case.device)
-            with torch.autocast(case.device, dtype=dtype):
-                outputs = block.run(x, parameters, config.options, backend)
-            actual = results(outputs, x, parameters, dy, inputs.dgate)
-            for name, value in actual.items():
-                kind = dtype if name in ("y", "dx") else torch.float32
-                assert_close(name, value, exact[name], eager[name], dtype=kind)
+    block, options = BLOCKS[name], config.options
+    inputs = cases.make_inputs(Case(name, backend, config, dtype, "nchw"))
+    x, parameters, dy = inputs.to(torch.float64)
+    exact = results(block.run(x, parameters, options, "reference"), x, parameters, dy, inputs.dgate)
+    x, parameters, dy = inputs.to(dtype)
+    eager = results(block.eager(x, parameters, options), x, parameters, dy, inputs.dgate)
+    device = cases.device_of(backend)
+    x, _, dy = inputs.to(dtype, device)
+    _, parameters, _ = inputs.to(torch.float32, device)
+    with torch.autocast(device, dtype=dtype):
+        outputs = block.run(x, parameters, options, backend)
+    for key, value in results(outputs, x, parameters, dy, inputs.dgate).items():
+        kind = dtype if key in ("y", "dx") else torch.float32
+        assert_close(key, value, exact[key], eager[key], dtype=kind)

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from chattn_cuda import SqueezeExcite, activations, reference
-from chattn_cuda.functional import squeeze_excite
+from chattn_cuda.functional import efficient_channel_attention, squeeze_excite
 
 F64 = torch.float64
 
@@ -53,6 +53,59 @@ def test_gradient_by_hand() -> None:
     assert dw1.tolist() == [[0.0, 0.0], [1.0, -0.5]]
     # dp = w1^T dh = (0.5, -0.5), spread over two pixels; and the gate z0 = 2 itself at x00
     assert dx.flatten().tolist() == [2.25, 0.25, -0.25, -0.25]
+
+
+# ---- efficient channel attention: means 2, -1, 4 of three channels of 1 x 2
+ECA_X = [[[1.0, 3.0]], [[-2.0, 0.0]], [[4.0, 4.0]]]
+
+
+@pytest.mark.parametrize(
+    ("weight", "circular", "z"),
+    [
+        # w = (1, 2, 3): z[c] = p[c-1] + 2 p[c] + 3 p[c+1]
+        ([[[1.0, 2.0, 3.0]]], False, [0 + 4 - 3, 2 - 2 + 12, -1 + 8 + 0]),
+        ([[[1.0, 2.0, 3.0]]], True, [4 + 4 - 3, 2 - 2 + 12, -1 + 8 + 6]),
+        ([[[0.5]]], False, [1.0, -0.5, 2.0]),
+        # Weights of its own for every channel
+        ([[[1.0, 2.0, 3.0]], [[0.0, 1.0, 0.0]], [[1.0, 0.0, 1.0]]], False, [1, -1, -1]),
+        ([[[1.0, 2.0, 3.0]], [[0.0, 1.0, 0.0]], [[1.0, 0.0, 1.0]]], True, [5, -1, 1]),
+    ],
+)
+def test_eca_by_hand(weight: list[list[list[float]]], circular: bool, z: list[float]) -> None:
+    x = torch.tensor([ECA_X], dtype=F64)
+    w = torch.tensor(weight, dtype=F64)
+    y, gate = reference.efficient_channel_attention(x, w, circular=circular)
+    s = [1 / (1 + math.exp(-v)) for v in z]
+    assert gate.flatten().tolist() == pytest.approx(s, abs=1e-15)
+    expected = [s[0], 3 * s[0], -2 * s[1], 0.0, 4 * s[2], 4 * s[2]]
+    assert y.flatten().tolist() == pytest.approx(expected, abs=1e-15)
+
+
+def test_eca_gradient_by_hand() -> None:
+    # Identity gate and L = y[0, 1, 0, 0] = x10 * z1 with z1 = w0 p0 + w1 p1 + w2 p2
+    x = torch.tensor([ECA_X], dtype=F64, requires_grad=True)
+    w = torch.tensor([[[1.0, 2.0, 3.0]]], dtype=F64, requires_grad=True)
+    y, _ = reference.efficient_channel_attention(x, w, gate=lambda z: z)
+    dx, dw = torch.autograd.grad(y[0, 1, 0, 0], (x, w))
+    # dz1 = x10 = -2: dw = -2 p, dp = -2 w, each over two pixels; and the gate z1 = 12 at x10
+    assert dw.flatten().tolist() == [-4.0, 2.0, -8.0]
+    assert dx.flatten().tolist() == [-1.0, -1.0, 12.0 - 2.0, -2.0, -3.0, -3.0]
+
+
+@pytest.mark.parametrize("k", [1, 3, 5, 9])
+@pytest.mark.parametrize("name", ["EcaModule", "CecaModule"])
+def test_eca_matches_timm(name: str, k: int) -> None:
+    timm = pytest.importorskip("timm", reason="timm is not installed")
+    theirs = getattr(timm.layers, name)(kernel_size=k, gate_layer="hard_sigmoid").to(F64)
+    x = torch.randn(2, 24, 5, 7, dtype=F64)
+    y = efficient_channel_attention(
+        x,
+        theirs.conv.weight,
+        gate="hard_sigmoid",
+        padding_mode="circular" if name == "CecaModule" else "zeros",
+        backend="reference",
+    )
+    torch.testing.assert_close(y, theirs(x), rtol=1e-12, atol=1e-12)
 
 
 ACTIVATION_VALUES = {

@@ -74,9 +74,18 @@ def _timm_se(channels: int) -> nn.Module:
     return SEModule(channels)
 
 
+def _timm_eca(channels: int) -> nn.Module:
+    from timm.layers import EcaModule
+
+    return EcaModule(channels)
+
+
 BLOCKS: dict[str, Block] = {
     b.name: b
-    for b in (Block("se", "Squeeze-and-Excitation", "timm SEModule", ("timm",), _timm_se),)
+    for b in (
+        Block("se", "Squeeze-and-Excitation", "timm SEModule", ("timm",), _timm_se),
+        Block("eca", "Efficient Channel Attention", "timm EcaModule", ("timm",), _timm_eca),
+    )
 }
 
 

@@ -31,8 +31,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--shape", type=_shape, default=(8, 256, 56, 56), metavar="N,C,H,W", help="default: 8,256,56,56")  # fmt: skip  # noqa: E501
     parser.add_argument("--dtype", choices=_DTYPES, default="bfloat16", help="default: bfloat16")
     parser.add_argument("--layout", choices=("nchw", "channels_last"), default="nchw", help="default: nchw")  # fmt: skip  # noqa: E501
-    parser.add_argument("--rd", type=_positive, help="hidden channels (default: as timm, C/16)")
-    parser.add_argument("--max-pool", action="store_true", help="pool mean and maximum")
+    parser.add_argument("--rd", type=_positive, help="se: hidden channels (default: as timm, C/16)")
+    parser.add_argument("--max-pool", action="store_true", help="se: pool mean and maximum")
+    parser.add_argument("--k", type=_positive, help="eca: length of the convolution (default: as timm)")  # fmt: skip  # noqa: E501
+    parser.add_argument("--circular", action="store_true", help="eca: circular padding")
+    parser.add_argument("--per-channel", action="store_true", help="eca: weights for every channel")
     parser.add_argument("--sm", type=int, default=90, help="device profile (default: 90)")
 
 
@@ -47,6 +50,28 @@ def _shape(text: str) -> tuple[int, ...]:
     if len(sizes) != 4:
         raise argparse.ArgumentTypeError(f"expected N,C,H,W, got {text!r}")
     return sizes
+
+
+# What measure() takes of each block, by the name of the argument.
+_OPTIONS = {
+    "se": {"rd": "rd", "max_pool": "add_maxpool"},
+    "eca": {"k": "k", "circular": "circular", "per_channel": "per_channel"},
+}
+
+
+def _options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The block's own options.
+
+    Raises:
+        UsageError: one of another block was given, or an even k.
+    """
+    for block, names in _OPTIONS.items():
+        for name in names:
+            if block != arguments.block and getattr(arguments, name):
+                raise UsageError(f"--{name.replace('_', '-')} is an option of the block {block}")
+    if arguments.k is not None and arguments.k % 2 == 0:
+        raise UsageError(f"--k must be odd, got {arguments.k}")
+    return {option: getattr(arguments, name) for name, option in _OPTIONS[arguments.block].items()}
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -66,9 +91,8 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.shape,
         getattr(torch, arguments.dtype),
         arguments.layout,
-        rd=arguments.rd,
-        add_maxpool=arguments.max_pool,
         sm=arguments.sm,
+        **_options(arguments),
     )
     terminal = Terminal()
     size = " x ".join(map(str, arguments.shape))

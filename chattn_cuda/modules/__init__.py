@@ -1,5 +1,22 @@
 """The blocks as modules, with their peers' constructors, parameter names and initialisation."""
 
+from chattn_cuda.modules.ablations import SEGC, SEVar1, SEVar2, SEVar3
+from chattn_cuda.modules.efficient_channel_attention import (
+    CircularEfficientChannelAttention,
+    EfficientChannelAttention,
+    EfficientChannelAttentionNS,
+    adaptive_kernel_size,
+)
 from chattn_cuda.modules.squeeze_excite import SqueezeExcite
 
-__all__ = ["SqueezeExcite"]
+__all__ = [
+    "SEGC",
+    "CircularEfficientChannelAttention",
+    "EfficientChannelAttention",
+    "EfficientChannelAttentionNS",
+    "SEVar1",
+    "SEVar2",
+    "SEVar3",
+    "SqueezeExcite",
+    "adaptive_kernel_size",
+]

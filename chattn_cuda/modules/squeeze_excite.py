@@ -12,6 +12,7 @@ from chattn_cuda import activations, backends, functional, validation
 from chattn_cuda.activations import ActivationSpec
 from chattn_cuda.explanation import Explanation, explain_call
 from chattn_cuda.modules.fused import FusedForward, pointwise_obstacle, submodule_obstacle
+from chattn_cuda.modules.make_divisible import make_divisible
 
 __all__ = ["SqueezeExcite", "SqueezeExciteForward"]
 
@@ -164,11 +165,6 @@ class SqueezeExcite(SqueezeExciteForward, nn.Module):
         self.fc2 = nn.Conv2d(rd_channels, channels, kernel_size=1, bias=bias, **factory)
         self.gate = activations.make_layer(gate_layer, "gate_layer")
         self.backend = backend
-
-
-def make_divisible(value: float, divisor: int) -> int:
-    """``value`` rounded to the nearest multiple of ``divisor``, at least ``divisor``."""
-    return max(divisor, int(value + divisor / 2) // divisor * divisor)
 
 
 def fold_batch_norm(

@@ -19,13 +19,13 @@ import torch
 from torch import Tensor
 
 from chattn_cuda import reference
-from chattn_cuda.ops import se
+from chattn_cuda.ops import eca, se
 from chattn_cuda.ops.block import Block
 
 __all__ = ["BLOCKS", "apply", "register_fakes"]
 
 #: A new block adds its line here.
-BLOCKS: dict[str, Block] = {block.name: block for block in (se.BLOCK,)}
+BLOCKS: dict[str, Block] = {block.name: block for block in (se.BLOCK, eca.BLOCK)}
 
 
 def apply(block: str, namespace: str, *args: Any) -> tuple[Tensor, Tensor]:

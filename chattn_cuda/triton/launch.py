@@ -215,3 +215,52 @@ def plan_outer(rows: int, cols: int, depth: int, itemsize: int) -> MlpPlan:
     tile_c = min(_pow2_at_least(cols), 32)
     tile_n = min(_pow2_at_least(depth), budget // (tile_r * tile_c), 16)
     return MlpPlan(tile_n, tile_r, tile_c, _cdiv(rows, tile_r) * _cdiv(cols, tile_c))
+
+
+@dataclass(frozen=True)
+class ConvGradPlan:
+    """Weight gradients of a convolution over channels: partial sums, and how they are merged.
+
+    ``tile_n`` x ``tile_c`` at a time, ``rows`` samples per program; ``parts`` partial gradients of
+    ``count`` weights, merged ``tile_p`` x ``tile_w`` at a time.
+    """
+
+    tile_n: int
+    tile_c: int
+    rows: int
+    splits: int
+    programs: int
+    parts: int
+    count: int
+    tile_p: int
+    tile_w: int
+    merge_programs: int
+
+
+@lru_cache(maxsize=1024)
+def plan_conv_grad(
+    n: int, c: int, taps: int, per_channel: bool, itemsize: int, fill: int = FILL
+) -> ConvGradPlan:
+    """Plan the weight gradients of (n, c) gates; ``itemsize`` is that of the accumulation type."""
+    budget = _MAX_GATE_TILE // (2 if itemsize == 8 else 1)
+    tile_c = min(_pow2_at_least(c), 64)
+    tile_n = min(_pow2_at_least(n), budget // tile_c, 16)
+    tiles = _cdiv(c, tile_c)
+    splits = min(_cdiv(fill // 8, tiles * taps), _cdiv(n, tile_n), _MAX_SPLITS)
+    rows = _cdiv(n, splits)
+    splits = _cdiv(n, rows)
+    parts, count = (splits, c * taps) if per_channel else (splits * tiles, taps)
+    tile_w = min(_pow2_at_least(count), 128)
+    tile_p = min(_pow2_at_least(parts), budget // tile_w)
+    return ConvGradPlan(
+        tile_n=tile_n,
+        tile_c=tile_c,
+        rows=rows,
+        splits=splits,
+        programs=tiles * taps * splits,
+        parts=parts,
+        count=count,
+        tile_p=tile_p,
+        tile_w=tile_w,
+        merge_programs=_cdiv(count, tile_w),
+    )

@@ -1,7 +1,6 @@
 // How a squeeze-and-excitation call is launched, and what it needs of scratch memory.
 #pragma once
-#include <vector>
-
+#include "engine/cuda/launch_info.h"
 #include "engine/cuda/plan.h"
 #include "gates/mlp.h"
 
@@ -45,26 +44,6 @@ struct SeScratch {
     return s;
   }
 };
-
-// What one launch does, for people: explain(), benchmarks, tests.
-struct LaunchInfo {
-  const char* kernel;
-  const char* work;
-  index_t blocks;
-  int vector_bytes;               // of one access to the map
-  index_t map_reads, map_writes;  // bytes of feature maps
-};
-
-inline const char* name_of(ReducePlan::Kind kind) {
-  switch (kind) {
-    case ReducePlan::tiles:
-      return "reduce_tiles";
-    case ReducePlan::planes:
-      return "reduce_planes";
-    default:
-      return "reduce_rows";
-  }
-}
 
 inline std::vector<LaunchInfo> describe(const SePlan& plan, const MapShape& map,
                                         const MlpGate& gate, bool backward) {

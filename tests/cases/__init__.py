@@ -1,6 +1,6 @@
 """The case table, and what tests need beside it."""
 
-from tests.cases.block import Block, Config
+from tests.cases.block import Block, Config, Variant
 from tests.cases.layouts import LAYOUTS
 from tests.cases.table import (
     BLOCKS,
@@ -26,6 +26,7 @@ __all__ = [
     "Case",
     "Config",
     "Inputs",
+    "Variant",
     "device_of",
     "fused_backends",
     "is_slow",

@@ -25,6 +25,14 @@ class Config:
 
 
 @dataclass(frozen=True)
+class Variant:
+    """Keywords of a block's function, and weights of other shapes."""
+
+    keywords: dict[str, Any]
+    weights: Callable[[int], list[tuple[int, ...]]] | None = None
+
+
+@dataclass(frozen=True)
 class Block:
     """One block.
 
@@ -36,6 +44,12 @@ class Block:
         shapes: Sizes, for the backends that are fast.
         small: Sizes for the slow ones (interpreters), each meant to hit another corner.
         options: Variants, run on one small size.
+        function: The function of `chattn_cuda.functional`, of a map and weights, for the tests of
+            derivatives.
+        weights: ``weights(channels)``: shapes of the weights that it takes behind x.
+        smooth: Keywords with which it is smooth.
+        variants: Keywords by name, some with weights of other shapes.
+        constants: What its forward operator takes behind the tensors, in some variants.
     """
 
     name: str
@@ -45,6 +59,11 @@ class Block:
     shapes: tuple[Config, ...]
     small: tuple[Config, ...]
     options: tuple[Config, ...]
+    function: Callable[..., Any] | None = None
+    weights: Callable[[int], list[tuple[int, ...]]] = lambda channels: []
+    variants: dict[str, Variant] = field(default_factory=dict)
+    constants: tuple[tuple[Any, ...], ...] = ()
+    smooth: dict[str, Any] = field(default_factory=dict)
 
 
 def name_of(options: dict[str, Any]) -> str:

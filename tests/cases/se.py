@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from chattn_cuda import activations, functional
-from tests.cases.block import Block, Config, name_of
+from tests.cases.block import Block, Config, Variant, name_of
 
 
 def _parameters(config: Config, random: Callable[..., Tensor]) -> dict[str, Tensor | None]:
@@ -55,6 +55,11 @@ def _eager(
     return x * s[:, :, None, None], s
 
 
+def _weights(channels: int) -> list[tuple[int, ...]]:
+    rd = 2 if channels < 6 else 4
+    return [(rd, channels), (rd,), (channels, rd), (channels,)]
+
+
 _VARIANTS = (
     *({"act": a} for a in activations.ACTIVATIONS),
     *({"gate": a.name} for a in activations.ACTIVATIONS.values() if a.is_gate),
@@ -96,4 +101,13 @@ BLOCK = Block(
         Config("empty", (0, 8, 4, 4), {"rd": 4}),
     ),
     options=tuple(Config(name_of(o), (3, 18, 5, 7), {"rd": 6, **o}) for o in _VARIANTS),
+    function=functional.squeeze_excite,
+    weights=_weights,
+    variants={
+        "relu": Variant({}),
+        "silu-tanh-gate": Variant({"act": "silu", "gate": "tanh", "return_gate": True}),
+        "maxpool": Variant({"add_maxpool": True, "act": "gelu", "gate": "hard_sigmoid"}),
+    },
+    constants=((1, 0.0, 10, False), (1, 0.0, 10, True)),
+    smooth={"act": "silu"},
 )

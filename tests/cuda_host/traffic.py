@@ -12,10 +12,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from chattn_cuda.modules.efficient_channel_attention import adaptive_kernel_size
 from tests.cuda_host import operators
 from tests.cuda_host.control import BufferTraffic, Report
 
@@ -57,11 +59,13 @@ class Call:
 
     Attributes:
         floors: For comparison.
+        shape: (N, C, H, W).
         map_bytes: Size of one feature map.
         report: The counters.
     """
 
     floors: Floors
+    shape: Shape
     map_bytes: int
     report: Report
 
@@ -94,12 +98,13 @@ def total(buffers: dict[str, BufferTraffic]) -> BufferTraffic:
 def _measure_se(
     x: Tensor,
     dy: Tensor,
-    rd: int,
-    add_maxpool: bool,
     count: Callable[[Callable[[], object]], Report],
+    rd: int | None = None,
+    add_maxpool: bool = False,
 ) -> dict[str, Report]:
     ops = torch.ops.chattn_cuda_host
     c = x.shape[1]
+    rd = rd or reduced(c)
     w1, b1 = torch.randn(rd, c).to(x.dtype), torch.randn(rd).to(x.dtype)
     w2, b2 = torch.randn(c, rd).to(x.dtype), torch.randn(c).to(x.dtype)
     gate = (1, 0.0, 10, add_maxpool)  # ReLU, its parameter, sigmoid
@@ -110,6 +115,28 @@ def _measure_se(
 
     def backward() -> None:
         ops.se_backward(dy, None, x, *saved, w1, w2, *gate, True, True)
+
+    return {"forward": count(forward), "backward": count(backward)}
+
+
+def _measure_eca(
+    x: Tensor,
+    dy: Tensor,
+    count: Callable[[Callable[[], object]], Report],
+    k: int | None = None,
+    circular: bool = False,
+    per_channel: bool = False,
+) -> dict[str, Report]:
+    ops = torch.ops.chattn_cuda_host
+    c = x.shape[1]
+    weight = torch.randn(c if per_channel else 1, 1, k or adaptive_kernel_size(c)).to(x.dtype)
+    saved: list[Tensor] = []
+
+    def forward() -> None:
+        saved.extend(ops.eca_forward(x, weight, 10, circular)[1:])
+
+    def backward() -> None:
+        ops.eca_backward(dy, None, x, *saved, weight, 10, circular, True, True)
 
     return {"forward": count(forward), "backward": count(backward)}
 
@@ -129,7 +156,14 @@ BLOCKS = {
             "forward": Floors(Floor(2, 1), Floor(2, 1), Floor(1, 1)),
             "backward": Floors(Floor(6, 4), Floor(3, 1), Floor(2, 1)),
         },
-    )
+    ),
+    "eca": Block(
+        _measure_eca,
+        {
+            "forward": Floors(Floor(2, 1), Floor(2, 1), Floor(1, 1)),
+            "backward": Floors(Floor(6, 4), Floor(3, 1), Floor(2, 1)),
+        },
+    ),
 }
 
 
@@ -145,9 +179,8 @@ def measure(
     dtype: torch.dtype,
     layout: str = "nchw",
     *,
-    rd: int | None = None,
-    add_maxpool: bool = False,
     sm: int = 90,
+    **options: Any,
 ) -> dict[str, Call]:
     """Run a block forward and backward on random numbers, and count.
 
@@ -156,9 +189,9 @@ def measure(
         shape: (N, C, H, W).
         dtype: Of the map and the weights.
         layout: A name in LAYOUTS.
-        rd: Hidden channels; by default as in timm.
-        add_maxpool: Pool the mean and the maximum.
         sm: Device profile, 90 for compute capability 9.0.
+        **options: The block's own: SE's rd (by default as in timm) and add_maxpool; ECA's k (by
+            default as in timm), circular and per_channel.
 
     Returns:
         A call per direction.
@@ -176,6 +209,6 @@ def measure(
             call()
         return host.report()
 
-    reports = BLOCKS[block].measure(x, dy, rd or reduced(shape[1]), add_maxpool, count)
+    reports = BLOCKS[block].measure(x, dy, count, **options)
     map_bytes = x.numel() * x.element_size()
-    return {k: Call(BLOCKS[block].floors[k], map_bytes, r) for k, r in reports.items()}
+    return {k: Call(BLOCKS[block].floors[k], shape, map_bytes, r) for k, r in reports.items()}

@@ -6,8 +6,7 @@ at the end: an outer product per thread, as in a matrix multiplication in regist
 accumulation type (no TF32), for every size and float type. With TK partial sums per result, its
 rounding error grows with K / TK only.
 
-The kernels also merge the partial results of the passes, (splits, N, C), where they first need
-them.
+The kernels also merge the partial results of the passes where they first need them.
 """
 
 # mypy: ignore-errors
@@ -19,44 +18,10 @@ import triton
 import triton.language as tl
 
 from .activations import activate, activate_grad, gate_grad, to_storage
-from .passes import (
-    SIZES,
-    channels_and_length,
-    last_first,
-    locate,
-    maximum,
-    rescale_tile,
-    spread_tile,
-)
+from .parts import load_weight, merge_max, merge_sum
+from .passes import SIZES, channels_and_length, last_first, locate, rescale_tile, spread_tile
 
 _GATE_SIZES = ("n_size", "hw", "splits")
-
-
-@triton.jit
-def _merge_sum(part, where, mask, splits, stride):
-    # In order; four loads are in flight at a time
-    total = tl.load(part + where, mask=mask, other=0.0)
-    for first in range(1, splits, 4):
-        for i in tl.static_range(4):
-            here = part + (first + i) * stride + where
-            total += tl.load(here, mask=mask & (first + i < splits), other=0.0)
-    return total
-
-
-@triton.jit
-def _merge_max(part, where, mask, splits, stride):
-    top = tl.load(part + where, mask=mask, other=0.0)
-    for first in range(1, splits, 4):
-        for i in tl.static_range(4):
-            here = part + (first + i) * stride + where
-            v = tl.load(here, mask=mask & (first + i < splits), other=float("-inf"))
-            top = maximum(v, top)
-    return top
-
-
-@triton.jit
-def _load_weight(w, offs, mask, ACC: tl.constexpr):
-    return tl.load(w + offs, mask=mask, other=0.0).to(ACC)
 
 
 @triton.jit(do_not_specialize=_GATE_SIZES)
@@ -92,14 +57,14 @@ def mlp_hidden_kernel(
         c = k + tl.arange(0, TK)
         where = n[:, None] * c_size + c[None, :]
         exists = (n < N)[:, None] & (c < c_size)[None, :]
-        p = _merge_sum(part_sum, where, exists, splits, N * c_size) / hw
+        p = merge_sum(part_sum, where, exists, splits, N * c_size) / hw
         if part_max is not None:
-            top = _merge_max(part_max, where, exists, splits, N * c_size)
+            top = merge_max(part_max, where, exists, splits, N * c_size)
             p = p * 0.5 + top * 0.5
             tl.store(peak + where, top, mask=exists & (r_tile == 0))
         tl.store(pooled + where, p, mask=exists & (r_tile == 0))
         w_mask = (r < r_size)[:, None] & (c < c_size)[None, :]
-        w = _load_weight(w1, r[:, None] * c_size + c[None, :], w_mask, ACC)
+        w = load_weight(w1, r[:, None] * c_size + c[None, :], w_mask, ACC)
         acc += p[:, None, :] * w[None, :, :]
     h = tl.sum(acc, axis=2)
     if b1 is not None:
@@ -133,7 +98,7 @@ def mlp_gate_tile(
         h_mask = (n < n_size)[:, None] & (k < r_size)[None, :]
         h = tl.load(hidden + (n[:, None] * r_size + k[None, :]), mask=h_mask, other=0.0)
         w_mask = (c < C)[:, None] & (k < r_size)[None, :]
-        w = _load_weight(w2, c[:, None] * r_size + k[None, :], w_mask, ACC)
+        w = load_weight(w2, c[:, None] * r_size + k[None, :], w_mask, ACC)
         acc += activate(h, ACT, PARAM)[:, None, :] * w[None, :, :]
     z = tl.sum(acc, axis=2)
     if b2 is not None:
@@ -212,16 +177,16 @@ def mlp_dhidden_kernel(
         c = k + tl.arange(0, TK)
         where = n[:, None] * c_size + c[None, :]
         exists = (n < N)[:, None] & (c < c_size)[None, :]
-        ds = _merge_sum(part_ds, where, exists, splits, N * c_size)
+        ds = merge_sum(part_ds, where, exists, splits, N * c_size)
         if dgate is not None:
             ds += tl.load(dgate + where, mask=exists, other=0.0)
         d = ds * gate_grad(tl.load(gate + where, mask=exists, other=0.0), GATE)
         tl.store(dz + where, d, mask=exists & (r_tile == 0))
         if part_count is not None:
-            hits = _merge_sum(part_count, where, exists, splits, N * c_size)
+            hits = merge_sum(part_count, where, exists, splits, N * c_size)
             tl.store(count + where, hits, mask=exists & (r_tile == 0))
         w_mask = (r < r_size)[:, None] & (c < c_size)[None, :]
-        w = _load_weight(w2, c.to(tl.int64)[None, :] * r_size + r[:, None], w_mask, ACC)
+        w = load_weight(w2, c.to(tl.int64)[None, :] * r_size + r[:, None], w_mask, ACC)
         acc += d[:, None, :] * w[None, :, :]
     where = n[:, None] * r_size + r[None, :]
     mask = (n < N)[:, None] & (r < r_size)[None, :]
@@ -307,7 +272,7 @@ def mlp_dpooled_tile(
         d_mask = (n < n_size)[:, None] & (k < r_size)[None, :]
         d = tl.load(dhidden + (n[:, None] * r_size + k[None, :]), mask=d_mask, other=0.0)
         w_mask = (c < C)[:, None] & (k < r_size)[None, :]
-        w = _load_weight(w1, k.to(tl.int64)[None, :] * C + c[:, None], w_mask, ACC)
+        w = load_weight(w1, k.to(tl.int64)[None, :] * C + c[:, None], w_mask, ACC)
         acc += d[:, None, :] * w[None, :, :]
     return tl.sum(acc, axis=2)
 

@@ -124,9 +124,11 @@ struct ApplyPlan {
   index_t sample_tiles = 1, channel_tiles = 1;
 };
 
-// `weight_bytes`: what a block tile over all channels reads of the weights.
-inline ApplyPlan plan_apply(const MapShape& map, index_t weight_bytes) {
+// `weight_bytes`: what a block tile over all channels reads of the weights. `samples`: per block,
+// at least.
+inline ApplyPlan plan_apply(const MapShape& map, index_t weight_bytes, int samples = 1) {
   ApplyPlan plan;
+  plan.samples = samples;
   plan.vec = plan_vector(map);
   // Offsets inside a tile of NCHW planes stay below 2^31.
   if (!map.channels_last && map.hw >= index_t{1} << 20) plan.channels = 1;

@@ -1,0 +1,172 @@
+"""The blocks between SE and ECA that the ECA paper compares (arXiv 1910.03151, table 2).
+
+They differ in how many weights a gate has: SE-Var1 none, SE-Var2 one per channel, SE-Var3 all
+C x C, SE-GC those within groups of channels.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from chattn_cuda import activations, backends, functional, validation
+from chattn_cuda.activations import ActivationSpec
+from chattn_cuda.explanation import Explanation, explain_call
+from chattn_cuda.modules.efficient_channel_attention import EfficientChannelAttentionNS
+from chattn_cuda.modules.fused import FusedForward
+
+__all__ = ["SEGC", "SEVar1", "SEVar2", "SEVar3"]
+
+
+class _Ablation(FusedForward, nn.Module):
+    """What the variants share."""
+
+    gate: nn.Module
+
+    @torch.jit.unused
+    def fused_forward(self, x: Tensor) -> Tensor | None:
+        """The block by the operators, or None where it must run its submodules."""
+        if isinstance(x, Tensor):
+            backends.select(self.backend, x.device.type)
+        return None
+
+    @torch.jit.unused
+    def explain(self, x: Tensor) -> Explanation:
+        """How ``forward(x)`` would run; see `chattn_cuda.explain`."""
+        validation.check_map(x)
+        uncovered = self.obstacle() or functional.why_not_fused(x, ())
+        if uncovered is None and self.backend == "auto":
+            if backends.select("auto", x.device.type, x.dtype) == "reference":
+                uncovered = "no fused backend can run here"
+        block = type(self).__name__
+        return explain_call(block, self.backend, x.device.type, x.dtype, uncovered, "eager")
+
+
+class SEVar1(_Ablation):
+    """``x * gate(mean_hw(x))``: no parameters.
+
+    Args:
+        gate_layer: The gate: a name, a class or a factory.
+        backend: "auto" or one of `chattn_cuda.backends.names()`; may be set later.
+
+    Raises:
+        TypeError: ``gate_layer`` is of the wrong type.
+        ValueError: An unknown gate or backend.
+    """
+
+    def __init__(self, gate_layer: ActivationSpec = "sigmoid", *, backend: str = "auto") -> None:
+        super().__init__()
+        self.gate = activations.make_layer(gate_layer, "gate_layer")
+        self.backend = backend
+
+    def eager_forward(self, x: Tensor) -> Tensor:
+        """The block by its submodules, one after the other."""
+        return x * self.gate(x.mean((2, 3), keepdim=True))
+
+    @torch.jit.unused
+    def obstacle(self) -> str | None:
+        """Why the operators do not cover this module as it is now; None where they do."""
+        gate = activations.resolve(self.gate)
+        if gate is None or not gate[0].is_gate:
+            return f"the kernels do not know gate ({type(self.gate).__name__})"
+        return None
+
+    @torch.jit.unused
+    def fused_forward(self, x: Tensor) -> Tensor | None:
+        """An ECA block whose one weight is 1, or None where it must run its submodules."""
+        gate = activations.resolve(self.gate)
+        if gate is None or not gate[0].is_gate:
+            return super().fused_forward(x)
+        validation.check_map(x)
+        name = backends.select(self.backend, x.device.type, x.dtype)
+        if name == "reference" and self.backend == "auto":
+            return None
+        if functional.why_not_fused(x, ()) is not None:
+            return None
+        one = x.new_ones((1, 1, 1))
+        return functional.run_efficient_channel_attention(name, x, one, gate, False)[0]
+
+
+class SEVar2(EfficientChannelAttentionNS):
+    """``x * gate(w * mean_hw(x))`` with a weight per channel: ECA-NS with k = 1.
+
+    Args:
+        channels: C of the input.
+        gate_layer: The gate: a name, a class or a factory.
+        backend: "auto" or one of `chattn_cuda.backends.names()`; may be set later.
+
+    Raises:
+        TypeError: An argument of the wrong type.
+        ValueError: ``channels`` below 1, an unknown gate or backend.
+    """
+
+    def __init__(
+        self, channels: int, gate_layer: ActivationSpec = "sigmoid", *, backend: str = "auto"
+    ) -> None:
+        super().__init__(channels, 1, gate_layer, backend=backend)
+
+
+class SEVar3(_Ablation):
+    """``x * gate(W mean_hw(x))`` with a full matrix W, in ``fc.weight`` (C, C, 1, 1).
+
+    It runs its submodules one by one, on every backend.
+
+    Args:
+        channels: C of the input.
+        gate_layer: The gate: a name, a class or a factory.
+        backend: "auto" or one of `chattn_cuda.backends.names()`; may be set later.
+
+    Raises:
+        TypeError: An argument of the wrong type.
+        ValueError: ``channels`` below 1, an unknown gate or backend.
+    """
+
+    def __init__(
+        self, channels: int, gate_layer: ActivationSpec = "sigmoid", *, backend: str = "auto"
+    ) -> None:
+        super().__init__()
+        validation.check_positive(channels, "channels")
+        self.fc = nn.Conv2d(channels, channels, kernel_size=1, bias=False)
+        self.gate = activations.make_layer(gate_layer, "gate_layer")
+        self.backend = backend
+
+    def eager_forward(self, x: Tensor) -> Tensor:
+        """The block by its submodules, one after the other."""
+        return x * self.gate(self.fc(x.mean((2, 3), keepdim=True)))
+
+    @torch.jit.unused
+    def obstacle(self) -> str | None:
+        """Why the operators do not cover this module."""
+        return "the kernels do not know a gate of one fully connected layer"
+
+
+class SEGC(SEVar3):
+    """SE-Var3 within groups of channels: C * C / groups weights, in ``fc.weight``.
+
+    It runs its submodules one by one, on every backend.
+
+    Args:
+        channels: C of the input.
+        groups: How many groups; divides ``channels``.
+        gate_layer: The gate: a name, a class or a factory.
+        backend: "auto" or one of `chattn_cuda.backends.names()`; may be set later.
+
+    Raises:
+        TypeError: An argument of the wrong type.
+        ValueError: ``channels`` or ``groups`` below 1, ``groups`` does not divide ``channels``, an
+            unknown gate or backend.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        groups: int,
+        gate_layer: ActivationSpec = "sigmoid",
+        *,
+        backend: str = "auto",
+    ) -> None:
+        super().__init__(channels, gate_layer, backend=backend)
+        validation.check_positive(groups, "groups")
+        if channels % groups:
+            raise ValueError(f"groups must divide channels ({channels}), got {groups}")
+        self.fc = nn.Conv2d(channels, channels, kernel_size=1, groups=groups, bias=False)

@@ -1,0 +1,327 @@
+"""Efficient channel attention as modules: timm's, and the variants of the paper."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from chattn_cuda import activations, backends, functional, validation
+from chattn_cuda.activations import ActivationSpec
+from chattn_cuda.explanation import Explanation, explain_call
+from chattn_cuda.modules.fused import FusedForward, submodule_obstacle
+from chattn_cuda.modules.make_divisible import make_divisible
+
+__all__ = [
+    "CircularEfficientChannelAttention",
+    "CircularEfficientChannelAttentionForward",
+    "EfficientChannelAttention",
+    "EfficientChannelAttentionForward",
+    "EfficientChannelAttentionNS",
+    "adaptive_kernel_size",
+]
+
+
+def adaptive_kernel_size(channels: int, gamma: float = 2, beta: float = 1) -> int:
+    """The paper's k for a number of channels: (log2(channels) + beta) / gamma, made odd; >= 3.
+
+    Wang et al., arXiv 1910.03151, equation 12, rounded as timm and the authors' code do.
+
+    Raises:
+        TypeError: ``channels`` is not an integer.
+        ValueError: ``channels`` is below 1, or ``gamma`` is 0.
+    """
+    validation.check_positive(channels, "channels")
+    if gamma == 0:
+        raise ValueError("gamma must not be 0")
+    t = int(abs(math.log2(channels) + beta) / gamma)
+    return max(t if t % 2 else t + 1, 3)
+
+
+class EfficientChannelAttentionForward(FusedForward):
+    """The forward over the submodules conv, act, conv2 (both None without the MLP) and gate."""
+
+    if TYPE_CHECKING:  # as real annotations, TorchScript would read them
+        conv: nn.Conv1d
+        act: Any
+        conv2: Any
+        gate: nn.Module
+
+    _circular = False
+
+    def eager_forward(self, x: Tensor) -> Tensor:
+        """The block by its submodules, one after the other."""
+        s = self.conv(x.mean((2, 3)).unsqueeze(1))
+        if self.conv2 is not None:
+            s = self.conv2(self.act(s))
+        return x * self.gate(s).transpose(1, 2).unsqueeze(3)
+
+    @torch.jit.unused
+    def obstacle(self) -> str | None:
+        """Why the operators do not cover this module as it is now; None where they do."""
+        found = self._gate()
+        return found if isinstance(found, str) else None
+
+    @torch.jit.unused
+    def _shape_obstacle(self) -> str | None:
+        """Why the convolution is not the one that the operators compute; None where it is."""
+        conv = self.conv
+        if self.conv2 is not None:
+            return "the kernels do not know the gate with an MLP (use_mlp)"
+        if (conv.in_channels, conv.out_channels, conv.padding_mode) != (1, 1, "zeros"):
+            return "conv is not a convolution over the channels"
+        if conv.padding != (conv.kernel_size[0] // 2,):
+            return f"conv has padding {conv.padding}"
+        return None
+
+    @torch.jit.unused
+    def _gate(self) -> str | functional.Resolved:
+        """The gate, or what `obstacle` returns."""
+        conv = self.conv
+        reason = submodule_obstacle(conv, "conv", nn.Conv1d) or self._shape_obstacle()
+        if reason is not None:
+            return reason
+        if conv.bias is not None:
+            return "conv has a bias"
+        if conv.kernel_size[0] % 2 == 0 or conv.stride != (1,) or conv.dilation != (1,):
+            return "conv has an even length, a stride or a dilation"
+        gate = activations.resolve(self.gate)
+        if gate is None or not gate[0].is_gate:
+            return f"the kernels do not know gate ({type(self.gate).__name__})"
+        return gate
+
+    @torch.jit.unused
+    def fused_forward(self, x: Tensor) -> Tensor | None:
+        """The block by the operators, or None where it must run its submodules."""
+        gate = self._gate()
+        if isinstance(gate, str):
+            if isinstance(x, Tensor):
+                backends.select(self.backend, x.device.type)
+            return None
+        weight = self.conv.weight
+        validation.check_map(x, weight.shape[0] if weight.shape[0] > 1 else None)
+        mode = "circular" if self._circular else "zeros"
+        validation.check_efficient_channel_attention(x, weight, mode, "conv.weight")
+        name = backends.select(self.backend, x.device.type, x.dtype)
+        if name == "reference" and self.backend == "auto":
+            return None
+        if functional.why_not_fused(x, (weight,)) is not None:
+            return None
+        (unified,) = validation.unify_dtypes(x, (weight,), ("conv.weight",))
+        assert unified is not None
+        return functional.run_efficient_channel_attention(name, x, unified, gate, self._circular)[0]
+
+    @torch.jit.unused
+    def explain(self, x: Tensor) -> Explanation:
+        """How ``forward(x)`` would run; see `chattn_cuda.explain`."""
+        validation.check_map(x)
+        uncovered = self.obstacle()
+        if uncovered is None:
+            uncovered = functional.why_not_fused(x, (self.conv.weight,))
+        if uncovered is None and self.backend == "auto":
+            if backends.select("auto", x.device.type, x.dtype) == "reference":
+                uncovered = "no fused backend can run here"
+        return explain_call(
+            "EfficientChannelAttention", self.backend, x.device.type, x.dtype, uncovered, "eager"
+        )
+
+
+class CircularEfficientChannelAttentionForward(EfficientChannelAttentionForward):
+    """The forward over the submodules conv and gate, with circular padding."""
+
+    if TYPE_CHECKING:
+        padding: int
+
+    _circular = True
+
+    def eager_forward(self, x: Tensor) -> Tensor:
+        """The block by its submodules, one after the other."""
+        s = x.mean((2, 3)).unsqueeze(1)
+        s = self.conv(F.pad(s, (self.padding, self.padding), mode="circular"))
+        return x * self.gate(s).transpose(1, 2).unsqueeze(3)
+
+    @torch.jit.unused
+    def _shape_obstacle(self) -> str | None:
+        conv = self.conv
+        if (conv.in_channels, conv.out_channels, conv.padding) != (1, 1, (0,)):
+            return "conv is not a convolution over the channels"
+        if self.padding != conv.kernel_size[0] // 2:
+            return f"padding is {self.padding}"
+        return None
+
+
+class EfficientChannelAttention(EfficientChannelAttentionForward, nn.Module):
+    """Efficient channel attention with the constructor, parameters and result of timm's EcaModule.
+
+    Wang et al., arXiv 1910.03151. State dicts load both ways, those of the authors' ``eca_layer``
+    too (``conv.weight`` (1, 1, k)). The weight stays in an ``nn.Conv1d``, which the fused path
+    reads without calling: where it has hooks, or is replaced by another class, the module calls its
+    submodules one after the other instead.
+
+    Args:
+        channels: C of the input, from which k follows (`adaptive_kernel_size`). Without it, k is
+            ``kernel_size``: the authors' checkpoints have a k for each stage, 1 included.
+        kernel_size: k where ``channels`` is not given; odd.
+        gamma: See `adaptive_kernel_size`.
+        beta: See `adaptive_kernel_size`.
+        act_layer: Activation of the MLP; without ``use_mlp`` it is ignored.
+        gate_layer: The gate: a name, a class or a factory.
+        rd_ratio: Of the MLP: rd = channels * rd_ratio, rounded to a multiple of rd_divisor.
+        rd_channels: rd itself, instead.
+        rd_divisor: See rd_ratio.
+        use_mlp: Two convolutions with rd features between them (timm's "ecam"), which run one by
+            one.
+        device: Of the parameters.
+        dtype: Of the parameters.
+        backend: "auto" or one of `chattn_cuda.backends.names()`; may be set later.
+
+    Raises:
+        TypeError: An argument of the wrong type.
+        ValueError: An even ``kernel_size``, ``channels`` below 1 (or none with ``use_mlp``), an
+            unknown activation or backend. The forward raises as
+            `chattn_cuda.functional.efficient_channel_attention` does.
+
+    Example:
+        >>> y = EfficientChannelAttention(64)(torch.randn(2, 64, 8, 8))
+    """
+
+    def __init__(
+        self,
+        channels: int | None = None,
+        kernel_size: int = 3,
+        gamma: float = 2,
+        beta: float = 1,
+        act_layer: ActivationSpec | None = None,
+        gate_layer: ActivationSpec = "sigmoid",
+        rd_ratio: float = 1 / 8,
+        rd_channels: int | None = None,
+        rd_divisor: int = 8,
+        use_mlp: bool = False,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+        *,
+        backend: str = "auto",
+    ) -> None:
+        super().__init__()
+        k = _kernel_size(channels, kernel_size, gamma, beta)
+        factory = {"device": device, "dtype": dtype}
+        self.act: Any = None
+        self.conv2: Any = None
+        if use_mlp:
+            if channels is None:
+                raise ValueError("use_mlp needs channels")
+            if rd_channels is None:
+                rd_channels = make_divisible(channels * rd_ratio, rd_divisor, round_limit=0.9)
+            validation.check_positive(rd_channels, "rd_channels")
+            self.conv = nn.Conv1d(1, rd_channels, kernel_size=1, **factory)
+            self.act = activations.make_layer(act_layer or nn.ReLU, "act_layer")
+            self.conv2 = nn.Conv1d(rd_channels, 1, kernel_size=k, padding=k // 2, **factory)
+        else:
+            self.conv = nn.Conv1d(1, 1, kernel_size=k, padding=k // 2, bias=False, **factory)
+        self.gate = activations.make_layer(gate_layer, "gate_layer")
+        self.backend = backend
+
+
+class CircularEfficientChannelAttention(CircularEfficientChannelAttentionForward, nn.Module):
+    """Efficient channel attention with the last channel next to the first: timm's CecaModule.
+
+    Args:
+        channels: As in `EfficientChannelAttention`.
+        kernel_size: As in `EfficientChannelAttention`.
+        gamma: As in `EfficientChannelAttention`.
+        beta: As in `EfficientChannelAttention`.
+        act_layer: Gives the convolution a bias and is not applied, as in timm.
+        gate_layer: The gate: a name, a class or a factory.
+        device: Of the parameters.
+        dtype: Of the parameters.
+        backend: "auto" or one of `chattn_cuda.backends.names()`; may be set later.
+
+    Raises:
+        TypeError: An argument of the wrong type.
+        ValueError: An even ``kernel_size``, ``channels`` below 1, an unknown activation or backend.
+    """
+
+    def __init__(
+        self,
+        channels: int | None = None,
+        kernel_size: int = 3,
+        gamma: float = 2,
+        beta: float = 1,
+        act_layer: ActivationSpec | None = None,
+        gate_layer: ActivationSpec = "sigmoid",
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+        *,
+        backend: str = "auto",
+    ) -> None:
+        super().__init__()
+        k = _kernel_size(channels, kernel_size, gamma, beta)
+        self.padding = k // 2
+        bias = act_layer is not None
+        self.conv = nn.Conv1d(1, 1, kernel_size=k, bias=bias, device=device, dtype=dtype)
+        self.gate = activations.make_layer(gate_layer, "gate_layer")
+        self.backend = backend
+
+
+class EfficientChannelAttentionNS(EfficientChannelAttentionForward, nn.Module):
+    """The paper's ECA-NS: k weights of its own for every channel, in ``conv.weight`` (C, 1, k).
+
+    Keys and result are those of the authors' ``eca_ns``.
+
+    Args:
+        channels: C of the input.
+        kernel_size: k, odd.
+        gate_layer: The gate: a name, a class or a factory.
+        device: Of the parameters.
+        dtype: Of the parameters.
+        backend: "auto" or one of `chattn_cuda.backends.names()`; may be set later.
+
+    Raises:
+        TypeError: An argument of the wrong type.
+        ValueError: An even ``kernel_size``, ``channels`` below 1, an unknown gate or backend.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        kernel_size: int = 3,
+        gate_layer: ActivationSpec = "sigmoid",
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+        *,
+        backend: str = "auto",
+    ) -> None:
+        super().__init__()
+        validation.check_positive(channels, "channels")
+        k = _odd(kernel_size)
+        factory = {"device": device, "dtype": dtype}
+        self.conv = nn.Conv1d(channels, channels, k, groups=channels, bias=False, **factory)
+        self.gate = activations.make_layer(gate_layer, "gate_layer")
+        self.backend = backend
+
+    def eager_forward(self, x: Tensor) -> Tensor:
+        """The block by its submodules: the convolution sees every channel's window as a signal."""
+        k = self.conv.weight.shape[2]
+        s = F.pad(x.mean((2, 3)), (k // 2, k // 2)).unfold(1, k, 1)
+        return x * self.gate(self.conv(s)).unsqueeze(-1)
+
+    @torch.jit.unused
+    def _shape_obstacle(self) -> str | None:
+        conv = self.conv
+        if not conv.in_channels == conv.out_channels == conv.groups or conv.padding != (0,):
+            return "conv is not a convolution of every channel's own window"
+        return None
+
+
+def _kernel_size(channels: int | None, kernel_size: int, gamma: float, beta: float) -> int:
+    return _odd(kernel_size) if channels is None else adaptive_kernel_size(channels, gamma, beta)
+
+
+def _odd(kernel_size: int) -> int:
+    validation.check_positive(kernel_size, "kernel_size")
+    if kernel_size % 2 == 0:
+        raise ValueError(f"kernel_size must be odd, got {kernel_size}")
+    return kernel_size

@@ -1,0 +1,191 @@
+"""Efficient channel attention on Triton: plans, allocates and launches.
+
+Forward is two launches: squeeze, gate + rescale. Backward is four: reduce (dy * x), partial and
+merged weight gradients, map gradient.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from . import host
+from .kernels import conv, passes
+from .launch import UNLIMITED, plan_conv_grad, plan_pass
+
+SCHEMAS = (
+    "eca_forward(Tensor x, Tensor weight, int gate_fn, bool circular) "
+    "-> (Tensor y, Tensor pooled, Tensor gate)",
+    "eca_backward(Tensor dy, Tensor? dgate, Tensor x, Tensor pooled, Tensor gate, Tensor weight, "
+    "int gate_fn, bool circular, bool need_dx, bool need_dw) -> (Tensor dx, Tensor dweight)",
+)
+
+
+def forward_launches(
+    x: Tensor, weight: Tensor, gate_fn: int, circular: bool
+) -> tuple[tuple[Tensor, Tensor, Tensor], list[host.Launch]]:
+    """Outputs (y, pooled, gate), not yet computed, and the launches that do."""
+    n, c, h, w = x.shape
+    hw = h * w
+    channels_last = host.is_channels_last(x)
+    acc = host.accumulator(x.dtype)
+    y = host.empty_map(x, channels_last)
+    pooled = x.new_empty((n, c), dtype=acc)
+    gate = x.new_empty((n, c), dtype=acc)
+    outputs = (y, pooled, gate)
+    if n == 0:
+        return outputs, []
+    x = host.dense(x, channels_last)
+    weight = weight.contiguous()
+    # At HW = 1 the formats are the same bytes; as channels_last, adjacent elements are adjacent.
+    cl = channels_last or hw == 1
+    size = x.element_size()
+
+    samples, p = host.reduction(n, c, hw, cl, size, 1)
+    part_sum = x.new_empty((p.splits, n, c), dtype=acc)
+    squeeze = host.Launch(
+        passes.squeeze_kernel,
+        p.programs,
+        ((x,), part_sum, None, *host.sizes(p, samples), *host.tiles(p)),
+    )
+    parts = p.splits
+    p = plan_pass(n, c, hw, cl, size, max_splits=UNLIMITED, fill=host.FILL)
+    rescale = host.Launch(
+        conv.conv_rescale_kernel,
+        p.programs,
+        ((x,), y, part_sum, weight, pooled, gate, *host.sizes(p, n), hw, parts, weight.shape[2])
+        + (weight.shape[0] > 1, circular, gate_fn, *host.tiles(p)),
+    )
+    return outputs, [squeeze, rescale]
+
+
+def backward_launches(
+    dy: Tensor,
+    dgate: Tensor | None,
+    x: Tensor,
+    pooled: Tensor,
+    gate: Tensor,
+    weight: Tensor,
+    gate_fn: int,
+    circular: bool,
+    need_dx: bool,
+    need_dw: bool,
+) -> tuple[tuple[Tensor, Tensor], list[host.Launch]]:
+    """Outputs (dx, dweight), not yet computed, and the launches that do."""
+    n, c, h, w = x.shape
+    hw = h * w
+    channels_last = host.is_channels_last(x)
+    dx = host.empty_map(x, channels_last) if need_dx else x.new_empty((0,))
+    new_weight = weight.new_zeros if n == 0 else weight.new_empty
+    dweight = new_weight(weight.shape if need_dw else (0,))
+    outputs = (dx, dweight)
+    if n == 0 or not (need_dx or need_dw):
+        return outputs, []
+    x = host.dense(x, channels_last)
+    dy = host.dense(dy, channels_last)
+    dgate = None if dgate is None else dgate.contiguous()
+    pooled, gate, weight = pooled.contiguous(), gate.contiguous(), weight.contiguous()
+    cl = channels_last or hw == 1
+    size = x.element_size()
+    taps, per_channel = weight.shape[2], weight.shape[0] > 1
+    how = (per_channel, circular, gate_fn)
+
+    samples, p = host.reduction(n, c, hw, cl, size, 2)
+    part_ds = gate.new_empty((1, p.splits, n, c))
+    launches = [
+        host.Launch(
+            passes.reduce_kernel,
+            p.programs,
+            (dy, (x,), None, part_ds, None, *host.sizes(p, samples), *host.tiles(p)),
+        )
+    ]
+    parts = p.splits
+    if need_dw:
+        g = plan_conv_grad(n, c, taps, per_channel, gate.element_size(), fill=host.FILL)
+        part_dw = gate.new_empty((g.parts, g.count))
+        launches += [
+            host.Launch(
+                conv.conv_dweight_kernel,
+                g.programs,
+                (part_ds, dgate, gate, pooled, part_dw, n, c, g.rows, parts, taps, *how)
+                + (g.tile_n, g.tile_c),
+            ),
+            host.Launch(
+                conv.merge_weights_kernel,
+                g.merge_programs,
+                (part_dw, dweight, g.parts, g.count, g.tile_p, g.tile_w),
+            ),
+        ]
+    if need_dx:
+        p = plan_pass(n, c, hw, cl, size, max_splits=UNLIMITED, fill=host.FILL)
+        launches.append(
+            host.Launch(
+                conv.conv_spread_kernel,
+                p.programs,
+                (dy, part_ds, dgate, gate, weight, (dx,), *host.sizes(p, n), hw, parts, taps, *how)
+                + host.tiles(p),
+            )
+        )
+    return outputs, launches
+
+
+def eca_forward(
+    x: Tensor, weight: Tensor, gate_fn: int, circular: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Operator ``eca_forward``.
+
+    Args:
+        x: (N, C, H, W), float32, float16, bfloat16 or float64, any strides.
+        weight: (1, 1, k) or (C, 1, k), x's dtype, or float32 for a 16-bit x.
+        gate_fn: the gate's code.
+        circular: whether the channels wrap around.
+
+    Returns:
+        y in x's memory format; pooled and gate (N, C) in the accumulation type. Extra memory: the
+        partial sums of the squeeze, at most 32 * N * C numbers.
+
+    Raises:
+        RuntimeError: for CPU tensors outside Triton's interpreter.
+    """
+    outputs, launches = forward_launches(x, weight, gate_fn, circular)
+    host.run(launches, x)
+    return outputs
+
+
+def eca_backward(
+    dy: Tensor,
+    dgate: Tensor | None,
+    x: Tensor,
+    pooled: Tensor,
+    gate: Tensor,
+    weight: Tensor,
+    gate_fn: int,
+    circular: bool,
+    need_dx: bool,
+    need_dw: bool,
+) -> tuple[Tensor, Tensor]:
+    """Operator ``eca_backward``: the gradients of :func:`eca_forward`.
+
+    Args:
+        dy: gradient of y, any strides; copied first where it is not dense in x's memory format.
+        dgate: gradient of the gate, (N, C), or None.
+        x: the forward's map.
+        pooled: (N, C), from the forward.
+        gate: (N, C), from the forward.
+        weight: (1, 1, k) or (C, 1, k), as in the forward.
+        gate_fn: the gate's code.
+        circular: whether the channels wrap around.
+        need_dx: whether to compute dx.
+        need_dw: whether to compute dweight.
+
+    Returns:
+        dx, dweight; shape (0,) where not needed. Extra memory: the partial sums, at most
+        32 * (N * C + the weights) numbers.
+
+    Raises:
+        RuntimeError: for CPU tensors outside Triton's interpreter.
+    """
+    outputs, launches = backward_launches(
+        dy, dgate, x, pooled, gate, weight, gate_fn, circular, need_dx, need_dw
+    )
+    host.run(launches, x)
+    return outputs

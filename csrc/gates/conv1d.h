@@ -1,0 +1,52 @@
+// The gate of efficient channel attention: s = gate(w * p), a convolution over the channels of p,
+// the mean of the map. Parameters shared by the CPU and the CUDA implementation.
+#pragma once
+#include "common/activation.h"
+#include "common/types.h"
+#include "engine/map.h"
+
+namespace chattn {
+
+struct ConvGate {
+  DType weight_dtype = DType::f32;
+  index_t taps = 1;          // odd
+  bool per_channel = false;  // every channel has taps of its own
+  bool circular = false;     // channels beyond an end are those at the other end, not zeros
+  Act gate = Act::sigmoid;
+
+  index_t reach() const { return taps / 2; }  // channels to either side that a gate depends on
+  index_t weights(index_t c) const { return per_channel ? c * taps : taps; }
+};
+
+// Where a channel in [-c, 2c) is found; negative: it counts as zero.
+CHATTN_HD int wrapped_channel(int channel, int c, bool circular) {
+  if (channel >= 0 && channel < c) return channel;
+  return !circular ? -1 : channel < 0 ? channel + c : channel - c;
+}
+
+// Arrays are dense; "acc" is acc_t of the map's type.
+struct EcaForward {
+  static constexpr const char* kName = "eca_forward";
+  MapShape map;
+  ConvGate gate;
+  const void* x = nullptr;
+  const void* weight = nullptr;  // (taps) or (C, taps), weight type
+  void* y = nullptr;
+  void* pooled = nullptr;  // (N, C) acc
+  void* scale = nullptr;   // (N, C) acc, the gate's value
+};
+
+struct EcaBackward {
+  static constexpr const char* kName = "eca_backward";
+  MapShape map;
+  ConvGate gate;
+  const void* dy = nullptr;
+  const void* dgate = nullptr;  // (N, C) acc or null: gradient of a gate that was returned
+  const void* x = nullptr;
+  const void *pooled = nullptr, *scale = nullptr;
+  const void* weight = nullptr;
+  void* dx = nullptr;       // null: not wanted
+  void* dweight = nullptr;  // null: not wanted
+};
+
+}  // namespace chattn

@@ -1,0 +1,104 @@
+"""Efficient channel attention in the case table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from chattn_cuda import activations, functional
+from tests.cases.block import Block, Config, Variant, name_of
+
+
+def _parameters(config: Config, random: Callable[..., Tensor]) -> dict[str, Tensor | None]:
+    k = config.options.get("k", 3)
+    channels = config.shape[1] if config.options.get("per_channel", False) else 1
+    return {"weight": random(channels, 1, k) / k**0.5}
+
+
+def _run(
+    x: Tensor, parameters: dict[str, Tensor | None], options: dict[str, Any], backend: str
+) -> tuple[Tensor, Tensor]:
+    return functional.efficient_channel_attention(
+        x,
+        **parameters,
+        gate=options.get("gate", "sigmoid"),
+        padding_mode="circular" if options.get("circular", False) else "zeros",
+        return_gate=True,
+        backend=backend,
+    )
+
+
+def _eager(
+    x: Tensor, parameters: dict[str, Tensor | None], options: dict[str, Any]
+) -> tuple[Tensor, Tensor]:
+    (weight,) = parameters.values()
+    k, mode = weight.shape[2], "circular" if options.get("circular", False) else "constant"
+    p = F.pad(x.mean((2, 3))[:, None], (k // 2, k // 2), mode=mode)
+    if weight.shape[0] == 1:
+        z = F.conv1d(p, weight)[:, 0]
+    else:
+        z = F.conv1d(p[:, 0].unfold(1, k, 1), weight, groups=weight.shape[0])[:, :, 0]
+    s = activations.make_layer(options.get("gate", "sigmoid"))(z)
+    return x * s[:, :, None, None], s
+
+
+_VARIANTS = (
+    *({"gate": a.name} for a in activations.ACTIVATIONS.values() if a.is_gate),
+    {"k": 1},
+    {"k": 7},
+    {"circular": True},
+    {"per_channel": True},
+    {"k": 1, "per_channel": True, "gate": "tanh"},
+    {"k": 5, "circular": True, "per_channel": True},
+    {"k": 37, "circular": True},
+    {"k": 41},
+    {"k": 37, "circular": True, "per_channel": True, "gate": "hard_sigmoid"},
+)
+
+BLOCK = Block(
+    "eca",
+    _parameters,
+    _run,
+    _eager,
+    shapes=(
+        Config("stage1", (1, 256, 56, 56), {"k": 5}),
+        Config("stage4", (4, 2048, 7, 7), {"k": 7}),
+        Config("c228", (2, 228, 28, 28), {"k": 5, "circular": True}),
+        Config("c300", (2, 300, 14, 14), {"k": 5, "per_channel": True}),
+        Config("hw1", (3, 33, 1, 1), {"k": 3}),
+        Config("hw197", (2, 24, 1, 197), {"k": 3}),
+        Config("hw361", (2, 17, 19, 19), {"k": 9}),
+        Config("hw90000", (1, 9, 300, 300), {"k": 3, "circular": True}),
+        Config("wide", (2, 3840, 3, 3), {"k": 7}),
+        Config("batch", (70, 20, 5, 5), {"k": 3}),
+        Config("many_taps", (2, 150, 6, 6), {"k": 101}),
+        Config("one", (1, 1, 1, 1), {"k": 3, "circular": True}),
+        Config("empty", (0, 8, 4, 4), {"k": 3}),
+    ),
+    small=(
+        Config("hw25", (2, 20, 5, 5), {"k": 3}),
+        Config("hw49", (3, 17, 7, 7), {"k": 5, "circular": True}),
+        Config("hw1", (5, 33, 1, 1), {"k": 5, "per_channel": True}),
+        Config("hw361", (1, 8, 19, 19), {"k": 7}),
+        Config("tall", (1, 70, 6, 6), {"k": 5, "circular": True, "per_channel": True}),
+        Config("one", (1, 1, 1, 1), {"k": 1}),
+        Config("empty", (0, 8, 4, 4), {"k": 3, "per_channel": True}),
+    ),
+    options=tuple(Config(name_of(o), (3, 18, 5, 7), o) for o in _VARIANTS),
+    function=functional.efficient_channel_attention,
+    weights=lambda channels: [(1, 1, 3)],
+    variants={
+        "shared": Variant({}),
+        "circular-tanh-gate": Variant(
+            {"padding_mode": "circular", "gate": "tanh", "return_gate": True}
+        ),
+        "per-channel": Variant({}, lambda channels: [(channels, 1, 3)]),
+        "per-channel-circular": Variant(
+            {"padding_mode": "circular"}, lambda channels: [(channels, 1, 5)]
+        ),
+    },
+    constants=((10, False), (10, True)),
+)
