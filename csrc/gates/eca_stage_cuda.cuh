@@ -51,6 +51,12 @@ struct StagedRun {
     }
   }
   CHATTN_DEVICE acc_t<T> at(int i) const { return to_acc(words.ld(skew + i)); }
+  // One lane's share of a plane.
+  CHATTN_DEVICE acc_t<T> lane_sum(int plane, int hw, int lane, int lanes) const {
+    acc_t<T> sum = 0;
+    for (int i = lane; i < hw; i += lanes) sum += at(plane * hw + i);
+    return sum;
+  }
 };
 
 // Block: a tile of channels of a sample; the blocks of a sample are neighbours.
@@ -83,10 +89,13 @@ stage_planes(StageArgs<T> a) {
   for (int p0 = -conv.reach; p0 < channels + conv.reach; p0 += groups) {
     const int p = p0 + group;
     A sum = 0;
-    if (p >= -left && p < channels + right) {
-      const StagedRun<T, V>& run = p < 0 ? low : p < channels ? own : high;
-      const int first = (p < 0 ? p + left : p < channels ? p : p - channels) * hw;
-      for (int i = lane; i < hw; i += plan.lanes) sum += run.at(first + i);
+    // Not one loop over a chosen run: to choose, the compiler keeps all three in local memory.
+    if (p >= 0 && p < channels) {
+      sum = own.lane_sum(p, hw, lane, plan.lanes);
+    } else if (p < 0 && p >= -left) {
+      sum = low.lane_sum(p + left, hw, lane, plan.lanes);
+    } else if (p >= channels && p < channels + right) {
+      sum = high.lane_sum(p - channels, hw, lane, plan.lanes);
     }
     for (int bit = plan.lanes >> 1; bit > 0; bit >>= 1) sum += __shfl_xor_sync(kFullMask, sum, bit);
     if (lane == 0 && p < channels + conv.reach) {
