@@ -198,8 +198,8 @@ class BuildNative(build_ext):
                 continue
             if source.name == "kernels.cpp":
                 for isa, flags in ISA_FLAGS.items():
-                    fused = [*base, "-Wno-psabi", "-ffp-contract=fast", f"-DCHATTN_ISA={isa}", *flags]
-                    add(source, fused, f".{isa}")
+                    own = ["-Wno-psabi", "-ffp-contract=fast", f"-DCHATTN_ISA={isa}"]
+                    add(source, [*base, *own, *flags], f".{isa}")
             elif source.name == "module.cpp":
                 add(source, [*base, *with_cuda, *module_flags])
             elif source.parent.name == "ops":

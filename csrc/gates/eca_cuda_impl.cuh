@@ -44,7 +44,7 @@ Status eca_forward_as(const EcaForward& p, void* scratch, void* stream) {
     return launch_stage("eca_stage", args, p.map, stream);
   }
   A* const sums = static_cast<A*>(scratch);
-  const ReduceIo<T, SumOp<T>> in{{x}, {sums}, nullptr};
+  const ReduceIo<T, SumOp<T>> in{{x}, {sums}, nullptr, {}};
   CHATTN_TRY(launch_reduce("squeeze", plan.reduce, p.map, in, stream));
   const ConvForwardGate<T> gate{conv, {sums, plan.reduce.splits, p.map.planes()}, pooled, scale};
   const ApplyIo<T> io{x, nullptr, static_cast<T*>(p.y)};
@@ -86,7 +86,7 @@ Status eca_backward_as(const EcaBackward& p, void* scratch, void* stream) {
   const T* const dy = static_cast<const T*>(p.dy);
   const T* const x = static_cast<const T*>(p.x);
 
-  const ReduceIo<T, DotOp<T>> in{{dy, x}, {work}, nullptr};
+  const ReduceIo<T, DotOp<T>> in{{dy, x}, {work}, nullptr, {}};
   CHATTN_TRY(launch_reduce("eca_dot", plan.reduce, p.map, in, stream));
 
   const Convolution<T> conv = convolution<T>(p.map, p.gate, p.weight);
