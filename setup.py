@@ -149,6 +149,17 @@ class Cuda:
         ]  # fmt: skip
 
 
+def pybind11_headers() -> str:
+    """Where they are; torch brings a copy, for machines without the package."""
+    try:
+        import pybind11
+    except ImportError:
+        from torch.utils import cpp_extension
+
+        return next(p for p in cpp_extension.include_paths() if Path(p, "pybind11").is_dir())
+    return pybind11.get_include()
+
+
 def up_to_date(output: Path) -> bool:
     """Whether an object is newer than everything that its Makefile rule (.d) lists."""
     rule = output.with_suffix(".d")
@@ -163,7 +174,6 @@ class BuildNative(build_ext):
     """Compiles csrc/ in parallel, reusing objects whose command and inputs have not changed."""
 
     def build_extension(self, ext: Extension) -> None:
-        import pybind11
         import torch
         from torch.utils import cpp_extension
 
@@ -184,7 +194,7 @@ class BuildNative(build_ext):
         }  # fmt: skip
         python = self.compiler.include_dirs + self.include_dirs
         module_flags = [f'-DCHATTN_{k}="{v}"' for k, v in info.items()] + [
-            f"-isystem{p}" for p in [pybind11.get_include(), *python]
+            f"-isystem{p}" for p in [pybind11_headers(), *python]
         ]
 
         jobs = []  # (source, object name, command)

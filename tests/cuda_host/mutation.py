@@ -1,11 +1,12 @@
 """Changed copies of csrc/ and of the zoo: every barrier deleted in turn, and bugs planted by hand.
 
 for mutant in [*barriers(CSRC), *BUGS]:
-    library = direct.build(mutant.apply())
+    library = direct.build(mutant.block, mutant.apply())
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import re
 import shutil
@@ -13,7 +14,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.cuda_host import build
+from tests.cuda_host import build, direct
+from tests.cuda_host.problems import PROBLEMS
 
 CSRC = build.ROOT / "csrc"
 ZOO = build.HERE / "zoo"
@@ -64,9 +66,29 @@ class Mutant:
         assert source.startswith(self.old, at), f"{self.file} has changed since the test began"
         return source[:at] + self.new + source[at + len(self.old) :]
 
+    @property
+    def block(self) -> str:
+        """The first block whose kernels include the file: it is the one that shows the bug."""
+        for block in PROBLEMS:
+            if self.tree / self.file in includes(direct.kernels(block, self.tree), self.tree):
+                return block
+        raise AssertionError(f"no block in tests/cuda_host/problems.py includes {self.file}")
+
     def apply(self) -> Path:
         """A copy of the tree with the change; the same place for the same contents."""
         return copy_of(self.tree, {self.file: self.text()})
+
+
+@functools.cache
+def includes(source: Path, tree: Path) -> frozenset[Path]:
+    """A file of a tree and all of the tree's that it includes."""
+    found, new = {source}, [source]
+    while new:
+        names = re.findall(r'^#include "(.+?)"', new.pop().read_text(), re.MULTILINE)
+        more = {tree / name for name in names if (tree / name).exists()} - found
+        found |= more
+        new += more
+    return frozenset(found)
 
 
 def copy_of(tree: Path, changed: dict[str, str]) -> Path:
@@ -290,14 +312,14 @@ BUGS = (
         "const Vec<T, V> v = load_stream<V>(io.in + base + e);",
         "Vec<T, V> v = load_stream<V>(io.in + base + e);\n"
         "      v = load_stream<V>(io.in + base + e);",
-        "x: .* bytes loaded, expected",
+        "x: .* bytes in loads, expected",
     ),
     _csrc(
         "map-read-twice-in-rows", _APPLY,
         "const Vec<T, V> v = load_stream<V>(io.in + offset);",
         "Vec<T, V> v = load_stream<V>(io.in + offset);\n"
         "      v = load_stream<V>(io.in + offset);",
-        "x: .* bytes loaded, expected",
+        "x: .* bytes in loads, expected",
     ),
     _csrc(
         "map-read-twice-in-tiles", _REDUCE,
@@ -305,7 +327,7 @@ BUGS = (
         "  const int vectors = length / V;\n"
         "  for (int i = tid; i < vectors; i += kThreads)\n"
         "    (void)load_vec<V>(io.in[0] + base + i * V);\n",
-        "x: .* bytes loaded, expected",
+        "x: .* bytes in loads, expected",
     ),
 )  # fmt: skip
 
