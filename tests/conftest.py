@@ -19,7 +19,11 @@ def pytest_configure(config: pytest.Config) -> None:
     torch.use_deterministic_algorithms(True, warn_only=True)
 
 
+@pytest.hookimpl(trylast=True)  # after -m and -k
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if part := os.environ.get("CHATTN_TEST_PART"):  # i/n, for processes that share the tests
+        i, n = map(int, part.split("/"))
+        items[:] = items[len(items) * i // n : len(items) * (i + 1) // n]
     if torch.cuda.is_available():
         return
     for item in items:
