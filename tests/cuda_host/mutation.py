@@ -151,6 +151,7 @@ def _csrc(name: str, file: str, old: str, new: str, noticed: str) -> Mutant:
 _APPLY, _REDUCE = "engine/cuda/apply.cuh", "engine/cuda/reduce.cuh"
 _MATMUL, _PLAN, _MLP = "engine/cuda/matmul.cuh", "engine/cuda/plan.h", "gates/mlp_cuda.cuh"
 _ARRIVAL, _SE = "engine/cuda/arrival.cuh", "gates/se_cuda_impl.cuh"
+_STAGE, _CONV = "gates/eca_stage_cuda.cuh", "gates/conv1d_cuda.cuh"
 
 #: One line each, as a tired person types them.
 BUGS = (
@@ -328,6 +329,70 @@ BUGS = (
         "  for (int i = tid; i < vectors; i += kThreads)\n"
         "    (void)load_vec<V>(io.in[0] + base + i * V);\n",
         "x: .* bytes in loads, expected",
+    ),
+    # ---- efficient channel attention
+    _csrc(
+        "stage-ignores-its-skew", _STAGE,
+        "skew = static_cast<int>(base % V);", "skew = 0;",
+        PLACE + "misaligned global load of 16 bytes",
+    ),
+    _csrc(
+        "stage-loads-past-its-end", _STAGE,
+        "q < length; ++q)\n          words.st", "q <= length; ++q)\n          words.st",
+        PLACE + "out-of-bounds load of 4 bytes at byte .* of buffer 'x'",
+    ),
+    _csrc(
+        "one-mean-too-many", _STAGE,
+        "if (p >= 0 && p < channels) st(a.pooled", "if (p >= 0 && p <= channels) st(a.pooled",
+        PLACE + "(out-of-bounds store|race on 'pooled')",
+    ),
+    _csrc(
+        "mean-not-written", _STAGE,
+        "if (p >= 0 && p < channels) st(a.pooled + plane + p, sum / conv.hw);", "",
+        "eca_forward: no kernel wrote 'pooled' at byte 0",
+    ),
+    _csrc(
+        "own-mean-for-a-neighbour's", _STAGE,
+        "means.at_rank(rank).ld(", "means.ld(",
+        PLACE + "load of shared memory that was never written",
+    ),
+    _csrc(
+        "block-barrier-before-the-exchange", _STAGE,
+        "cluster_sync();\n\n  const Shared<A> gates", "__syncthreads();\n\n  const Shared<A> gates",
+        PLACE + "access to the shared memory of block rank .*, which may not have started",
+    ),
+    _csrc(
+        "exchange-that-publishes-nothing", _STAGE,
+        "cluster_sync();\n\n  const Shared<A> gates",
+        "cluster_sync_relaxed();\n\n  const Shared<A> gates",
+        PLACE + "race on 'shared memory'",
+    ),
+    _csrc(
+        "leaves-while-others-read", _STAGE,
+        "cluster_sync();\n\n  for (int i = tid; i < own.count()",
+        "__syncthreads();\n\n  for (int i = tid; i < own.count()",
+        PLACE + "(a block exits with no cluster barrier|access to the shared .*, which has exited)",
+    ),
+    _csrc(
+        "map-read-twice-in-stage", _STAGE,
+        "  own.load(a.x);\n", "  own.load(a.x);\n  own.load(a.x);\n",
+        "x: .* bytes in loads, expected",
+    ),
+    _csrc(
+        "window-one-short", _CONV,
+        "width = p.channels + steps - 1;", "width = p.channels + steps - 2;",
+        PLACE + "(load of shared memory that was never written|race on 'shared memory')",
+    ),
+    _csrc(
+        "no-room-for-taps", _CONV,
+        "kConvShared = kApplySamples * kConvWindow + kTapsAtOnce",
+        "kConvShared = kApplySamples * kConvWindow",
+        PLACE + "out-of-bounds shared store",
+    ),
+    _csrc(
+        "last-tap-not-written", _CONV,
+        "if (tid < taps) {", "if (tid < taps - 1) {",
+        PLACE + "load of 'scratch' at byte .*, which nothing has written",
     ),
 )  # fmt: skip
 

@@ -35,12 +35,12 @@ DIRECT_API int direct_eca(int backward, const int* sizes, float* const* arrays, 
   const float *x = arrays[0], *dy = arrays[1], *weight = arrays[2];
   float* const* out = arrays + 3;  // y, pooled, gate, dx, dweight
   const index_t scratch =
-      cuda::EcaScratch::make(cuda::plan_eca(map, gate), map, gate, backward != 0, backward != 0).total;
+      cuda::EcaScratch::make(cuda::plan_eca(map, gate), map, gate, backward != 0, backward != 0)
+          .total;
   return direct::reported(error, error_size, [&] {
     if (backward)
-      direct::launch(
-          EcaBackward{map, gate, dy, nullptr, x, out[1], out[2], weight, out[3], out[4]}, scratch,
-          cuda::eca_backward_as<float>);
+      direct::launch(EcaBackward{map, gate, dy, nullptr, x, out[1], out[2], weight, out[3], out[4]},
+                     scratch, cuda::eca_backward_as<float>);
     else
       direct::launch(EcaForward{map, gate, x, weight, out[0], out[1], out[2]}, scratch,
                      cuda::eca_forward_as<float>);

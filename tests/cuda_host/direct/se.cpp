@@ -43,9 +43,8 @@ DIRECT_API int direct_se(int backward, const int* sizes, float* const* arrays, c
                                 out[5], out[6], out[7], out[8], out[9]},
                      scratch, cuda::se_backward_as<float>);
     else
-      direct::launch(
-          SeForward{map, gate, x, w1, b1, w2, b2, out[0], out[1], peak, out[3], out[4]}, scratch,
-          cuda::se_forward_as<float>);
+      direct::launch(SeForward{map, gate, x, w1, b1, w2, b2, out[0], out[1], peak, out[3], out[4]},
+                     scratch, cuda::se_forward_as<float>);
   });
 }
 
