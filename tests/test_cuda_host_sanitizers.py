@@ -57,9 +57,13 @@ def test_address_and_undefined_behaviour(fault: Fault) -> None:
     assert fault.where in text
 
 
+# Faults of the race check that are no races.
+ORDERED = ("stream_of_written", "written_after_stream")
+
+
 @pytest.mark.parametrize(
     "fault",
-    [f for f in zoo.faults("RACE") + zoo.faults("TSAN") if f.kernel != "stream_of_written"],
+    [f for f in zoo.faults("RACE") + zoo.faults("TSAN") if f.kernel not in ORDERED],
     ids=lambda f: f"{f.kernel}-{f.where}",
 )
 def test_thread_sanitizer_finds_races(fault: Fault) -> None:

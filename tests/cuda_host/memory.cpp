@@ -141,11 +141,15 @@ void Worker::check_race(RaceCell* cells, std::size_t offset, std::size_t bytes, 
                       launch.config.cluster,
                       now_,
                       f.passed,
+                      &f.lanes,
                       &f.acquired,
                       &f.owner->acquired};
   for (std::size_t i = offset / kRaceUnit; i <= (offset + bytes - 1) / kRaceUnit; ++i) {
     if (kind == Access::load_once && cells[i].written())
       fail(site, "load_stream of '%s' at byte %zu, which this launch has written", memory, offset);
+    if (is_store(kind) && cells[i].streamed())
+      fail(site, "store to '%s' at byte %zu, which this launch loads by load_stream", memory,
+           offset);
     const Conflict c = cells[i].access(me, kind, site);
     if (!c.kind) continue;
     char other[96] = "";

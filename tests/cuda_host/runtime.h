@@ -40,6 +40,7 @@ struct Fiber : ThreadIndices {
   Site waits_at;
   WarpRequest request{};
   Passed passed;
+  LaneTimes lanes;
   // For the race check: the last barrier before the last fence; what atomics have seen since that
   // fence; and what is acquired.
   std::uint32_t fenced = 0;
@@ -155,6 +156,7 @@ class Worker {
   void arrive(Barrier& barrier, State state, bool relaxed, Site site);
   void complete(Barrier& barrier, State state);
   void complete_warp(Fiber* lanes, unsigned mask);
+  LaneTimes order_lanes(const Fiber* lanes, unsigned mask) const;
   void check_left_behind(Fiber& f);
 
   void order_by_counter(const void* counter);
