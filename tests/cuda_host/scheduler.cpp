@@ -263,6 +263,7 @@ void Worker::resume(Fiber& f) {
   running = &f;
   current = &f;
   ++counters.switches;
+  accesses_ = 0;
   switch_context(scheduler_, f.context, false);
   running = nullptr;
   current = nullptr;
