@@ -14,6 +14,7 @@ GPU_REASON = "needs a CUDA GPU, and there is none here"
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "gpu: needs a CUDA GPU; skipped where there is none")
+    config.addinivalue_line("markers", "timeout: of pytest-timeout, which may not be there")
     torch.set_num_threads(2)
     # Fills every new tensor with NaN, also those made in C++: what is never written shows.
     torch.use_deterministic_algorithms(True, warn_only=True)

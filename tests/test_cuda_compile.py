@@ -137,6 +137,7 @@ def find_nvcc() -> str | None:
 
 
 @pytest.mark.sanitize
+@pytest.mark.timeout(1500)
 def test_compiles_without_warnings(tmp_path: Path) -> None:
     """All sources for all architectures, whatever the extension was built with; some minutes."""
     nvcc = find_nvcc()
