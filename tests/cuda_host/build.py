@@ -29,7 +29,7 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 BUILD = ROOT / "build" / "cuda_host"
 RUNTIME = tuple(sorted(HERE.glob("*.cpp")))
-JOBS = 2
+JOBS = os.cpu_count() or 2
 _T = TypeVar("_T")
 
 COMMON = [
