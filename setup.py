@@ -178,7 +178,9 @@ class BuildNative(build_ext):
         from torch.utils import cpp_extension
 
         cuda = Cuda()
-        self.objects = Path(self.build_temp).resolve() / "csrc"
+        # For an editable install, pip names a folder that it throws away.
+        folder = ROOT / "build/temp-editable" if self.editable_mode else Path(self.build_temp)
+        self.objects = folder.resolve() / "csrc"
         cxx = os.environ.get("CXX", "g++")
         base = [cxx, "-O3", "-std=c++20", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra",
                 f"-I{ROOT / 'csrc'}"]  # fmt: skip
@@ -245,16 +247,18 @@ class BuildNative(build_ext):
         record = output.with_suffix(".command")
         if record.exists() and record.read_text() == "\n".join(command) and up_to_date(output):
             return
-        self.call(command, f"compiling {output.name.removesuffix('.o')}")
+        text = self.call(command, f"compiling {output.name.removesuffix('.o')}")
+        output.with_suffix(".log").write_text(text)  # warnings, for tests/test_cuda_compile.py
         record.write_text("\n".join(command))
 
-    def call(self, command: list[str], what: str) -> None:
+    def call(self, command: list[str], what: str) -> str:
         say(what)
         done = subprocess.run(command, capture_output=True, text=True)
         if done.stdout or done.stderr:
             say(done.stdout + done.stderr)
         if done.returncode:
             raise SystemExit(f"chattn_cuda: {what} failed; the command was:\n{' '.join(command)}")
+        return done.stdout + done.stderr
 
 
 setup(
