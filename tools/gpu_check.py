@@ -74,7 +74,8 @@ def run_step(step: Step, folder: Path, env: dict[str, str], limit: float) -> str
             stderr=subprocess.STDOUT, start_new_session=True,
         )  # fmt: skip
         try:
-            step.status = "ok" if process.wait(limit) == 0 else "failed"
+            code = process.wait(limit)
+            step.status = {0: "ok", TIMED_OUT: "timed out"}.get(code, "failed")
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)  # the session of this step only
             process.wait()
@@ -125,7 +126,7 @@ def sanitizer_note(output: str) -> str:
 # ---- tests in several processes ----------------------------------------------------------------
 def step_tests(rehearse: bool, select: str, seconds: float) -> int:
     """The tests marked `gpu`, in parts that run side by side: most of their time is compilation."""
-    count = 1 if rehearse else max(1, min(8, (os.cpu_count() or 1) // 2))
+    count = 1 if rehearse else max(1, min(12, (os.cpu_count() or 1) - 2))
     command = [sys.executable, "-m", "pytest", "tests", "-q", "-m", "gpu", "-k", select, "-rfE",
                "-p", "no:cacheprovider", "--tb=short", "--maxfail=20",
                "--continue-on-collection-errors"]  # fmt: skip
