@@ -130,6 +130,14 @@ def test_streaming_loops_move_whole_words(arch: int, symbol: str) -> None:
     check_streaming_loops(resources.extension(), arch, symbol)
 
 
+def test_blocks_keep_to_the_launch_bounds() -> None:
+    """A launch beyond them fails on a GPU only. The planner's tests see that blocks are kThreads."""
+    sources = [p for p in (build.ROOT / "csrc").rglob("*.cuh") if p.parent.name != "common"]
+    text = "\n".join(p.read_text() for p in sources)
+    assert set(re.findall(r"CHATTN_KERNEL\((\w+)", text)) == {"kThreads"}
+    assert set(re.findall(r"\.block = (.*?);", text)) == {"dim3(kThreads)"}
+
+
 # ---- the compiler -------------------------------------------------------------------------------
 def find_nvcc() -> str | None:
     home = Path(str(os.environ.get("CUDA_HOME", "/usr/local/cuda")))

@@ -178,6 +178,12 @@ BUGS = (
         PLACE + "(out-of-bounds|race)",
     ),
     _csrc(
+        "one-hidden-unit-too-many", _MLP,
+        "{ return n0 + m < shape.n && j0 + j < shape.rd; }",
+        "{ return n0 + m < shape.n && j0 + j <= shape.rd; }",
+        PLACE + "(out-of-bounds|race)",
+    ),
+    _csrc(
         "one-channel-too-many", _REDUCE,
         "if (c0 + i >= c_count) continue;", "if (c0 + i > c_count) continue;",
         PLACE + "(out-of-bounds|race)",
