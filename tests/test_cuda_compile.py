@@ -131,7 +131,7 @@ def test_streaming_loops_move_whole_words(arch: int, symbol: str) -> None:
 
 
 def test_blocks_keep_to_the_launch_bounds() -> None:
-    """A launch beyond them fails on a GPU only. The planner's tests see that blocks are kThreads."""
+    """A launch beyond them fails on a GPU only. That blocks are kThreads, other tests see."""
     sources = [p for p in (build.ROOT / "csrc").rglob("*.cuh") if p.parent.name != "common"]
     text = "\n".join(p.read_text() for p in sources)
     assert set(re.findall(r"CHATTN_KERNEL\((\w+)", text)) == {"kThreads"}
