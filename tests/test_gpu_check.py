@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import json
 import os
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -15,10 +14,9 @@ import pytest
 import torch
 
 from chattn_cuda.cli import cases as cli_cases
-from tests import cases
+from tests import cases, conftest
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "tools"))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tools"))
 
 
 @pytest.fixture(scope="module")
@@ -73,17 +71,20 @@ def test_notes_add_up(script: ModuleType) -> None:
     assert script.total_note(["stopped after 0 tests"]) == "no tests; 1 unfinished"
 
 
-def test_parts_of_the_tests_make_all_of_them() -> None:
-    def collected(**env: str) -> list[str]:
-        command = [sys.executable, "-m", "pytest", "-q", "--collect-only", __file__]
-        done = subprocess.run(
-            command, env={**os.environ, **env}, cwd=ROOT, capture_output=True, text=True
-        )
-        return [line for line in done.stdout.splitlines() if "::" in line]
+@pytest.mark.parametrize("count", [1, 2, 5, 20])
+def test_parts_of_the_tests_make_all_of_them(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Item:
+        def get_closest_marker(self, name: str) -> None:
+            return None
 
-    parts = [collected(CHATTN_TEST_PART=f"{i}/2") for i in range(2)]
-    assert all(parts)
-    assert parts[0] + parts[1] == collected()
+    everything, together = [Item() for _ in range(12)], []
+    for i in range(count):
+        part = list(everything)
+        monkeypatch.setenv("CHATTN_TEST_PART", f"{i}/{count}")
+        conftest.pytest_collection_modifyitems(part)
+        assert len(part) in (12 // count, 12 // count + 1)
+        together += part
+    assert together == everything
 
 
 def test_steps_know_every_block() -> None:
