@@ -45,15 +45,18 @@ $(VENV)/.lint: $(VENV)/.built
 demo: $(VENV)/.built
 	$(BIN)/python -m chattn_cuda demo
 
+# After so many failures something is broken that all of them show.
+FAILURES ?= --maxfail=20
+
 # Another torch that the built module must run with; empty skips that test.
 OTHER_TORCH ?= torch==2.13.0
 
 test: $(VENV)/.built
-	CHATTN_TEST_TORCH="$(OTHER_TORCH)" $(BIN)/python -m pytest tests -q
+	CHATTN_TEST_TORCH="$(OTHER_TORCH)" $(BIN)/python -m pytest tests -q $(FAILURES)
 
 # The checks of docs/testing.md that are too slow for every run of the tests.
 sanitize: $(VENV)/.built
-	$(BIN)/python -m pytest tests -q -m sanitize
+	$(BIN)/python -m pytest tests -q -m sanitize $(FAILURES)
 
 bench: $(VENV)/.built
 	$(BIN)/python -m pytest bench -q

@@ -149,6 +149,17 @@ class Cuda:
         ]  # fmt: skip
 
 
+def pybind11_headers() -> str:
+    """Where they are; torch brings a copy, for machines without the package."""
+    try:
+        import pybind11
+    except ImportError:
+        from torch.utils import cpp_extension
+
+        return next(p for p in cpp_extension.include_paths() if Path(p, "pybind11").is_dir())
+    return pybind11.get_include()
+
+
 def up_to_date(output: Path) -> bool:
     """Whether an object is newer than everything that its Makefile rule (.d) lists."""
     rule = output.with_suffix(".d")
@@ -163,12 +174,13 @@ class BuildNative(build_ext):
     """Compiles csrc/ in parallel, reusing objects whose command and inputs have not changed."""
 
     def build_extension(self, ext: Extension) -> None:
-        import pybind11
         import torch
         from torch.utils import cpp_extension
 
         cuda = Cuda()
-        self.objects = Path(self.build_temp).resolve() / "csrc"
+        # For an editable install, pip names a folder that it throws away.
+        folder = ROOT / "build/temp-editable" if self.editable_mode else Path(self.build_temp)
+        self.objects = folder.resolve() / "csrc"
         cxx = os.environ.get("CXX", "g++")
         base = [cxx, "-O3", "-std=c++20", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra",
                 f"-I{ROOT / 'csrc'}"]  # fmt: skip
@@ -184,7 +196,7 @@ class BuildNative(build_ext):
         }  # fmt: skip
         python = self.compiler.include_dirs + self.include_dirs
         module_flags = [f'-DCHATTN_{k}="{v}"' for k, v in info.items()] + [
-            f"-isystem{p}" for p in [pybind11.get_include(), *python]
+            f"-isystem{p}" for p in [pybind11_headers(), *python]
         ]
 
         jobs = []  # (source, object name, command)
@@ -235,16 +247,18 @@ class BuildNative(build_ext):
         record = output.with_suffix(".command")
         if record.exists() and record.read_text() == "\n".join(command) and up_to_date(output):
             return
-        self.call(command, f"compiling {output.name.removesuffix('.o')}")
+        text = self.call(command, f"compiling {output.name.removesuffix('.o')}")
+        output.with_suffix(".log").write_text(text)  # warnings, for tests/test_cuda_compile.py
         record.write_text("\n".join(command))
 
-    def call(self, command: list[str], what: str) -> None:
+    def call(self, command: list[str], what: str) -> str:
         say(what)
         done = subprocess.run(command, capture_output=True, text=True)
         if done.stdout or done.stderr:
             say(done.stdout + done.stderr)
         if done.returncode:
             raise SystemExit(f"chattn_cuda: {what} failed; the command was:\n{' '.join(command)}")
+        return done.stdout + done.stderr
 
 
 setup(

@@ -14,12 +14,17 @@ GPU_REASON = "needs a CUDA GPU, and there is none here"
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "gpu: needs a CUDA GPU; skipped where there is none")
+    config.addinivalue_line("markers", "timeout: of pytest-timeout, which may not be there")
     torch.set_num_threads(2)
     # Fills every new tensor with NaN, also those made in C++: what is never written shows.
     torch.use_deterministic_algorithms(True, warn_only=True)
 
 
+@pytest.hookimpl(trylast=True)  # after -m and -k
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if part := os.environ.get("CHATTN_TEST_PART"):  # i/n, for processes that share the tests
+        i, n = map(int, part.split("/"))
+        items[:] = items[len(items) * i // n : len(items) * (i + 1) // n]
     if torch.cuda.is_available():
         return
     for item in items:

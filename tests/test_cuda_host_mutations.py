@@ -14,18 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from torch import Tensor
 
-from chattn_cuda import reference
-from tests.compare import assert_close
 from tests.cuda_host import build, direct, kernel_zoo, mutation
-from tests.cuda_host.direct import PROBLEMS, Outcome, Plan, Problem, Process
+from tests.cuda_host.direct import Process
 from tests.cuda_host.mutation import Mutant
+from tests.cuda_host.oracle import complaint, inputs_of
+from tests.cuda_host.problems import KINDS, PROBLEMS, Problem
 
 pytestmark = pytest.mark.skipif(build.compiler() is None, reason="needs a C++ compiler")
 
-INPUTS = ("x", "dy", "w1", "b1", "w2", "b2")
 # In this order: what explains most comes first.
 CHECKS: tuple[dict[str, Any], ...] = (
     {"races": True},
@@ -35,119 +32,90 @@ CHECKS: tuple[dict[str, Any], ...] = (
     {"order": "prio", "seed": 2},
 )
 # Neighbouring launches of which neither needs the other.
-INDEPENDENT = {("se_weight_grads", "se_gradient"), ("se_weight_grads", "se_gradient_max")}
+INDEPENDENT = {
+    ("se_weight_grads", "se_gradient"),
+    ("se_weight_grads", "se_gradient_max"),
+    ("eca_weight_sum", "eca_gradient"),
+}
 
 
-# ---- one problem --------------------------------------------------------------------------------
-@functools.cache
-def inputs_of(problem: Problem) -> dict[str, Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    tensors = {k: torch.randn(problem.shapes[k], generator=generator) for k in INPUTS}
-    tensors["w1"] /= problem.c**0.5
-    tensors["w2"] /= problem.rd**0.5
-    return tensors
-
-
-@functools.cache
-def results(problem: Problem, dtype: torch.dtype) -> dict[str, Tensor]:
-    """By the formulas; float64 for the exact value, float32 for the yardstick."""
-    leaves = {k: v.to(dtype).requires_grad_(k != "dy") for k, v in inputs_of(problem).items()}
-    x, dy, w1, b1, w2, b2 = leaves.values()
-    silu = torch.nn.functional.silu
-    y, gate = reference.squeeze_excite(x, w1, b1, w2, b2, silu, add_maxpool=problem.add_maxpool)
-    pooled, peak = x.mean((2, 3)), x.amax((2, 3))
-    if problem.add_maxpool:
-        pooled = 0.5 * pooled + 0.5 * peak
-    grads = torch.autograd.grad(y, [x, w1, b1, w2, b2], dy)
-    gradients = dict(zip(("dx", "dw1", "db1", "dw2", "db2"), grads, strict=True))
-    small = {"pooled": pooled, "peak": peak, "hidden": pooled @ w1.T + b1, "gate": gate}
-    return {**small, "y": y, **gradients}
-
-
-def check_results(problem: Problem, outcome: Outcome) -> None:
-    exact, eager = results(problem, torch.float64), results(problem, torch.float32)
-    # In the order in which they are computed: the first wrong one is nearest to the cause.
-    for name in (n for n in exact if n in outcome.arrays):
-        actual = outcome.arrays[name]
-        assert_close(name, actual, exact[name], eager[name], dtype=torch.float32)
-
-
-def check_traffic(problem: Problem, outcome: Outcome) -> None:
-    """The maps move as often as docs/design.md says, to the byte."""
-    assert outcome.forward is not None and outcome.backward is not None
-    expected = {
-        "se_forward": (outcome.forward, {"x": 2}, {"y": 1}),
-        "se_backward": (outcome.backward, {"dy": 2, "x": 1 + problem.add_maxpool}, {"dx": 1}),
-    }
-    for op, (report, loads, stores) in expected.items():
-        for name, maps in loads.items():
-            moved, wanted = report.buffers[name].load_bytes, maps * problem.map_bytes
-            assert moved == wanted, f"{op}: {name}: {moved} bytes loaded, expected {wanted}"
-        for name, maps in stores.items():
-            moved, wanted = report.buffers[name].store_bytes, maps * problem.map_bytes
-            assert moved == wanted, f"{op}: {name}: {moved} bytes stored, expected {wanted}"
-
-
-def complaint(process: Process, problem: Problem, **options: Any) -> str | None:
-    """What a check says of a library, or None."""
-    outcome = process.run(problem, inputs_of(problem), **options)
-    if outcome.error is not None:
-        return outcome.error
-    try:
-        check_results(problem, outcome)
-        if options.get("counters"):
-            check_traffic(problem, outcome)
-    except AssertionError as e:
-        return str(e)
-    return None
-
-
-def complaints(library: Path) -> Iterator[str]:
+def complaints(block: str, library: Path) -> Iterator[str]:
     """What all checks say."""
     # A process of its own for each: one that crashed answers no more.
     with Process(library) as process:
         for options in CHECKS:
-            for problem in PROBLEMS:
+            for problem in PROBLEMS[block]:
                 text = complaint(process, problem, **options)
                 if text is not None:
                     yield f"{problem.name}, {options}: {text}"
 
 
 # ---- the control --------------------------------------------------------------------------------
-@pytest.fixture(scope="module")
-def unchanged() -> Path:
-    return direct.build(mutation.CSRC)
+@functools.cache
+def unchanged(block: str) -> Path:
+    return direct.build(block, mutation.CSRC)
 
 
-def test_unchanged_sources_pass(unchanged: Path) -> None:
-    assert list(complaints(unchanged)) == []
+@pytest.mark.parametrize("block", PROBLEMS)
+def test_unchanged_sources_pass(block: str) -> None:
+    assert list(complaints(block, unchanged(block))) == []
 
 
-def test_problems_reach_every_path(unchanged: Path) -> None:
-    with Process(unchanged) as process:
-        plans = {p: process.plan(p) for p in PROBLEMS}
+@functools.cache
+def plans(block: str) -> list[tuple[Problem, dict[str, Any]]]:
+    with Process(unchanged(block)) as process:
+        found = [(problem, process.plan(problem)) for problem in PROBLEMS[block]]
+    return [(problem, {**plan, "kind": KINDS[plan["kind"]]}) for problem, plan in found]
 
-    def some(predicate: Any) -> bool:
-        return any(predicate(problem, plan) for problem, plan in plans.items())
 
-    def reduces(kind: str, **fields: int) -> bool:
-        def fits(_: Problem, plan: Plan) -> bool:
-            return plan.kind == kind and all(getattr(plan, k) == v for k, v in fields.items())
+def some(block: str, **wanted: Any) -> bool:
+    """Whether a problem, or its plan, has all of these; a function is asked."""
 
-        return some(fits)
+    def fits(value: Any, want: Any) -> bool:
+        return bool(want(value)) if callable(want) else value == want
 
-    assert reduces("tiles") and reduces("planes", warps_per_plane=1)
-    assert reduces("planes", warps_per_plane=8, reduce_splits=1)
-    assert reduces("planes", reduce_splits=2)
-    assert reduces("rows", vec=1, reduce_splits=2) and reduces("rows", vec=4)
-    for kind in ("tiles", "planes", "rows"):
-        assert some(lambda problem, plan, k=kind: plan.kind == k and problem.add_maxpool)
-    assert some(lambda _, plan: plan.contract_splits > 1 and plan.hidden_tiles > 1)
-    assert some(lambda _, plan: plan.contract_splits > 1 and plan.contract_wide == 1)
-    assert some(lambda _, plan: plan.contract_splits == 1)
-    assert some(lambda problem, plan: plan.sample_tiles > 2 and not problem.channels_last)
-    assert some(lambda problem, plan: plan.apply_samples == 16 and problem.channels_last)
-    assert some(lambda problem, plan: plan.apply_parts > 1 and not problem.channels_last)
+    return any(
+        all(fits(plan[k] if k in plan else getattr(problem, k), v) for k, v in wanted.items())
+        for problem, plan in plans(block)
+    )
+
+
+def several(count: int) -> bool:
+    return count > 1
+
+
+def test_problems_reach_every_path_of_se() -> None:
+    reaches = functools.partial(some, "se")
+    assert reaches(kind="tiles") and reaches(kind="planes", warps_per_plane=1)
+    assert reaches(kind="planes", warps_per_plane=8, reduce_splits=1)
+    assert reaches(kind="planes", reduce_splits=2)
+    assert reaches(kind="rows", vec=1, reduce_splits=2) and reaches(kind="rows", vec=4)
+    for kind in KINDS:
+        assert reaches(kind=kind, add_maxpool=True)
+    assert reaches(contract_splits=several, hidden_tiles=several)
+    assert reaches(contract_splits=several, contract_wide=1)
+    assert reaches(contract_splits=1)
+    assert reaches(sample_tiles=lambda n: n > 2, channels_last=False)
+    assert reaches(apply_samples=16, channels_last=True)
+    assert reaches(apply_parts=several, channels_last=False)
+
+
+def test_problems_reach_every_path_of_eca() -> None:
+    reaches = functools.partial(some, "eca")
+    one_launch = functools.partial(some, "eca", in_one_launch=1)
+    assert one_launch(stage_tiles=1)
+    for circular in (False, True):
+        assert one_launch(stage_tiles=several, cluster=several, sm=90, circular=circular)
+        assert one_launch(stage_tiles=several, sm=80, circular=circular)
+        assert one_launch(stage_tiles=several, per_channel=circular)
+    assert reaches(in_one_launch=0, kind="tiles", taps=lambda k: k > 32, per_channel=False)
+    assert reaches(in_one_launch=0, kind="tiles", taps=lambda k: k > 32, per_channel=True)
+    assert reaches(in_one_launch=0, kind="planes") and reaches(in_one_launch=0, kind="rows")
+    assert reaches(apply_samples=several, in_one_launch=0)
+    assert reaches(apply_parts=several, in_one_launch=0)
+    assert reaches(grad_splits=several, per_channel=True)
+    assert reaches(grad_splits=several, per_channel=False)
+    assert reaches(tap_tiles=several)
 
 
 # ---- barriers -----------------------------------------------------------------------------------
@@ -156,8 +124,8 @@ def name_of(mutant: Mutant) -> str:
 
 
 def require_noticed(mutant: Mutant) -> None:
-    library = direct.build(mutant.apply(), "quick")
-    text = next(complaints(library), None)
+    library = direct.build(mutant.block, mutant.apply(), "quick")
+    text = next(complaints(mutant.block, library), None)
     assert text is not None, f"no check noticed: {mutant.name}"
     assert re.search(mutant.noticed, text), f"noticed, but not by {mutant.noticed!r}: {text}"
 
@@ -168,8 +136,11 @@ def _clean() -> None:
 
 
 def test_barriers_are_found() -> None:
-    files = {m.file for m in mutation.barriers(mutation.CSRC)}
-    assert {"engine/cuda/reduce.cuh", "engine/cuda/apply.cuh", "engine/cuda/matmul.cuh"} <= files
+    found = {m.file: m.block for m in mutation.barriers(mutation.CSRC)}
+    engine = ("reduce", "apply", "matmul", "arrival")
+    assert {f"engine/cuda/{name}.cuh" for name in engine} <= set(found)
+    assert found["engine/cuda/matmul.cuh"] == "se"
+    assert found["gates/eca_stage_cuda.cuh"] == found["gates/conv1d_cuda.cuh"] == "eca"
 
 
 @pytest.mark.sanitize
@@ -185,14 +156,17 @@ def test_planted_bug(mutant: Mutant) -> None:
 
 
 # ---- the order of launches ----------------------------------------------------------------------
-@pytest.mark.parametrize("problem", [PROBLEMS[0], PROBLEMS[1], PROBLEMS[5]], ids=lambda p: p.name)
-def test_launches_that_change_places(unchanged: Path, problem: Problem) -> None:
+ORDERED = [*(PROBLEMS["se"][i] for i in (0, 1, 5)), *(PROBLEMS["eca"][i] for i in (5, 8))]
+
+
+@pytest.mark.parametrize("problem", ORDERED, ids=lambda p: f"{p.block}-{p.name}")
+def test_launches_that_change_places(problem: Problem) -> None:
     """Each launch needs the one before it, or both are known to be independent."""
-    with Process(unchanged) as process:
+    with Process(unchanged(problem.block)) as process:
         outcome = process.run(problem, inputs_of(problem))
-        for direction in direct.DIRECTIONS:
-            names = [launch.kernel for launch in getattr(outcome, direction).launches]
-            assert len(names) >= 3
+        for direction, report in outcome.reports.items():
+            names = [launch.kernel for launch in report.launches]
+            assert len(names) >= 2
             for number in range(len(names)):  # the last one has no successor, and never runs
                 text = complaint(process, problem, to=(direction,), delay=number)
                 pair = tuple(names[number : number + 2])

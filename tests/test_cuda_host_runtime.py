@@ -207,6 +207,29 @@ def test_compiler_errors_are_shown(tmp_path: Path) -> None:
         build.build_library("static_shared", [source])
 
 
+def test_a_failed_build_is_reported_once_and_fast(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every test of the case table asks for the operators, and a build takes a minute."""
+    broken = [tmp_path / f"broken{i}.cpp" for i in range(8)]
+    for source in broken:
+        source.write_text("int f() { return no_such_name; }\n")
+    commands = []
+    run = build._run
+    monkeypatch.setattr(build, "_run", lambda command: commands.append(command) or run(command))
+    with pytest.raises(build.BuildError, match="no_such_name") as first:
+        build.build_library("broken", broken)
+    assert len(commands) <= 2 * build.JOBS, "what had not begun is not compiled"
+    commands.clear()
+    for _ in range(2):
+        with pytest.raises(build.BuildError) as again:
+            build.build_library("broken", broken)
+        assert "did not build, as reported before" in str(again.value)
+        assert "no_such_name" in str(again.value)
+        assert len(str(again.value).splitlines()) == 1 < len(str(first.value).splitlines())
+    assert commands == []
+
+
 def test_failed_launches_cannot_go_unnoticed(tmp_path: Path) -> None:
     source = tmp_path / "dropped.cu"
     source.write_text(

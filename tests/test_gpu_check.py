@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import json
 import os
 import sys
@@ -13,17 +13,20 @@ from types import ModuleType
 import pytest
 import torch
 
-SCRIPT = Path(__file__).resolve().parent.parent / "tools" / "gpu_check.py"
+from chattn_cuda.cli import cases as cli_cases
+from tests import cases, conftest
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tools"))
 
 
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("gpu_check", SCRIPT)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["gpu_check"] = module  # where its dataclasses look
-    spec.loader.exec_module(module)
-    return module
+    return importlib.import_module("gpu_check")
+
+
+@pytest.fixture(scope="module")
+def bench() -> ModuleType:
+    return importlib.import_module("gpu_bench")
 
 
 def run(script: ModuleType, folder: Path, code: str, limit: float = 20) -> tuple[str, str]:
@@ -62,23 +65,54 @@ def test_notes(script: ModuleType) -> None:
     )
 
 
-def test_rates(script: ModuleType) -> None:
-    row = script.Row((8, 256, 56, 56), "bfloat16", "nchw", "forward")
-    two_pass, floor = script.figures(row, ms=1.0)
+def test_notes_add_up(script: ModuleType) -> None:
+    notes = ["12 passed, 3 skipped in 1.20s", "5 passed, 1 failed in 9s", "stopped after 7 tests"]
+    assert script.total_note(notes) == "17 passed, 3 skipped, 1 failed; 1 unfinished"
+    assert script.total_note(["stopped after 0 tests"]) == "no tests; 1 unfinished"
+
+
+@pytest.mark.parametrize("count", [1, 2, 5, 20])
+def test_parts_of_the_tests_make_all_of_them(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Item:
+        def get_closest_marker(self, name: str) -> None:
+            return None
+
+    everything, together = [Item() for _ in range(12)], []
+    for i in range(count):
+        part = list(everything)
+        monkeypatch.setenv("CHATTN_TEST_PART", f"{i}/{count}")
+        conftest.pytest_collection_modifyitems(part)
+        assert len(part) in (12 // count, 12 // count + 1)
+        together += part
+    assert together == everything
+
+
+def test_steps_know_every_block() -> None:
+    steps = importlib.import_module("gpu_steps")
+    assert set(steps.BLOCKS) == set(cases.BLOCKS)
+    for rehearse in (False, True):
+        assert {case.block for case in steps.cases(rehearse)} == set(cases.BLOCKS)
+
+
+def test_rates(bench: ModuleType) -> None:
+    row = bench.Row("se", (8, 256, 56, 56), "bfloat16", "nchw", "forward")
+    two_pass, floor = bench.figures(row, ms=1.0)
     assert two_pass == pytest.approx(3 * 12.845056)  # GB/s: bytes / 1e-3 s / 1e9
     assert floor == pytest.approx(2 * 12.845056)
 
 
-def test_rows_cover_what_is_promised(script: ModuleType) -> None:
-    rows = script.bench_rows(rehearse=False)
-    assert len(set(rows)) == len(rows) == 4 * 3 * 2 * 2 * 2  # stages, N, types, layouts, directions
+def test_rows_cover_what_is_promised(bench: ModuleType) -> None:
+    rows = bench.bench_rows(rehearse=False)
+    # stages, N, types, layouts, directions, blocks
+    assert len(set(rows)) == len(rows) == 4 * 3 * 2 * 2 * 2 * len(cli_cases.BLOCKS)
+    assert {row.block for row in rows} == set(cli_cases.BLOCKS)
     assert {row.shape[0] for row in rows} == {32, 64, 128}
 
 
-def test_files_are_few(script: ModuleType, tmp_path: Path) -> None:
+def test_files_are_few(script: ModuleType, bench: ModuleType, tmp_path: Path) -> None:
     steps = script.plan(None, rehearse=False)
     script.write_summary(steps, tmp_path, "9.0", 12.0)
-    script.save(tmp_path, {}, "", [])
+    bench.save(tmp_path, {}, "", [])
     logs = {step.log for step in steps}
     assert len(logs | {path.name for path in tmp_path.iterdir()}) <= 8
     assert json.loads((tmp_path / "gpu-check.json").read_text())["compute_capability"] == "9.0"

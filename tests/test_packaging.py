@@ -187,6 +187,14 @@ for channels_last in (False, True):
     torch.testing.assert_close(dx, dz)
 print("built with", _native.build_info()["torch"], "runs with", torch.__version__)
 """
+    # The operators compile with its headers, those that launch CUDA kernels too.
+    headers = venv / "lib" / f"python{sys.version_info[0]}.{sys.version_info[1]}" / "site-packages"
+    for source in sorted((ROOT / "csrc" / "ops").glob("*.cpp")):
+        run(
+            os.environ.get("CXX", "g++"), "-std=c++20", "-fsyntax-only", "-DCHATTN_WITH_CUDA",
+            "-DTORCH_TARGET_VERSION=0x020b000000000000", f"-I{ROOT / 'csrc'}",
+            "-isystem", headers / "torch" / "include", source, cwd=tmp_path,
+        )  # fmt: skip
     package = tmp_path / "site" / "chattn_cuda"
     shutil.copytree(ROOT / "chattn_cuda", package, ignore=shutil.ignore_patterns("_C*", "__pyc*"))
     shutil.copy(native, package)

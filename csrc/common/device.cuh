@@ -11,7 +11,7 @@
 //   shared<T>(byte_offset, count) -> Shared<T>          one array inside the dynamic shared memory
 //   warp_sum<Width>(v) warp_max<Width>(v)               butterflies over groups of Width lanes
 //   cluster_rank() cluster_size() cluster_sync() cluster_sync_relaxed()
-//   launch(name, kernel, config, args...) -> Status     and device_info()
+//   launch(name, kernel, config, args...) -> Status     and device_info(), has_clusters(kernel)
 //   grid_sync()                                         in common/device_grid.cuh
 //
 // Include it last, and never from a header that other code includes: on the CPU, threadIdx and its

@@ -276,4 +276,16 @@ inline DeviceInfo device_info() {
   return cache[device];
 }
 
+// Whether the blocks of a kernel can form clusters on the current device: it has them, and runs
+// code made for a device that has them. In PTX of an older architecture a block is a cluster of its
+// own.
+template <class... Params>
+bool has_clusters(void (*kernel)(Params...)) {
+  if (device_info().sm < 90) return false;
+  cudaFuncAttributes attributes = {};
+  if (cudaFuncGetAttributes(&attributes, kernel) == cudaSuccess) return attributes.ptxVersion >= 90;
+  cudaGetLastError();
+  return false;
+}
+
 }  // namespace chattn

@@ -14,9 +14,10 @@ namespace {
 
 // Planes, positions and weights are counted in 31 bits inside a kernel; the map in 64.
 Status check_size(const MapShape& map, const ConvGate& gate) {
-  constexpr index_t kLimit = (index_t{1} << 31) - 256;
+  constexpr index_t kLimit = (index_t{1} << 31) - 4096;  // loops step past the end by less
   if (map.hw < kLimit && map.planes() < kLimit && gate.weights(map.c) < kLimit &&
-      gate.taps < kLimit / 4)
+      plan_conv_grad(map, gate).parts(gate) * gate.weights(map.c) < kLimit &&
+      gate.taps <= index_t{65535} * kGradTaps)  // blockIdx.z
     return Status{};
   return Status::error(
       "the CUDA kernels take fewer than 2^31 planes, positions and weights; got N %lld, C %lld, "

@@ -157,7 +157,7 @@ Status launch_stage(const char* name, StageArgs<T> args, const MapShape& map, vo
   config.shared_bytes = static_cast<std::size_t>(args.plan.bytes);
   config.stream = stream;
   // The means are added up in the same order either way.
-  if (device_info().sm >= 90) config.cluster = args.plan.cluster();
+  if (has_clusters(stage_planes<T, kWidest>)) config.cluster = args.plan.cluster();
   args.exchange = static_cast<int>(config.cluster) == args.plan.tiles;
   return launch(name, stage_planes<T, kWidest>, config, args);
 }

@@ -14,7 +14,7 @@ namespace {
 
 // Planes, positions and the gate's matrices are counted in 31 bits inside a kernel; the map in 64.
 Status check_size(const MapShape& map, const MlpGate& gate) {
-  constexpr index_t kLimit = (index_t{1} << 31) - 256;
+  constexpr index_t kLimit = (index_t{1} << 31) - 4096;  // loops step past the end by less
   if (map.hw < kLimit && map.planes() < kLimit && map.n * gate.rd < kLimit &&
       map.c * gate.rd < kLimit)
     return Status{};

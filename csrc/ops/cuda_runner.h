@@ -19,7 +19,7 @@ inline void* current_stream(std::int32_t device) {
     return reinterpret_cast<Getter>(symbol);
   }();
   void* stream = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(getter(device, &stream));
+  STD_TORCH_CHECK(getter(device, &stream) == 0, "chattn_cuda: torch has no current stream");
   return stream;
 }
 

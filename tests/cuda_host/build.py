@@ -16,18 +16,21 @@ import hashlib
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
+from typing import TypeVar
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 BUILD = ROOT / "build" / "cuda_host"
 RUNTIME = tuple(sorted(HERE.glob("*.cpp")))
-JOBS = 2
+JOBS = os.cpu_count() or 2
+_T = TypeVar("_T")
 
 COMMON = [
     "-std=c++20", "-g", "-fPIC", "-Wall", "-Wextra", "-Werror",
@@ -50,7 +53,14 @@ VARIANTS: dict[str, tuple[list[str], list[str], list[str]]] = {
 
 
 class BuildError(RuntimeError):
-    """The compiler refused; the text holds the command and what it printed."""
+    """The compiler refused; the text holds the command and what it printed.
+
+    A second request for the same build says so at once, in one line: every test asks for it.
+    """
+
+
+#: what failed in this process, and the first line of the compiler's that says why
+_failed: dict[tuple[object, ...], str] = {}
 
 
 def compiler() -> str | None:
@@ -81,7 +91,7 @@ def build_library(
     Raises:
         BuildError: a compilation failed.
     """
-    return _build(name, sources, variant, defines, csrc, torch, shared=True)
+    return _build(name, sources, variant, tuple(defines), csrc, torch, shared=True)
 
 
 def build_program(
@@ -93,7 +103,7 @@ def build_program(
     csrc: Path = ROOT / "csrc",
 ) -> Path:
     """Compile sources, one of which has a main(), and the runtime into a program."""
-    return _build(name, sources, variant, defines, csrc, False, shared=False)
+    return _build(name, sources, variant, tuple(defines), csrc, False, shared=False)
 
 
 def sanitized(variant: str, command: Sequence[str]) -> tuple[list[str], dict[str, str]]:
@@ -195,6 +205,19 @@ def _compile(source: Path, flags: Sequence[str], folder: Path) -> tuple[Path, st
     return obj, _digest(identity, *inputs.values())
 
 
+def _in_parallel(function: Callable[[Path], _T], items: Iterable[Path]) -> list[_T]:
+    """The results in order; the first error ends it, without those that have not begun."""
+    with ThreadPoolExecutor(JOBS) as pool:
+        futures = [pool.submit(function, item) for item in items]
+        try:
+            for future in as_completed(futures):
+                future.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    return [future.result() for future in futures]
+
+
 def _absolute(name: str) -> str:
     return str((ROOT / name).resolve())
 
@@ -203,10 +226,30 @@ def _build(
     name: str,
     sources: Sequence[Path | str],
     variant: str,
-    defines: Iterable[str],
+    defines: Sequence[str],
     csrc: Path,
     torch: bool,
     *,
+    shared: bool,
+) -> Path:
+    what = (name, *map(str, sources), variant, *defines, str(csrc), shared)
+    if what in _failed:
+        raise BuildError(f"{name} ({variant}) did not build, as reported before: {_failed[what]}")
+    try:
+        return _build_now(name, sources, variant, defines, csrc, torch, shared)
+    except BuildError as error:
+        first = re.search(r"^.*\berror: .*|^.*\bundefined reference.*", str(error), re.MULTILINE)
+        _failed[what] = first[0] if first else str(error).splitlines()[-1]
+        raise
+
+
+def _build_now(
+    name: str,
+    sources: Sequence[Path | str],
+    variant: str,
+    defines: Sequence[str],
+    csrc: Path,
+    torch: bool,
     shared: bool,
 ) -> Path:
     kernel_flags, other_flags, link_flags = VARIANTS[variant]
@@ -229,8 +272,7 @@ def _build(
     with _lock():
         folder.mkdir(exist_ok=True)
         objects_folder.mkdir(exist_ok=True)
-        with ThreadPoolExecutor(JOBS) as pool:
-            objects = list(pool.map(compile_one, everything))
+        objects = _in_parallel(compile_one, everything)
         digest = _digest(*(d for _, d in objects), *link_flags, *libraries)[:12]
         # A new name for new contents: another process may have loaded the old file, or be about to.
         # So only results that nobody has asked for lately go.

@@ -296,6 +296,10 @@ Status launch(const char* name, void (*kernel)(Params...), const LaunchConfig& c
 }
 
 inline DeviceInfo device_info() { return hostcuda::device_info(); }
+template <class... Params>
+bool has_clusters(void (*)(Params...)) {
+  return device_info().sm >= 90;
+}
 
 }  // namespace chattn
 

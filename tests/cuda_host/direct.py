@@ -1,11 +1,11 @@
-"""Squeeze-and-excitation in float32 without torch, in a process of its own.
+"""A block's kernels in float32 without torch, in a process of its own.
 
 For libraries that may crash, hang or report to stderr: changed copies of csrc/, sanitizers.
 
-    library = build(csrc)
+    library = build("se", csrc)
     with Process(library) as process:
-        outcome = process.run(PROBLEMS[0], order="random", races=True)
-        outcome.error, outcome.arrays["y"], outcome.forward.buffers["x"].load_bytes
+        outcome = process.run(PROBLEMS["se"][0], inputs, order="random", races=True)
+        outcome.error, outcome.arrays["y"], outcome.reports["forward"].buffers["x"].load_bytes
 
 The process is this module run as a program. It imports no torch, which would take longer than the
 kernels do.
@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import dataclasses
 import json
 import math
 import mmap
@@ -30,97 +29,34 @@ from typing import TYPE_CHECKING, Any
 
 from tests.cuda_host import build as builder
 from tests.cuda_host.control import HostCuda, Report
+from tests.cuda_host.problems import Problem
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-RELU, SILU, SIGMOID = 1, 4, 10
 ALIGNMENT = 256
-SOURCE = builder.HERE / "direct" / "se.cpp"
 TIMEOUT = 120
 DIRECTIONS = ("forward", "backward")
 
 
 @dataclass(frozen=True)
-class Problem:
-    """One size, forward and backward."""
-
-    name: str
-    n: int
-    c: int
-    h: int
-    w: int
-    rd: int
-    add_maxpool: bool = False
-    channels_last: bool = False
-
-    @property
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """The arrays of a call, inputs first."""
-        n, c, rd = self.n, self.c, self.rd
-        planes, size = (n, c), (n, c, self.h, self.w)
-        inputs = {"x": size, "dy": size, "w1": (rd, c), "b1": (rd,), "w2": (c, rd), "b2": (c,)}
-        forward = {"y": size, "pooled": planes, "peak": planes, "hidden": (n, rd), "gate": planes}
-        backward = {"dx": size, "dw1": (rd, c), "db1": (rd,), "dw2": (c, rd), "db2": (c,)}
-        return {**inputs, **forward, **backward}
-
-    @property
-    def sizes(self) -> list[int]:
-        """What direct_se() takes."""
-        shape = [self.n, self.c, self.h * self.w, self.rd]
-        return [*shape, SILU, SIGMOID, int(self.add_maxpool), int(self.channels_last)]
-
-    @property
-    def map_bytes(self) -> int:
-        return 4 * self.n * self.c * self.h * self.w
-
-
-#: small, and together on every path through the launchers: test_cuda_host_mutations.py checks it
-PROBLEMS = (
-    Problem("tiles", 2, 33, 7, 5, 40),
-    Problem("tiles_max", 3, 64, 9, 9, 8, add_maxpool=True),
-    Problem("planes_by_block", 1, 6, 40, 40, 3),
-    Problem("planes_in_parts", 1, 2, 95, 97, 2, add_maxpool=True),
-    Problem("planes_by_warp", 1, 11, 23, 23, 4),
-    Problem("rows", 2, 36, 9, 9, 5, add_maxpool=True, channels_last=True),
-    Problem("rows_by_element", 2, 33, 9, 9, 7, channels_last=True),
-    Problem("wide", 2, 520, 3, 3, 70),
-    Problem("batch", 70, 20, 2, 2, 6),
-    Problem("batch_wide", 66, 260, 1, 2, 34),
-    Problem("batch_rows", 33, 12, 3, 1, 6, channels_last=True),
-)
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What the planner chose."""
-
-    kind: str  # tiles, planes, rows
-    vec: int
-    warps_per_plane: int
-    reduce_splits: int
-    contract_splits: int
-    sample_tiles: int
-    hidden_tiles: int
-    contract_wide: int
-    apply_samples: int
-    apply_parts: int
-
-
-@dataclass(frozen=True)
 class Outcome:
-    """One run: an error, or the results and what moved."""
+    """One run: an error, or the results and, by direction, what moved."""
 
     error: str | None
     arrays: dict[str, Tensor]
-    forward: Report | None
-    backward: Report | None
+    reports: dict[str, Report]
 
 
-def build(csrc: Path, variant: str = "plain") -> Path:
-    """The library, from csrc/ or a changed copy."""
-    sources = [csrc / "gates" / "se_cuda_f32.cu", SOURCE]
-    return builder.build_library("direct_se", sources, variant=variant, csrc=csrc)
+def kernels(block: str, csrc: Path) -> Path:
+    """The kernel file of a block that its library is built from."""
+    return csrc / "gates" / f"{block}_cuda_f32.cu"
+
+
+def build(block: str, csrc: Path, variant: str = "plain") -> Path:
+    """A block's library, from csrc/ or a changed copy."""
+    sources = [kernels(block, csrc), builder.HERE / "direct" / f"{block}.cpp"]
+    return builder.build_library(f"direct_{block}", sources, variant=variant, csrc=csrc)
 
 
 def offsets(problem: Problem) -> tuple[dict[str, int], int]:
@@ -186,12 +122,12 @@ class Process:
             watchdog.cancel()
         return json.loads(answer) if answer else None
 
-    def plan(self, problem: Problem) -> Plan:
-        """What the planner chooses."""
-        answer = self._ask({"plan": problem.sizes})
+    def plan(self, problem: Problem) -> dict[str, int]:
+        """What the planner chooses, by the names in `problem.plan_fields`."""
+        count = len(problem.plan_fields)
+        answer = self._ask({"block": problem.block, "plan": problem.sizes, "fields": count})
         assert answer is not None
-        kind, *rest = answer["plan"]
-        return Plan(("tiles", "planes", "rows")[kind], *rest)
+        return dict(zip(problem.plan_fields, answer["plan"], strict=True))
 
     def run(
         self,
@@ -205,14 +141,13 @@ class Process:
 
         Args:
             problem: The size.
-            inputs: float32, as `problem.shapes` says; maps are dense in the problem's layout.
+            inputs: float32, as `problem.inputs` says; maps are dense in the problem's layout.
             to: The directions that the options apply to.
             options: As in hostcuda.h.
         """
         import torch
 
         at, size = offsets(problem)
-        maps = {name for name, shape in problem.shapes.items() if len(shape) == 4}
         with tempfile.NamedTemporaryFile() as file:
             file.truncate(size)
             memory = mmap.mmap(file.fileno(), size)
@@ -222,26 +157,25 @@ class Process:
                 flat = torch.frombuffer(
                     memory, dtype=torch.float32, count=math.prod(shape), offset=at[name]
                 )
-                if name in maps and problem.channels_last:
+                if len(shape) == 4 and problem.channels_last:
                     n, c, h, w = shape
                     return flat.view(n, h, w, c).permute(0, 3, 1, 2)
                 return flat.view(shape)
 
             for name, value in inputs.items():
                 array(name).copy_(value)
-            request = {"problem": dataclasses.asdict(problem), "file": file.name}
-            answer = self._ask({**request, "options": {name: options for name in to}})
-            arrays = {n: array(n).clone() for n in problem.shapes if n not in inputs}
+            request = {"block": problem.block, "sizes": problem.sizes, "file": file.name}
+            request |= {"offsets": list(at.values()), "bytes": size}
+            given = {n: {"sm": problem.sm, **(options if n in to else {})} for n in DIRECTIONS}
+            answer = self._ask({**request, "options": given})
+            arrays = {n: array(n).clone() for n in problem.outputs}
             # torch.frombuffer keeps `memory` alive; it goes with the last view.
         if answer is None:
             code, text = self.close()
-            return Outcome(f"the process ended with status {code}: {text}", {}, None, None)
+            return Outcome(f"the process ended with status {code}: {text}", {}, {})
         if answer["error"]:
-            return Outcome(answer["error"], {}, None, None)
-        if not problem.add_maxpool:
-            del arrays["peak"]
-        forward, backward = (Report.parse(answer[name]) for name in DIRECTIONS)
-        return Outcome(None, arrays, forward, backward)
+            return Outcome(answer["error"], {}, {})
+        return Outcome(None, arrays, {name: Report.parse(answer[name]) for name in DIRECTIONS})
 
 
 # ---- the program --------------------------------------------------------------------------------
@@ -250,26 +184,24 @@ def _serve(library: str) -> None:
     error = ctypes.create_string_buffer(2048)
     for line in sys.stdin:
         request = json.loads(line)
+        call = getattr(host.library, f"direct_{request['block']}")
         if "plan" in request:
             sizes = (ctypes.c_int * len(request["plan"]))(*request["plan"])
-            plan = (ctypes.c_int * len(dataclasses.fields(Plan)))()
-            host.library.direct_se_plan(sizes, plan)
+            plan = (ctypes.c_int * request["fields"])()
+            getattr(host.library, f"direct_{request['block']}_plan")(sizes, plan)
             print(json.dumps({"plan": list(plan)}), flush=True)
             continue
-        problem = Problem(**request["problem"])
-        at, size = offsets(problem)
+        size, at = request["bytes"], request["offsets"]
         answer: dict[str, Any] = {"error": None}
         with open(request["file"], "r+b") as file:
             memory = (ctypes.c_char * size).from_buffer(mmap.mmap(file.fileno(), size))
             base = ctypes.addressof(memory)
-            arrays = (ctypes.c_void_p * len(at))(*(base + offset for offset in at.values()))
-            sizes = (ctypes.c_int * len(problem.sizes))(*problem.sizes)
+            arrays = (ctypes.c_void_p * len(at))(*(base + offset for offset in at))
+            sizes = (ctypes.c_int * len(request["sizes"]))(*request["sizes"])
             for backward, name in enumerate(DIRECTIONS):
                 host.reset()
-                with host.options(**request["options"].get(name, {})):
-                    failed = host.library.direct_se(
-                        backward, sizes, arrays, error, ctypes.c_size_t(len(error))
-                    )
+                with host.options(**request["options"][name]):
+                    failed = call(backward, sizes, arrays, error, ctypes.c_size_t(len(error)))
                 if failed:
                     answer["error"] = error.value.decode()
                     break

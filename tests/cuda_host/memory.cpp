@@ -12,6 +12,15 @@ const char* verb(Access kind) {
 
 }  // namespace
 
+// Blocks and threads run one after the other, so one that waits for another in a loop waits for
+// ever.
+void Worker::check_progress(Site site) {
+  constexpr std::uint64_t kPatience = 1 << 24;
+  if (++accesses_ > kPatience)
+    fail(site, "more than %llu accesses with no barrier between them: does it wait for a thread?",
+         static_cast<unsigned long long>(kPatience));
+}
+
 // ---- global memory
 int Worker::find_buffer(const void* p, std::size_t bytes, bool store) {
   const auto begin = reinterpret_cast<std::uintptr_t>(p), end = begin + bytes;
@@ -71,6 +80,7 @@ void Worker::check_written(const Buffer& buffer, std::size_t offset, std::size_t
 
 void Worker::check_global(const void* p, std::size_t bytes, Access kind, Site site) {
   maybe_preempt();  // before the records, which must show the order of the accesses
+  check_progress(site);
   const auto address = reinterpret_cast<std::uintptr_t>(p);
   if (address % bytes != 0)
     fail(site, "misaligned global %s of %zu bytes at address 0x%zx", verb(kind), bytes,
@@ -98,6 +108,7 @@ void Worker::check_global(const void* p, std::size_t bytes, Access kind, Site si
 void Worker::check_shared(Block& block, std::size_t offset, std::size_t bytes, Access kind,
                           Site site) {
   maybe_preempt();
+  check_progress(site);
   Fiber& f = *running;
   const Options& o = launch.options;
   if (offset % bytes != 0)
@@ -141,11 +152,15 @@ void Worker::check_race(RaceCell* cells, std::size_t offset, std::size_t bytes, 
                       launch.config.cluster,
                       now_,
                       f.passed,
+                      &f.lanes,
                       &f.acquired,
                       &f.owner->acquired};
   for (std::size_t i = offset / kRaceUnit; i <= (offset + bytes - 1) / kRaceUnit; ++i) {
     if (kind == Access::load_once && cells[i].written())
       fail(site, "load_stream of '%s' at byte %zu, which this launch has written", memory, offset);
+    if (is_store(kind) && cells[i].streamed())
+      fail(site, "store to '%s' at byte %zu, which this launch loads by load_stream", memory,
+           offset);
     const Conflict c = cells[i].access(me, kind, site);
     if (!c.kind) continue;
     char other[96] = "";

@@ -1,11 +1,12 @@
 """Changed copies of csrc/ and of the zoo: every barrier deleted in turn, and bugs planted by hand.
 
 for mutant in [*barriers(CSRC), *BUGS]:
-    library = direct.build(mutant.apply())
+    library = direct.build(mutant.block, mutant.apply())
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import re
 import shutil
@@ -13,7 +14,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.cuda_host import build
+from tests.cuda_host import build, direct
+from tests.cuda_host.problems import PROBLEMS
 
 CSRC = build.ROOT / "csrc"
 ZOO = build.HERE / "zoo"
@@ -64,9 +66,29 @@ class Mutant:
         assert source.startswith(self.old, at), f"{self.file} has changed since the test began"
         return source[:at] + self.new + source[at + len(self.old) :]
 
+    @property
+    def block(self) -> str:
+        """The first block whose kernels include the file: it is the one that shows the bug."""
+        for block in PROBLEMS:
+            if self.tree / self.file in includes(direct.kernels(block, self.tree), self.tree):
+                return block
+        raise AssertionError(f"no block in tests/cuda_host/problems.py includes {self.file}")
+
     def apply(self) -> Path:
         """A copy of the tree with the change; the same place for the same contents."""
         return copy_of(self.tree, {self.file: self.text()})
+
+
+@functools.cache
+def includes(source: Path, tree: Path) -> frozenset[Path]:
+    """A file of a tree and all of the tree's that it includes."""
+    found, new = {source}, [source]
+    while new:
+        names = re.findall(r'^#include "(.+?)"', new.pop().read_text(), re.MULTILINE)
+        more = {tree / name for name in names if (tree / name).exists()} - found
+        found |= more
+        new += more
+    return frozenset(found)
 
 
 def copy_of(tree: Path, changed: dict[str, str]) -> Path:
@@ -129,6 +151,7 @@ def _csrc(name: str, file: str, old: str, new: str, noticed: str) -> Mutant:
 _APPLY, _REDUCE = "engine/cuda/apply.cuh", "engine/cuda/reduce.cuh"
 _MATMUL, _PLAN, _MLP = "engine/cuda/matmul.cuh", "engine/cuda/plan.h", "gates/mlp_cuda.cuh"
 _ARRIVAL, _SE = "engine/cuda/arrival.cuh", "gates/se_cuda_impl.cuh"
+_STAGE, _CONV = "gates/eca_stage_cuda.cuh", "gates/conv1d_cuda.cuh"
 
 #: One line each, as a tired person types them.
 BUGS = (
@@ -152,6 +175,12 @@ BUGS = (
         "one-sample-too-many", _MLP,
         "{ return n0 + m < shape.n && j0 + j < shape.rd; }",
         "{ return n0 + m <= shape.n && j0 + j < shape.rd; }",
+        PLACE + "(out-of-bounds|race)",
+    ),
+    _csrc(
+        "one-hidden-unit-too-many", _MLP,
+        "{ return n0 + m < shape.n && j0 + j < shape.rd; }",
+        "{ return n0 + m < shape.n && j0 + j <= shape.rd; }",
         PLACE + "(out-of-bounds|race)",
     ),
     _csrc(
@@ -290,14 +319,14 @@ BUGS = (
         "const Vec<T, V> v = load_stream<V>(io.in + base + e);",
         "Vec<T, V> v = load_stream<V>(io.in + base + e);\n"
         "      v = load_stream<V>(io.in + base + e);",
-        "x: .* bytes loaded, expected",
+        "x: .* bytes in loads, expected",
     ),
     _csrc(
         "map-read-twice-in-rows", _APPLY,
         "const Vec<T, V> v = load_stream<V>(io.in + offset);",
         "Vec<T, V> v = load_stream<V>(io.in + offset);\n"
         "      v = load_stream<V>(io.in + offset);",
-        "x: .* bytes loaded, expected",
+        "x: .* bytes in loads, expected",
     ),
     _csrc(
         "map-read-twice-in-tiles", _REDUCE,
@@ -305,7 +334,71 @@ BUGS = (
         "  const int vectors = length / V;\n"
         "  for (int i = tid; i < vectors; i += kThreads)\n"
         "    (void)load_vec<V>(io.in[0] + base + i * V);\n",
-        "x: .* bytes loaded, expected",
+        "x: .* bytes in loads, expected",
+    ),
+    # ---- efficient channel attention
+    _csrc(
+        "stage-ignores-its-skew", _STAGE,
+        "skew = static_cast<int>(base % V);", "skew = 0;",
+        PLACE + "misaligned global load of 16 bytes",
+    ),
+    _csrc(
+        "stage-loads-past-its-end", _STAGE,
+        "q < length; ++q)\n          words.st", "q <= length; ++q)\n          words.st",
+        PLACE + "out-of-bounds load of 4 bytes at byte .* of buffer 'x'",
+    ),
+    _csrc(
+        "one-mean-too-many", _STAGE,
+        "if (p >= 0 && p < channels) st(a.pooled", "if (p >= 0 && p <= channels) st(a.pooled",
+        PLACE + "(out-of-bounds store|race on 'pooled')",
+    ),
+    _csrc(
+        "mean-not-written", _STAGE,
+        "if (p >= 0 && p < channels) st(a.pooled + plane + p, sum / conv.hw);", "",
+        "eca_forward: no kernel wrote 'pooled' at byte 0",
+    ),
+    _csrc(
+        "own-mean-for-a-neighbour's", _STAGE,
+        "means.at_rank(rank).ld(", "means.ld(",
+        PLACE + "load of shared memory that was never written",
+    ),
+    _csrc(
+        "block-barrier-before-the-exchange", _STAGE,
+        "cluster_sync();\n\n  const Shared<A> gates", "__syncthreads();\n\n  const Shared<A> gates",
+        PLACE + "access to the shared memory of block rank .*, which may not have started",
+    ),
+    _csrc(
+        "exchange-that-publishes-nothing", _STAGE,
+        "cluster_sync();\n\n  const Shared<A> gates",
+        "cluster_sync_relaxed();\n\n  const Shared<A> gates",
+        PLACE + "race on 'shared memory'",
+    ),
+    _csrc(
+        "leaves-while-others-read", _STAGE,
+        "cluster_sync();\n\n  for (int i = tid; i < own.count()",
+        "__syncthreads();\n\n  for (int i = tid; i < own.count()",
+        PLACE + "(a block exits with no cluster barrier|access to the shared .*, which has exited)",
+    ),
+    _csrc(
+        "map-read-twice-in-stage", _STAGE,
+        "  own.load(a.x);\n", "  own.load(a.x);\n  own.load(a.x);\n",
+        "x: .* bytes in loads, expected",
+    ),
+    _csrc(
+        "window-one-short", _CONV,
+        "width = p.channels + steps - 1;", "width = p.channels + steps - 2;",
+        PLACE + "(load of shared memory that was never written|race on 'shared memory')",
+    ),
+    _csrc(
+        "no-room-for-taps", _CONV,
+        "kConvShared = kApplySamples * kConvWindow + kTapsAtOnce",
+        "kConvShared = kApplySamples * kConvWindow",
+        PLACE + "out-of-bounds shared store",
+    ),
+    _csrc(
+        "last-tap-not-written", _CONV,
+        "if (tid < taps) {", "if (tid < taps - 1) {",
+        PLACE + "load of 'scratch' at byte .*, which nothing has written",
     ),
 )  # fmt: skip
 

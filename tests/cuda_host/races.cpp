@@ -20,7 +20,7 @@ bool RaceCell::ordered(const Stamp& before, const ThreadTime& me) {
   if (block_of(other) / me.cluster_blocks == block_of(me.thread) / me.cluster_blocks)
     passed = std::max(passed, me.passed.cluster);
   if (block_of(other) == block_of(me.thread)) passed = std::max(passed, me.passed.block);
-  if (warp_of(other) == warp_of(me.thread)) passed = std::max(passed, me.passed.warp);
+  if (warp_of(other) == warp_of(me.thread)) passed = std::max(passed, (*me.lanes)[other % 32]);
   for (const Releases* acquired : {me.own, me.of_block})
     for (const Release& r : *acquired)
       if (r.block == block_of(other)) passed = std::max(passed, r.when);
@@ -53,6 +53,7 @@ Conflict RaceCell::write(const ThreadTime& me, bool atomic, Site site) {
 }
 
 Conflict RaceCell::access(const ThreadTime& me, Access kind, Site site) {
+  if (kind == Access::load_once) streamed_ = true;
   if (kind == Access::load || kind == Access::load_once) return read(me, site);
   return write(me, kind == Access::atomic, site);
 }

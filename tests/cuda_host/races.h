@@ -6,6 +6,7 @@
 // adds to the counter releases what its block did before the barrier, to every thread that later
 // adds to the same counter and calls __threadfence(), and from its next barrier on to its block.
 #pragma once
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <vector>
@@ -14,9 +15,9 @@
 
 namespace hostcuda {
 
-// When a thread last passed a barrier of each kind.
+// When a thread last passed a barrier of each kind; for warps, see LaneTimes.
 struct Passed {
-  std::uint32_t warp = 0, block = 0, cluster = 0, grid = 0;
+  std::uint32_t block = 0, cluster = 0, grid = 0;
 };
 
 // What a block did before this time is ordered before whatever its holder does.
@@ -25,11 +26,16 @@ struct Release {
 };
 using Releases = std::vector<Release>;
 
+// What each lane of a thread's warp did before this time is ordered before the thread: a __syncwarp
+// orders the lanes in its mask, and what was ordered before them.
+using LaneTimes = std::array<std::uint32_t, 32>;
+
 struct ThreadTime {
   std::uint32_t thread;  // block * 1024 + thread in the block
   std::uint32_t cluster_blocks;
   std::uint32_t now;
   Passed passed;
+  const LaneTimes* lanes;
   const Releases *own, *of_block;  // acquired by the thread, and by its block
 };
 
@@ -44,6 +50,7 @@ class RaceCell {
  public:
   Conflict access(const ThreadTime& me, Access kind, Site site);
   bool written() const { return writer_.who != 0; }
+  bool streamed() const { return streamed_; }
 
  private:
   struct Stamp {
@@ -59,7 +66,7 @@ class RaceCell {
   // that a nearer reader never hides one that is still unordered.
   Stamp readers_[4];
   Site writer_site_, reader_site_;
-  bool atomic_ = false;
+  bool atomic_ = false, streamed_ = false;
 };
 
 constexpr std::size_t kRaceUnit = 2;  // bytes per cell

@@ -40,6 +40,7 @@ struct Fiber : ThreadIndices {
   Site waits_at;
   WarpRequest request{};
   Passed passed;
+  LaneTimes lanes;
   // For the race check: the last barrier before the last fence; what atomics have seen since that
   // fence; and what is acquired.
   std::uint32_t fenced = 0;
@@ -155,8 +156,10 @@ class Worker {
   void arrive(Barrier& barrier, State state, bool relaxed, Site site);
   void complete(Barrier& barrier, State state);
   void complete_warp(Fiber* lanes, unsigned mask);
+  LaneTimes order_lanes(const Fiber* lanes, unsigned mask) const;
   void check_left_behind(Fiber& f);
 
+  void check_progress(Site site);
   void order_by_counter(const void* counter);
   void count_global(int buffer, const void* p, std::size_t bytes, Access kind, Site site);
   void check_race(RaceCell* cells, std::size_t offset, std::size_t bytes, Access kind, Site site,
@@ -178,7 +181,8 @@ class Worker {
   std::vector<char*> stacks_;
   std::size_t stack_bytes_;
   int live_ = 0;
-  std::uint32_t now_ = 0;  // barriers completed
+  std::uint64_t accesses_ = 0;  // since a thread was last chosen
+  std::uint32_t now_ = 0;       // barriers completed
   std::uint64_t rng_ = 0;
   std::string error_;                    // empty while all is well
   std::vector<BufferCounters> traffic_;  // the last one is for memory nobody registered

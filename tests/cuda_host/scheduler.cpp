@@ -139,6 +139,7 @@ void Worker::set_up(std::size_t slot, std::size_t index) {
     f.warp->lanes |= 1u << f.lane;
     f.owner = &b;
     f.passed = Passed{};
+    if (launch.options.races) f.lanes.fill(0);
     f.fenced = 0;
     f.seen.clear();
     f.acquired.clear();
@@ -262,6 +263,7 @@ void Worker::resume(Fiber& f) {
   running = &f;
   current = &f;
   ++counters.switches;
+  accesses_ = 0;
   switch_context(scheduler_, f.context, false);
   running = nullptr;
   current = nullptr;

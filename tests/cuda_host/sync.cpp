@@ -1,4 +1,6 @@
 // Barriers and warp operations.
+#include <algorithm>
+
 #include "cuda_host/runtime.h"
 
 namespace hostcuda {
@@ -101,11 +103,15 @@ std::uint64_t Worker::exchange(const WarpRequest& request, Site site) {
   if (request.width <= 0 || request.width > 32 || (request.width & (request.width - 1)) != 0)
     fail(site, "shuffle width %d is no power of two up to 32", request.width);
   Fiber* lanes = &f - f.lane;
+  unsigned together = 1u << f.lane;
   for (unsigned rest = w.waiting & mask; rest != 0; rest &= rest - 1) {
     const Fiber& other = lanes[__builtin_ctz(rest)];
     if (other.request.mask == mask && other.request.op == request.op &&
-        other.request.width == request.width)
+        other.request.width == request.width) {
+      together |= 1u << other.lane;
       continue;
+    }
+    if (!(other.request.mask >> f.lane & 1)) continue;  // it comes here later
     fail(site, "warp operation in which lane %d waits in another one (mask 0x%x, %s:%u)",
          other.lane, other.request.mask, base_name(other.waits_at.file_name()),
          static_cast<unsigned>(other.waits_at.line()));
@@ -115,7 +121,7 @@ std::uint64_t Worker::exchange(const WarpRequest& request, Site site) {
   f.waits_at = site;
   w.waiting |= 1u << f.lane;
   if (HOSTCUDA_TSAN && request.op == WarpOp::sync) release(&w.tags[f.lane][w.parity >> f.lane & 1]);
-  if ((w.waiting & mask) == mask) complete_warp(lanes, mask);
+  if (together == mask) complete_warp(lanes, mask);
   suspend();
   if (HOSTCUDA_TSAN && request.op == WarpOp::sync)
     for (unsigned lane = 0; lane < 32; ++lane)
@@ -138,6 +144,17 @@ int shuffle_source(const WarpRequest& r, int lane) {
 
 }  // namespace
 
+LaneTimes Worker::order_lanes(const Fiber* lanes, unsigned mask) const {
+  LaneTimes merged{};
+  for (std::size_t i = 0; i < 32; ++i) {
+    if (!(mask >> i & 1)) continue;
+    for (std::size_t j = 0; j < 32; ++j) merged[j] = std::max(merged[j], lanes[i].lanes[j]);
+  }
+  for (std::size_t i = 0; i < 32; ++i)
+    if (mask >> i & 1) merged[i] = now_;
+  return merged;
+}
+
 void Worker::complete_warp(Fiber* lanes, unsigned mask) {
   Warp& w = *lanes[__builtin_ctz(mask)].warp;
   const WarpRequest first = lanes[__builtin_ctz(mask)].request;
@@ -155,7 +172,11 @@ void Worker::complete_warp(Fiber* lanes, unsigned mask) {
     }
     std::copy(in, in + 32, out);
   }
-  if (first.op == WarpOp::sync) ++now_;
+  LaneTimes ordered{};
+  if (first.op == WarpOp::sync) {
+    ++now_;
+    if (launch.options.races) ordered = order_lanes(lanes, mask);
+  }
   const bool ascending = launch.options.order == Order::reverse;
   for (int n = 0; n < 32; ++n) {
     const int i = ascending ? n : 31 - n;
@@ -163,7 +184,7 @@ void Worker::complete_warp(Fiber* lanes, unsigned mask) {
     Fiber& f = lanes[i];
     switch (first.op) {
       case WarpOp::sync:
-        f.passed.warp = now_;
+        f.lanes = ordered;
         f.request.bits = w.parity;  // for acquire(): which of each lane's two tags is meant
         break;
       case WarpOp::ballot:

@@ -107,5 +107,15 @@ CHATTN_KERNEL(kThreads) grid_sync_after_exit(const float*, float* out) {
 ZOO(grid_sync_after_exit, nullptr, .grid = 2, .block = kThreads, .stream = nullptr,
     .cooperative = true);
 
+// Another block was to set the flag.
+CHATTN_KERNEL(kThreads) waits_in_a_loop(const float* in, float* out) {
+  const int t = local_thread();
+  st(out + global_thread(), 0.f);
+  // FAULT waits_in_a_loop: accesses with no barrier between them: does it wait for a thread?
+  while (blockIdx.x == 0 && t == 0 && ld(in) == 0.f) {
+  }
+}
+ZOO(waits_in_a_loop, nullptr, .grid = 2, .block = kThreads);
+
 }  // namespace
 }  // namespace chattn::zoo

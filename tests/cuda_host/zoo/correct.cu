@@ -52,6 +52,21 @@ CHATTN_KERNEL(kThreads) syncwarp_tail(const float*, float* out) {
 }
 ZOO(syncwarp_tail, [](int) { return 32.f; }, .block = kThreads, .shared_bytes = 1024);
 
+// Order that passes on: the upper half of a warp waits for one lane, which waited for the lower.
+CHATTN_KERNEL(kThreads) partial_syncwarps(const float*, float* out) {
+  const Shared<float> s = shared<float>(0, kThreads);
+  const int t = local_thread(), lane = t % kWarp;
+  if (lane < 16) {
+    s.st(t, static_cast<float>(lane));
+    __syncwarp(0x0000ffffu);
+  }
+  if (lane >= 15) __syncwarp(0xffff8000u);
+  st(out + t, lane < 16 ? 0.f : s.ld(t - 16));
+}
+ZOO(
+    partial_syncwarps, [](int i) { return static_cast<float>(i % 32 < 16 ? 0 : i % 16); },
+    .block = kThreads, .shared_bytes = 1024);
+
 CHATTN_KERNEL(kThreads) shuffles(const float*, float* out) {
   const int t = local_thread(), lane = t % kWarp;
   int wrong = 0;

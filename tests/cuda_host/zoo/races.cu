@@ -82,6 +82,19 @@ CHATTN_KERNEL(kThreads) missing_syncwarp(const float*, float* out) {
 }
 ZOO(missing_syncwarp, nullptr, .block = kThreads, .shared_bytes = 1024);
 
+// A mask that names the own half of the warp, and a load from the other half.
+CHATTN_KERNEL(kThreads) syncwarp_of_others(const float*, float* out) {
+  const Shared<float> s = shared<float>(0, kThreads);
+  const int t = local_thread();
+  s.st(t, 1.f);
+  __syncthreads();
+  s.st(t, 2.f);
+  __syncwarp(t % kWarp < 16 ? 0x0000ffffu : 0xffff0000u);
+  // RACE syncwarp_of_others: race on 'shared memory'
+  st(out + t, s.ld(t ^ 16));
+}
+ZOO(syncwarp_of_others, nullptr, .block = kThreads, .shared_bytes = 1024);
+
 CHATTN_KERNEL(kThreads) shared_increment(const float*, float* out) {
   const Shared<float> s = shared<float>(0, 1);
   const int t = local_thread();
@@ -140,6 +153,15 @@ CHATTN_KERNEL(kThreads) stream_of_written(const float*, float* out) {
   st(out + t, v[0]);
 }
 ZOO(stream_of_written, nullptr, .block = kThreads);
+
+CHATTN_KERNEL(kThreads) written_after_stream(const float*, float* out) {
+  const int t = local_thread();
+  const Vec<float, 1> v = load_stream<1>(out + t);
+  __syncthreads();
+  // RACE written_after_stream: store to 'out' at byte 4, which this launch loads by load_stream
+  st(out + (t ^ 1), v[0]);
+}
+ZOO(written_after_stream, nullptr, .block = kThreads);
 
 }  // namespace
 }  // namespace chattn::zoo

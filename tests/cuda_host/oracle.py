@@ -1,0 +1,112 @@
+"""What the problems of problems.py must compute and move."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from chattn_cuda import reference
+from tests.compare import assert_close
+from tests.cuda_host.direct import Outcome, Process
+from tests.cuda_host.problems import EcaProblem, Problem, SeProblem
+
+Tensors = dict[str, Tensor]
+#: by buffer: bytes
+Bytes = dict[str, int]
+
+
+# ---- results ------------------------------------------------------------------------------------
+@functools.cache
+def inputs_of(problem: Problem) -> Tensors:
+    """Random numbers; matrices shrink what they sum up to the size of one."""
+    generator = torch.Generator().manual_seed(0)
+    tensors = {k: torch.randn(s, generator=generator) for k, s in problem.inputs.items()}
+    return {k: t / t.shape[-1] ** 0.5 if t.dim() in (2, 3) else t for k, t in tensors.items()}
+
+
+def _se(problem: SeProblem, x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> Tensors:
+    silu = torch.nn.functional.silu
+    y, gate = reference.squeeze_excite(x, w1, b1, w2, b2, silu, add_maxpool=problem.add_maxpool)
+    pooled, small = x.mean((2, 3)), {}
+    if problem.add_maxpool:
+        small["peak"] = x.amax((2, 3))
+        pooled = 0.5 * pooled + 0.5 * small["peak"]
+    return {"pooled": pooled, **small, "hidden": pooled @ w1.T + b1, "gate": gate, "y": y}
+
+
+def _eca(problem: EcaProblem, x: Tensor, weight: Tensor) -> Tensors:
+    y, gate = reference.efficient_channel_attention(x, weight, circular=problem.circular)
+    return {"pooled": x.mean((2, 3)), "gate": gate, "y": y}
+
+
+FORMULAS: dict[str, Callable[..., Tensors]] = {"se": _se, "eca": _eca}
+
+
+@functools.cache
+def results(problem: Problem, dtype: torch.dtype) -> Tensors:
+    """By the formulas; float64 for the exact value, float32 for the yardstick."""
+    leaves = {k: v.to(dtype).requires_grad_(k != "dy") for k, v in inputs_of(problem).items()}
+    dy = leaves.pop("dy")
+    outputs = FORMULAS[problem.block](problem, **leaves)
+    grads = torch.autograd.grad(outputs["y"], list(leaves.values()), dy)
+    return {**outputs, **{f"d{k}": g for k, g in zip(leaves, grads, strict=True)}}
+
+
+def check_results(problem: Problem, outcome: Outcome) -> None:
+    """In the order in which they are computed: the first wrong one is nearest to the cause."""
+    exact, eager = results(problem, torch.float64), results(problem, torch.float32)
+    for name, value in exact.items():
+        assert_close(name, outcome.arrays[name], value, eager[name], dtype=torch.float32)
+
+
+# ---- traffic ------------------------------------------------------------------------------------
+def _se_traffic(problem: SeProblem, _: dict[str, int]) -> tuple[Bytes, Bytes]:
+    size = problem.map_bytes
+    return {"x": 2 * size}, {"dy": 2 * size, "x": (1 + problem.add_maxpool) * size}
+
+
+def _eca_traffic(problem: EcaProblem, plan: dict[str, int]) -> tuple[Bytes, Bytes]:
+    size, tiles = problem.map_bytes, plan["stage_tiles"]
+    forward = 2 * size
+    if plan["in_one_launch"]:  # without a cluster, a block also reads the planes at its sides
+        alone = tiles > 1 and not (problem.sm >= 90 and plan["cluster"] > 1)
+        sides = tiles if problem.circular else tiles - 1
+        planes = problem.n * sides * 2 * (problem.taps // 2) if alone else 0
+        forward = size + planes * 4 * problem.h * problem.w
+    return {"x": forward}, {"dy": 2 * size, "x": size}
+
+
+LOADS: dict[str, Callable[..., tuple[Bytes, Bytes]]] = {"se": _se_traffic, "eca": _eca_traffic}
+
+
+def check_traffic(problem: Problem, outcome: Outcome, plan: dict[str, int]) -> None:
+    """The maps move as often as docs/design.md says, to the byte."""
+    stored = ({"y": problem.map_bytes}, {"dx": problem.map_bytes})
+    loaded = LOADS[problem.block](problem, plan)
+    for (direction, report), loads, stores in zip(
+        outcome.reports.items(), loaded, stored, strict=True
+    ):
+        for what, expected in (("load", loads), ("store", stores)):
+            for name, wanted in expected.items():
+                moved = getattr(report.buffers[name], f"{what}_bytes")
+                assert moved == wanted, (
+                    f"{direction}: {name}: {moved} bytes in {what}s, expected {wanted}"
+                )
+
+
+def complaint(process: Process, problem: Problem, **options: Any) -> str | None:
+    """What a run says of a library: its error, or what is wrong with its results; or None."""
+    outcome = process.run(problem, inputs_of(problem), **options)
+    if outcome.error is not None:
+        return outcome.error
+    try:
+        check_results(problem, outcome)
+        if options.get("counters"):
+            check_traffic(problem, outcome, process.plan(problem))
+    except AssertionError as e:
+        return str(e)
+    return None

@@ -1,0 +1,155 @@
+"""Small calls, forward and backward, that together reach every path through the launchers.
+
+For direct.py; test_cuda_host_mutations.py checks that they do.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+Shape = tuple[int, ...]
+
+SILU, SIGMOID = 4, 10
+KINDS = ("tiles", "planes", "rows")
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One size of a block, in float32.
+
+    Attributes:
+        name: Of the test.
+        channels_last: The maps' layout.
+        sm: Device profile.
+    """
+
+    name: str
+    n: int
+    c: int
+    h: int
+    w: int
+    channels_last: bool = field(default=False, kw_only=True)
+    sm: int = field(default=90, kw_only=True)
+
+    block: ClassVar[str]
+    #: what `plan` answers, in its order
+    plan_fields: ClassVar[tuple[str, ...]]
+
+    @property
+    def map_shape(self) -> Shape:
+        return (self.n, self.c, self.h, self.w)
+
+    @property
+    def map_bytes(self) -> int:
+        return 4 * self.n * self.c * self.h * self.w
+
+    @property
+    def inputs(self) -> dict[str, Shape]:
+        """The arrays that a call is given."""
+        raise NotImplementedError
+
+    @property
+    def outputs(self) -> dict[str, Shape]:
+        """The arrays that it fills, in the order of its C function."""
+        raise NotImplementedError
+
+    @property
+    def sizes(self) -> list[int]:
+        """What its C function takes."""
+        raise NotImplementedError
+
+    @property
+    def shapes(self) -> dict[str, Shape]:
+        """All arrays, inputs first."""
+        return {**self.inputs, **self.outputs}
+
+
+@dataclass(frozen=True)
+class SeProblem(Problem):
+    """Squeeze-and-excitation."""
+
+    rd: int
+    add_maxpool: bool = False
+
+    block = "se"
+    plan_fields = (
+        "kind", "vec", "warps_per_plane", "reduce_splits", "contract_splits", "sample_tiles",
+        "hidden_tiles", "contract_wide", "apply_samples", "apply_parts",
+    )  # fmt: skip
+
+    @property
+    def inputs(self) -> dict[str, Shape]:
+        c, rd, size = self.c, self.rd, self.map_shape
+        return {"x": size, "dy": size, "w1": (rd, c), "b1": (rd,), "w2": (c, rd), "b2": (c,)}
+
+    @property
+    def outputs(self) -> dict[str, Shape]:
+        n, c, rd, size = self.n, self.c, self.rd, self.map_shape
+        forward = {"y": size, "pooled": (n, c), "peak": (n, c), "hidden": (n, rd), "gate": (n, c)}
+        return {**forward, "dx": size, "dw1": (rd, c), "db1": (rd,), "dw2": (c, rd), "db2": (c,)}
+
+    @property
+    def sizes(self) -> list[int]:
+        gate = [self.rd, SILU, SIGMOID, int(self.add_maxpool)]
+        return [self.n, self.c, self.h * self.w, int(self.channels_last), *gate]
+
+
+@dataclass(frozen=True)
+class EcaProblem(Problem):
+    """Efficient channel attention."""
+
+    taps: int
+    per_channel: bool = False
+    circular: bool = False
+
+    block = "eca"
+    plan_fields = (
+        "in_one_launch", "stage_tiles", "cluster", "kind", "apply_samples", "apply_parts",
+        "grad_splits", "tap_tiles",
+    )  # fmt: skip
+
+    @property
+    def inputs(self) -> dict[str, Shape]:
+        size = self.map_shape
+        return {"x": size, "dy": size, "weight": (self.c if self.per_channel else 1, 1, self.taps)}
+
+    @property
+    def outputs(self) -> dict[str, Shape]:
+        planes, size = (self.n, self.c), self.map_shape
+        gradients = {"dx": size, "dweight": self.inputs["weight"]}
+        return {"y": size, "pooled": planes, "gate": planes, **gradients}
+
+    @property
+    def sizes(self) -> list[int]:
+        gate = [self.taps, int(self.per_channel), SIGMOID, int(self.circular)]
+        return [self.n, self.c, self.h * self.w, int(self.channels_last), *gate]
+
+
+PROBLEMS: dict[str, tuple[Problem, ...]] = {
+    "se": (
+        SeProblem("tiles", 2, 33, 7, 5, 40),
+        SeProblem("tiles_max", 3, 64, 9, 9, 8, add_maxpool=True),
+        SeProblem("planes_by_block", 1, 6, 40, 40, 3),
+        SeProblem("planes_in_parts", 1, 2, 95, 97, 2, add_maxpool=True),
+        SeProblem("planes_by_warp", 1, 11, 23, 23, 4),
+        SeProblem("rows", 2, 36, 9, 9, 5, add_maxpool=True, channels_last=True),
+        SeProblem("rows_by_element", 2, 33, 9, 9, 7, channels_last=True),
+        SeProblem("wide", 2, 520, 3, 3, 70),
+        SeProblem("batch", 70, 20, 2, 2, 6),
+        SeProblem("batch_wide", 66, 260, 1, 2, 34),
+        SeProblem("batch_rows", 33, 12, 3, 1, 6, channels_last=True),
+    ),
+    "eca": (
+        EcaProblem("block", 3, 20, 7, 5, 5),
+        EcaProblem("cluster", 2, 70, 9, 9, 3),
+        EcaProblem("cluster_circular", 1, 70, 9, 9, 3, per_channel=True, circular=True),
+        EcaProblem("sides", 2, 70, 9, 9, 3, sm=80),
+        EcaProblem("sides_circular", 1, 70, 9, 9, 3, circular=True, sm=80),
+        EcaProblem("many_taps", 2, 70, 6, 6, 41),
+        EcaProblem("many_taps_each", 1, 70, 5, 5, 37, per_channel=True, circular=True),
+        EcaProblem("planes_in_parts", 1, 2, 130, 131, 1),
+        EcaProblem("rows", 40, 66, 3, 3, 9, per_channel=True, channels_last=True),
+        EcaProblem("batch_rows", 96, 356, 1, 1, 3, channels_last=True),
+    ),
+}

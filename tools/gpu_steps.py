@@ -1,0 +1,200 @@
+"""What gpu_check.py runs in processes of their own: comparisons, a graph, calls for sanitizers."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Tensors = dict[str, Tensor]
+
+
+def device() -> str:
+    """Returns "cuda", or "cpu" in a rehearsal."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+# ---- calls --------------------------------------------------------------------------------------
+def se_weights(c: int, random: Callable[..., Tensor], variant: bool) -> Tensors:
+    """Of a squeeze-and-excitation gate."""
+    rd = max(1, c // 16)
+    w1, w2 = random(rd, c) / c**0.5, random(c, rd) / rd**0.5
+    return {"w1": w1, "b1": random(rd), "w2": w2, "b2": random(c)}
+
+
+def se_call(ops: Any, t: Tensors, variant: bool) -> Tensors:
+    """Forward and backward through one namespace of operators; `variant`: with max pooling."""
+    gate = (1, 0.0, 10, variant)  # ReLU, its parameter, sigmoid
+    y, *saved = ops.se_forward(t["x"], t["w1"], t["b1"], t["w2"], t["b2"], *gate)
+    grads = ops.se_backward(t["dy"], None, t["x"], *saved, t["w1"], t["w2"], *gate, True, True)
+    names = ("y", "pooled", "peak", "hidden", "gate", "dx", "dw1", "db1", "dw2", "db2")
+    return dict(zip(names, (y, *saved, *grads), strict=True))
+
+
+def eca_weights(c: int, random: Callable[..., Tensor], variant: bool) -> Tensors:
+    """Of an efficient-channel-attention gate; `variant`: weights for every channel."""
+    return {"weight": random(c if variant else 1, 1, 5)}
+
+
+def eca_call(ops: Any, t: Tensors, variant: bool) -> Tensors:
+    """As se_call; `variant`: circular."""
+    y, *saved = ops.eca_forward(t["x"], t["weight"], 10, variant)
+    grads = ops.eca_backward(t["dy"], None, t["x"], *saved, t["weight"], 10, variant, True, True)
+    return dict(zip(("y", "pooled", "gate", "dx", "dweight"), (y, *saved, *grads), strict=True))
+
+
+BLOCKS: dict[str, tuple[Callable[..., Tensors], Callable[..., Tensors]]] = {
+    "se": (se_weights, se_call),
+    "eca": (eca_weights, eca_call),
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One call; `variant` is the block's own."""
+
+    block: str
+    shape: tuple[int, int, int, int]
+    dtype: torch.dtype
+    layout: str
+    variant: bool
+
+    def inputs(self) -> Tensors:
+        """The tensors, on the CPU."""
+        generator = torch.Generator().manual_seed(0)
+
+        def random(*size: int) -> Tensor:
+            return torch.randn(size, generator=generator).to(self.dtype)
+
+        last = self.layout == "channels_last"
+        memory_format = torch.channels_last if last else torch.contiguous_format
+        maps = {k: random(*self.shape).contiguous(memory_format=memory_format) for k in ("x", "dy")}
+        return {**maps, **BLOCKS[self.block][0](self.shape[1], random, self.variant)}
+
+    def call(self, namespace: str, tensors: Tensors) -> Tensors:
+        """Results by name."""
+        return BLOCKS[self.block][1](getattr(torch.ops, namespace), tensors, self.variant)
+
+
+def cases(rehearse: bool) -> Iterator[Case]:
+    """For comparisons and sanitizers: every kernel once."""
+    shapes = [(3, 48, 7, 7), (2, 66, 20, 20), (1, 33, 33, 40)]
+    dtypes = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
+    if rehearse:
+        shapes, dtypes = shapes[:1], dtypes[:2]
+    both = (False, True)
+    for row in itertools.product(BLOCKS, shapes, dtypes, ("nchw", "channels_last"), both):
+        yield Case(*row)
+
+
+# ---- steps: each prints a line that begins with RESULT, and returns its exit status -------------
+def step_sanitized(rehearse: bool) -> int:
+    """Every CUDA kernel once; run under compute-sanitizer."""
+    import chattn_cuda  # noqa: F401
+
+    count = 0
+    for case in cases(rehearse):
+        case.call("chattn_cuda", {k: v.to(device()) for k, v in case.inputs().items()})
+        count += 1
+    if device() == "cuda":
+        torch.cuda.synchronize()
+    print(f"RESULT {count} calls forward and backward")
+    return 0
+
+
+def step_compare(rehearse: bool) -> int:
+    """The kernels on the GPU against the same kernels executed on the CPU."""
+    import chattn_cuda  # noqa: F401
+    from tests import host_backend
+
+    if reason := host_backend.load():
+        print(f"RESULT {reason}")
+        return 1
+    worst, problems, count = 0.0, [], 0
+    for case in cases(rehearse):
+        inputs = case.inputs()
+        expected = case.call("chattn_cuda_host", inputs)
+        tensors = {k: v.to(device()) for k, v in inputs.items()}
+        got, again = (case.call("chattn_cuda", tensors) for _ in range(2))
+        line = []
+        acc = torch.float64 if case.dtype == torch.float64 else torch.float32
+        for name, e in expected.items():
+            if e.numel() == 0:
+                continue
+            g = got[name].cpu()
+            if not torch.equal(g, again[name].cpu()):
+                problems.append(f"{case}: {name} differs from run to run")
+            difference = (g.double() - e.double()).abs().max() / e.double().abs().max()
+            # Contraction to FMA and another exp: some units in the last place, then one rounding.
+            allowed = 512 * torch.finfo(acc).eps
+            if e.dtype != acc:
+                allowed += torch.finfo(e.dtype).eps
+            if not float(difference) <= allowed:
+                problems.append(f"{case}: {name} off by {difference:.1e}, above {allowed:.1e}")
+            worst = max(worst, float(difference) / allowed)
+            line.append(f"{name} {difference:.1e}")
+        print(case, ", ".join(line))
+        count += 1
+    print("\n".join(problems))
+    print(f"RESULT {count} cases, {len(problems)} problems, at most {worst:.2f} of the limit")
+    return 1 if problems else 0
+
+
+def _replay_differs(module: Any, capture: bool) -> str | None:
+    """Forward and backward captured in a CUDA graph, replayed on other numbers: what is wrong."""
+
+    def run() -> list[Tensor]:
+        y = module(x)
+        return [y, *torch.autograd.grad(y, [x, *module.parameters()], dy)]
+
+    x = torch.randn(4, 64, 14, 14, device=device()).requires_grad_()
+    dy = torch.randn_like(x)
+    if not capture:
+        run()
+        return None
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):  # compiles, looks up the stream, fills the allocator
+        for _ in range(3):
+            run()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = run()
+    names = ["y", "dx", *(f"d{name}" for name, _ in module.named_parameters())]
+    for _ in range(3):  # what one replay leaves in scratch memory must not disturb the next
+        with torch.no_grad():
+            x.copy_(torch.randn_like(x))
+            dy.copy_(torch.randn_like(dy))
+        graph.replay()
+        torch.cuda.synchronize()
+        replayed = [t.clone() for t in captured]
+        for name, a, b in zip(names, replayed, run(), strict=True):
+            if not torch.equal(a, b):
+                return f"{name} of a replay differs"
+    return None
+
+
+def step_graph(rehearse: bool) -> int:
+    """CUDA graphs, on every backend that can be captured."""
+    from chattn_cuda import backends
+    from chattn_cuda.modules import EfficientChannelAttention, SqueezeExcite
+
+    names = [b for b in ("cuda", "triton") if backends.why_not(b, device()) is None]
+    if rehearse:
+        names = ["cpu"]
+    problems = []
+    for backend, make in itertools.product(names, (SqueezeExcite, EfficientChannelAttention)):
+        module = make(64, backend=backend).to(device())
+        if difference := _replay_differs(module, not rehearse):
+            problems.append(f"{backend}, {make.__name__}: {difference}")
+    fine = f"{', '.join(names) or 'no backend'}: replays equal plain runs"
+    print(f"RESULT {'; '.join(problems) or fine}")
+    return 1 if problems or not names else 0
+
+
+STEPS = {"graph": step_graph, "compare": step_compare, "sanitized": step_sanitized}
