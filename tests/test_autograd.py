@@ -119,7 +119,7 @@ def test_only_needed_gradients_are_computed(
     leaves = [t.detach().requires_grad_(i in needed) for i, t in enumerate(tensors)]
     with Recorder() as recorder:
         block.function(*leaves, backend=backend).sin().sum().backward()
-    assert recorder.names == [f"{block.name}_forward", f"{block.name}_backward"]
+    assert recorder.names == [f"{block.op}_forward", f"{block.op}_backward"]
     need_dx, need_dw = recorder.calls[1][1][-2:]
     assert (need_dx, need_dw) == (0 in needed, needed != (0,))
     for i, leaf in enumerate(leaves):
@@ -169,7 +169,7 @@ def test_create_graph_uses_the_kernels_once(block: Block, backend: str) -> None:
     with Recorder() as recorder:
         y = block.function(*tensors, backend=backend)
         torch.autograd.grad(y.sum(), tensors, create_graph=True)
-    assert recorder.names == [f"{block.name}_forward", f"{block.name}_backward"]
+    assert recorder.names == [f"{block.op}_forward", f"{block.op}_backward"]
 
 
 @fused
@@ -225,7 +225,7 @@ def test_func_grad_uses_the_kernels(block: Block, backend: str) -> None:
             *(t.detach() for t in tensors)
         )
     assert_same(grads, expected)
-    assert recorder.names == [f"{block.name}_forward", f"{block.name}_backward"]
+    assert recorder.names == [f"{block.op}_forward", f"{block.op}_backward"]
 
 
 @all_backends
@@ -361,9 +361,10 @@ SAMPLES = (
 )
 def test_opcheck(block: Block, backend: str, sample: str, number: int) -> None:
     namespace = backends.get(backend).namespace
-    forward = getattr(getattr(torch.ops, namespace), f"{block.name}_forward").default
-    backward = getattr(getattr(torch.ops, namespace), f"{block.name}_backward").default
+    forward = getattr(getattr(torch.ops, namespace), f"{block.op}_forward").default
+    backward = getattr(getattr(torch.ops, namespace), f"{block.op}_backward").default
     tensors = [t.detach() for t in operator_samples(block, backend)[sample]]
+    tensors = block.operator_tensors(tensors)
     constants = block.constants[number]
     torch.library.opcheck(forward, (*tensors, *constants))
     if block.name == "se":
@@ -371,7 +372,7 @@ def test_opcheck(block: Block, backend: str, sample: str, number: int) -> None:
         torch.library.opcheck(forward, (x, w1, None, w2, None, *constants))
 
     y, *saved = forward(*tensors, *constants)
-    operands = ops.BLOCKS[block.name].operands(tensors, saved)
+    operands = ops.BLOCKS[block.op].operands(tensors, saved)
     dgate = torch.ones_like(saved[-1])
     for dy, dgate_, need_dx, need_dw in (
         (torch.ones_like(y), None, True, True),
