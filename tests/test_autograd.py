@@ -443,6 +443,24 @@ def test_compile_with_dynamic_shapes(block: Block, backend: str) -> None:
 
 
 @fused
+def test_compile_two_blocks_with_dynamic_shapes(block: Block, backend: str) -> None:
+    """What both are given, a slope of 0.0 for instance, must not become an input of the first."""
+
+    def call(x: Tensor, *weights: Tensor) -> Tensor:
+        y = block.function(x, *weights, backend=backend)
+        return block.function(y, *weights, backend=backend)
+
+    torch._dynamo.reset()
+    compiled = torch.compile(call, fullgraph=True, dynamic=True, backend="aot_eager")
+    tensors = make(block, backend, (2, 6, 5, 7), torch.float32)
+    y, expected = compiled(*tensors), call(*tensors)
+    assert_same(y, expected, 1e-5)
+    assert_same(
+        torch.autograd.grad(y.sum(), tensors), torch.autograd.grad(expected.sum(), tensors), 1e-4
+    )
+
+
+@fused
 def test_compile_in_inference(block: Block, backend: str) -> None:
     tensors = make(block, backend, dtype=torch.float32)
     torch._dynamo.reset()

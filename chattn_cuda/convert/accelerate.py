@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import functools
+import sys
 import types
 from typing import Any
 
 import torch
 from torch import nn
-from torch.export import ExportedProgram
 
 from chattn_cuda import backends
 from chattn_cuda.convert import probe
@@ -95,7 +95,8 @@ def restore(model: nn.Module) -> Report:
 
 
 def _check(model: object) -> None:
-    if isinstance(model, ExportedProgram):
+    exported = sys.modules.get("torch.export.exported_program")  # its import takes long
+    if exported is not None and isinstance(model, exported.ExportedProgram):
         raise TypeError(
             "model must be a torch.nn.Module, got an ExportedProgram: accelerate the model before "
             "torch.export"
