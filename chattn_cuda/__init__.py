@@ -8,18 +8,22 @@ from chattn_cuda.convert import Report, accelerate, restore
 from chattn_cuda.explanation import Explanation, explain
 from chattn_cuda.modules import (
     CircularEfficientChannelAttention,
+    EffectiveSqueezeExcite,
     EfficientChannelAttention,
     EfficientChannelAttentionNS,
     SqueezeExcite,
+    SqueezeExciteCl,
 )
 
 __all__ = [
     "CircularEfficientChannelAttention",
+    "EffectiveSqueezeExcite",
     "EfficientChannelAttention",
     "EfficientChannelAttentionNS",
     "Explanation",
     "Report",
     "SqueezeExcite",
+    "SqueezeExciteCl",
     "__version__",
     "accelerate",
     "backends",

@@ -1,4 +1,4 @@
-"""``python -m chattn_cuda doctor | demo | bench``."""
+"""``python -m chattn_cuda doctor | demo | verify | bench | traffic``."""
 
 from __future__ import annotations
 

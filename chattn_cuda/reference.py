@@ -20,6 +20,7 @@ __all__ = [
     "neighbouring_channels",
     "no_autocast",
     "squeeze_excite",
+    "squeeze_excite_scale_bias",
 ]
 
 
@@ -37,7 +38,7 @@ def no_autocast(device_type: str) -> contextlib.AbstractContextManager[Any]:
 
 def squeeze_excite(
     x: Tensor,
-    w1: Tensor,
+    w1: Tensor | None,
     b1: Tensor | None,
     w2: Tensor,
     b2: Tensor | None,
@@ -48,13 +49,14 @@ def squeeze_excite(
     """Squeeze-and-Excitation (Hu et al., arXiv 1709.01507, equations 2 to 4).
 
     ``p = mean_hw(x)``, or ``(mean_hw(x) + max_hw(x)) / 2`` with ``add_maxpool``;
-    ``s = gate(w2 @ act(w1 @ p + b1) + b2)``; ``y[n, c] = s[n, c] * x[n, c]``.
+    ``s = gate(w2 @ act(w1 @ p + b1) + b2)``; ``y[n, c] = s[n, c] * x[n, c]``. Without ``w1``,
+    ``s = gate(w2 @ p + b2)``: effective SE (Lee and Park, arXiv 1911.06667, equation 5).
 
     Args:
         x: (N, C, H, W).
-        w1: (rd, C) or (rd, C, 1, 1).
+        w1: (rd, C) or (rd, C, 1, 1), or None.
         b1: (rd,) or None.
-        w2: (C, rd) or (C, rd, 1, 1).
+        w2: (C, rd) or (C, rd, 1, 1), rd = C without w1.
         b2: (C,) or None.
         act: Activation between the two layers.
         gate: Activation of the gate.
@@ -66,14 +68,56 @@ def squeeze_excite(
     acc = accumulation_dtype(x.dtype)
     with no_autocast(x.device.type):
         u = x.to(acc)
-        p = u.mean((2, 3))
-        if add_maxpool:
-            p = 0.5 * p + 0.5 * u.amax((2, 3))
-        h = F.linear(p, w1.to(acc).flatten(1), None if b1 is None else b1.to(acc))
-        z = F.linear(act(h), w2.to(acc).flatten(1), None if b2 is None else b2.to(acc))
-        s = gate(z)
+        p = _pooled(u, add_maxpool)
+        s = gate(_linear(p if w1 is None else act(_linear(p, w1, b1)), w2, b2))
         y = (u * s[:, :, None, None]).to(x.dtype)
     return y, s
+
+
+def squeeze_excite_scale_bias(
+    x: Tensor,
+    w1: Tensor,
+    b1: Tensor | None,
+    w2: Tensor,
+    b2: Tensor | None,
+    act: Callable[[Tensor], Tensor] = F.relu,
+    gate: Callable[[Tensor], Tensor] = torch.sigmoid,
+    add_maxpool: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """Squeeze-and-Excitation with a scale and a bias, as in Leela Chess Zero's networks.
+
+    ``p`` as above; ``(z, b) = w2 @ act(w1 @ p + b1) + b2``, halves of 2C numbers;
+    ``y[n, c] = gate(z)[n, c] * x[n, c] + b[n, c]``.
+
+    Args:
+        x: (N, C, H, W).
+        w1: (rd, C) or (rd, C, 1, 1).
+        b1: (rd,) or None.
+        w2: (2C, rd) or (2C, rd, 1, 1): the rows of the scale, then those of the bias.
+        b2: (2C,) or None.
+        act: Activation between the two layers.
+        gate: Activation of the scale.
+        add_maxpool: Mix the maximum into the mean.
+
+    Returns:
+        y, of x's shape and type, and the scale (N, C) in the accumulation type.
+    """
+    acc = accumulation_dtype(x.dtype)
+    with no_autocast(x.device.type):
+        u = x.to(acc)
+        z, b = _linear(act(_linear(_pooled(u, add_maxpool), w1, b1)), w2, b2).chunk(2, 1)
+        s = gate(z)
+        y = (u * s[:, :, None, None] + b[:, :, None, None]).to(x.dtype)
+    return y, s
+
+
+def _pooled(u: Tensor, add_maxpool: bool) -> Tensor:
+    p = u.mean((2, 3))
+    return 0.5 * p + 0.5 * u.amax((2, 3)) if add_maxpool else p
+
+
+def _linear(p: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
+    return F.linear(p, w.to(p.dtype).flatten(1), None if b is None else b.to(p.dtype))
 
 
 def neighbouring_channels(p: Tensor, k: int, circular: bool = False) -> Tensor:

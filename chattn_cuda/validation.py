@@ -10,6 +10,8 @@ from torch import Tensor
 from chattn_cuda.backends import FUSED_DTYPES
 
 __all__ = [
+    "check_channel_dim",
+    "check_effective_squeeze_excite",
     "check_efficient_channel_attention",
     "check_map",
     "check_padding_mode",
@@ -21,13 +23,21 @@ __all__ = [
 _DTYPES = ", ".join(str(d).removeprefix("torch.") for d in FUSED_DTYPES)
 
 
-def check_map(x: Tensor, channels: int | None = None, name: str = "x") -> None:
+def check_map(
+    x: Tensor,
+    channels: int | None = None,
+    name: str = "x",
+    any_rank: bool = False,
+    channel_dim: int = 1,
+) -> None:
     """Raise unless ``x`` is a dense floating-point (N, C, H, W) tensor.
 
     Args:
         x: The feature map.
         channels: The expected C, if known.
         name: The caller's argument, for error messages.
+        any_rank: Accept (N, C, L) and (N, C, D, H, W) too.
+        channel_dim: 1, or -1: the channels come last, as in (N, H, W, C).
 
     Raises:
         TypeError: Not a tensor, or of a type that no backend computes in.
@@ -40,9 +50,25 @@ def check_map(x: Tensor, channels: int | None = None, name: str = "x") -> None:
         raise TypeError(f"{name} must be a dense tensor, got layout {layout}")
     if x.dtype not in FUSED_DTYPES:
         raise TypeError(f"{name} must have dtype {_DTYPES}; got {x.dtype}")
-    if x.dim() != 4 or (channels is not None and x.shape[1] != channels):
+    rank_fits = 3 <= x.dim() <= 5 if any_rank else x.dim() == 4
+    if not rank_fits or (channels is not None and x.shape[channel_dim] != channels):
         c = "C" if channels is None else channels
-        raise ValueError(f"{name} must have shape (N, {c}, H, W), got {tuple(x.shape)}")
+        shapes = (
+            f"N, {c}, {axes}" if channel_dim == 1 else f"N, {axes}, {c}"
+            for axes in (("H, W", "L", "D, H, W") if any_rank else ("H, W",))
+        )
+        expected = " or ".join(f"({shape})" for shape in shapes)
+        raise ValueError(f"{name} must have shape {expected}, got {tuple(x.shape)}")
+
+
+def check_channel_dim(channel_dim: object) -> None:
+    """Raise unless ``channel_dim`` is 1 or -1.
+
+    Raises:
+        ValueError: Another value.
+    """
+    if channel_dim not in (1, -1):
+        raise ValueError(f"channel_dim must be 1 or -1, got {channel_dim!r}")
 
 
 def check_positive(value: int, name: str) -> None:
@@ -82,8 +108,11 @@ def check_squeeze_excite(
     w2: Tensor,
     b2: Tensor | None,
     names: Sequence[str] = ("w1", "b1", "w2", "b2"),
+    outputs: int = 1,
 ) -> None:
     """Raise unless the weights of an SE block fit the map ``x``, which `check_map` accepted.
+
+    ``outputs``: numbers per channel that the second layer gives.
 
     Raises:
         TypeError: A weight is not a dense floating-point tensor.
@@ -102,14 +131,40 @@ def check_squeeze_excite(
     rd = shape[0]
     if rd < 1:
         raise ValueError(f"{names[0]} must have at least one row (rd >= 1), got shape {shape}")
-    shape = tuple(w2.shape)
-    if len(shape) not in (2, 4) or shape != (c, rd, 1, 1)[: len(shape)]:
+    rows = outputs * c
+    _check_matrix(w2, rows, rd, names[2])
+    _check_bias(b1, rd, names[1])
+    _check_bias(b2, rows, names[3])
+
+
+def check_effective_squeeze_excite(
+    x: Tensor, weight: Tensor, bias: Tensor | None, names: Sequence[str] = ("weight", "bias")
+) -> None:
+    """Raise unless the layer of an effective SE block fits the map ``x`` of `check_map`.
+
+    Raises:
+        TypeError: A weight is not a dense floating-point tensor.
+        ValueError: A weight has the wrong shape or is on another device.
+    """
+    check_weight(x, weight, names[0])
+    if bias is not None:
+        check_weight(x, bias, names[1])
+    c = x.shape[1]
+    _check_matrix(weight, c, c, names[0])
+    _check_bias(bias, c, names[1])
+
+
+def _check_matrix(w: Tensor, rows: int, columns: int, name: str) -> None:
+    shape = tuple(w.shape)
+    if len(shape) not in (2, 4) or shape != (rows, columns, 1, 1)[: len(shape)]:
         raise ValueError(
-            f"{names[2]} must have shape ({c}, {rd}) or ({c}, {rd}, 1, 1), got {shape}"
+            f"{name} must have shape ({rows}, {columns}) or ({rows}, {columns}, 1, 1), got {shape}"
         )
-    for b, size, name in ((b1, rd, names[1]), (b2, c, names[3])):
-        if b is not None and tuple(b.shape) != (size,):
-            raise ValueError(f"{name} must have shape ({size},), got {tuple(b.shape)}")
+
+
+def _check_bias(b: Tensor | None, size: int, name: str) -> None:
+    if b is not None and tuple(b.shape) != (size,):
+        raise ValueError(f"{name} must have shape ({size},), got {tuple(b.shape)}")
 
 
 def check_padding_mode(mode: object) -> None:

@@ -119,7 +119,7 @@ def test_only_needed_gradients_are_computed(
     leaves = [t.detach().requires_grad_(i in needed) for i, t in enumerate(tensors)]
     with Recorder() as recorder:
         block.function(*leaves, backend=backend).sin().sum().backward()
-    assert recorder.names == [f"{block.name}_forward", f"{block.name}_backward"]
+    assert recorder.names == [f"{block.op}_forward", f"{block.op}_backward"]
     need_dx, need_dw = recorder.calls[1][1][-2:]
     assert (need_dx, need_dw) == (0 in needed, needed != (0,))
     for i, leaf in enumerate(leaves):
@@ -169,7 +169,7 @@ def test_create_graph_uses_the_kernels_once(block: Block, backend: str) -> None:
     with Recorder() as recorder:
         y = block.function(*tensors, backend=backend)
         torch.autograd.grad(y.sum(), tensors, create_graph=True)
-    assert recorder.names == [f"{block.name}_forward", f"{block.name}_backward"]
+    assert recorder.names == [f"{block.op}_forward", f"{block.op}_backward"]
 
 
 @fused
@@ -225,7 +225,7 @@ def test_func_grad_uses_the_kernels(block: Block, backend: str) -> None:
             *(t.detach() for t in tensors)
         )
     assert_same(grads, expected)
-    assert recorder.names == [f"{block.name}_forward", f"{block.name}_backward"]
+    assert recorder.names == [f"{block.op}_forward", f"{block.op}_backward"]
 
 
 @all_backends
@@ -361,9 +361,10 @@ SAMPLES = (
 )
 def test_opcheck(block: Block, backend: str, sample: str, number: int) -> None:
     namespace = backends.get(backend).namespace
-    forward = getattr(getattr(torch.ops, namespace), f"{block.name}_forward").default
-    backward = getattr(getattr(torch.ops, namespace), f"{block.name}_backward").default
+    forward = getattr(getattr(torch.ops, namespace), f"{block.op}_forward").default
+    backward = getattr(getattr(torch.ops, namespace), f"{block.op}_backward").default
     tensors = [t.detach() for t in operator_samples(block, backend)[sample]]
+    tensors = block.operator_tensors(tensors)
     constants = block.constants[number]
     torch.library.opcheck(forward, (*tensors, *constants))
     if block.name == "se":
@@ -371,7 +372,7 @@ def test_opcheck(block: Block, backend: str, sample: str, number: int) -> None:
         torch.library.opcheck(forward, (x, w1, None, w2, None, *constants))
 
     y, *saved = forward(*tensors, *constants)
-    operands = ops.BLOCKS[block.name].operands(tensors, saved)
+    operands = ops.BLOCKS[block.op].operands(tensors, saved)
     dgate = torch.ones_like(saved[-1])
     for dy, dgate_, need_dx, need_dw in (
         (torch.ones_like(y), None, True, True),
@@ -439,6 +440,24 @@ def test_compile_with_dynamic_shapes(block: Block, backend: str) -> None:
                 torch.autograd.grad(expected.sum(), tensors),
                 1e-4,
             )
+
+
+@fused
+def test_compile_two_blocks_with_dynamic_shapes(block: Block, backend: str) -> None:
+    """What both are given, a slope of 0.0 for instance, must not become an input of the first."""
+
+    def call(x: Tensor, *weights: Tensor) -> Tensor:
+        y = block.function(x, *weights, backend=backend)
+        return block.function(y, *weights, backend=backend)
+
+    torch._dynamo.reset()
+    compiled = torch.compile(call, fullgraph=True, dynamic=True, backend="aot_eager")
+    tensors = make(block, backend, (2, 6, 5, 7), torch.float32)
+    y, expected = compiled(*tensors), call(*tensors)
+    assert_same(y, expected, 1e-5)
+    assert_same(
+        torch.autograd.grad(y.sum(), tensors), torch.autograd.grad(expected.sum(), tensors), 1e-4
+    )
 
 
 @fused

@@ -126,7 +126,7 @@ def test_report_says_what_was_left_and_why() -> None:
     model["patched"].forward = lambda x: x
     model["dense"].conv = nn.Sequential(model["dense"].conv)
     report = accelerate(model)
-    assert [e.name for e in report.changed] == ["good", "eca", "ceca"]
+    assert [e.name for e in report.changed] == ["good", "other", "eca", "ceca"]
     notes = {e.name: e.note for e in report.left}
     expected = {
         "prelu": "act (PReLU)",
@@ -144,7 +144,7 @@ def test_report_says_what_was_left_and_why() -> None:
     for name, part in expected.items():
         assert part in notes[name]
     text = str(report)
-    assert "3 modules accelerated, 10 left" in text and "PReLU" in text and "good" in text
+    assert "4 modules accelerated, 10 left" in text and "PReLU" in text and "good" in text
     assert type(model["own"]) is OwnForward
 
 
@@ -185,7 +185,7 @@ def test_the_model_may_be_the_block_itself() -> None:
 def test_nothing_to_do() -> None:
     report = accelerate(nn.Linear(2, 2))
     assert not report.changed and not report.left
-    assert "0 modules accelerated: Linear holds none of timm" in str(report)
+    assert "0 modules accelerated: Linear holds no channel attention block" in str(report)
 
 
 def test_own_modules_are_not_touched() -> None:

@@ -300,7 +300,7 @@ def test_results_of_the_ablation() -> None:
     [
         (SEVar1(), "fused", "SEVar1"),
         (SEVar2(C), "fused", "EfficientChannelAttention"),
-        (SEVar3(C), "eager", "SEVar3"),
+        (SEVar3(C), "fused", "SEVar3"),
         (SEGC(C, 2), "eager", "SEGC"),
     ],
     ids=["var1", "var2", "var3", "gc"],

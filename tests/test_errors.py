@@ -57,9 +57,23 @@ with warnings.catch_warnings():
     QUANTISED = torch.quantize_per_tensor(X, 0.1, 0, torch.qint8)
 
 BAD: dict[str, tuple[Callable[[], Any], type[Exception], tuple[str, ...]]] = {
-    "x 3-D": (call(x=X[0]), ValueError, ("x must have shape (N, C, H, W)", "got (6, 3, 5)")),
-    "x 5-D": (call(x=X[None]), ValueError, ("x must have shape", "(1, 2, 6, 3, 5)")),
-    "x 2-D": (call(x=X[0, 0]), ValueError, ("x must have shape", "(3, 5)")),
+    "x of other channels": (
+        call(x=X[0]),
+        ValueError,
+        ("w1 must have shape (rd, 3)", "x with 3 channels"),
+    ),
+    "x 6-D": (call(x=X[None, None]), ValueError, ("x must have shape", "(1, 1, 2, 6, 3, 5)")),
+    "x 2-D": (
+        call(x=X[0, 0]),
+        ValueError,
+        ("x must have shape (N, C, H, W) or (N, C, L) or (N, C, D, H, W), got (3, 5)",),
+    ),
+    "x 1-D, channels last": (
+        call(x=X[0, 0, 0], channel_dim=-1),
+        ValueError,
+        ("x must have shape (N, H, W, C) or (N, L, C) or (N, D, H, W, C), got (5,)",),
+    ),
+    "channel_dim": (call(channel_dim=2), ValueError, ("channel_dim must be 1 or -1, got 2",)),
     "x not a tensor": (call(x=[1.0]), TypeError, ("x must be a tensor", "got list")),
     "x None": (call(x=None), TypeError, ("x must be a tensor", "got NoneType")),
     "x integer": (call(x=X.int()), TypeError, ("x must have dtype float32", "got torch.int32")),
@@ -188,7 +202,7 @@ BAD: dict[str, tuple[Callable[[], Any], type[Exception], tuple[str, ...]]] = {
         TypeError,
         ("gate_layer must be", "NoneType"),
     ),
-    "eca: x 3-D": (eca(x=X[0]), ValueError, ("x must have shape (N, C, H, W)", "(6, 3, 5)")),
+    "eca: x 2-D": (eca(x=X[0, 0]), ValueError, ("x must have shape (N, C, H, W)", "(3, 5)")),
     "eca: x integer": (eca(x=X.int()), TypeError, ("x must have dtype", "torch.int32")),
     "eca: even k": (
         eca(weight=torch.randn(1, 1, 4)),
@@ -239,8 +253,8 @@ BAD: dict[str, tuple[Callable[[], Any], type[Exception], tuple[str, ...]]] = {
     ),
     "eca: unknown gate": (eca(gate="sigmoud"), ValueError, ("gate is not", "'sigmoud'")),
     "eca: backend": (eca(backend="cuda"), ValueError, ("'cuda' cannot run here",)),
-    "eca module: 3-D": (
-        lambda: EfficientChannelAttention(6)(X[0]),
+    "eca module: 2-D": (
+        lambda: EfficientChannelAttention(6)(X[0, 0]),
         ValueError,
         ("x must have shape (N, C, H, W)",),
     ),

@@ -43,7 +43,7 @@ def test_against_float64(case: Case) -> None:
         memory_format = torch.contiguous_format
         if name in ("y", "dx"):
             memory_format = ops.memory_format_of(x)
-        if case.backend == "reference" and name != "y":
+        if (case.backend == "reference" or not block.op) and name != "y":
             memory_format = None  # autograd of the formulas decides
         assert_close(
             name,

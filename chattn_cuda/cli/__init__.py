@@ -1,4 +1,4 @@
-"""The command line: ``python -m chattn_cuda doctor | demo | bench``.
+"""The command line: ``python -m chattn_cuda doctor | demo | verify | bench | traffic``.
 
 Each command is a module with ``add_arguments(parser)`` and ``run(arguments) -> exit code``.
 Exit codes: 0 success; 1 something is broken or results disagree; 2 wrong use, or a package that the
@@ -20,6 +20,7 @@ __all__ = ["main"]
 _COMMANDS = {
     "doctor": "what is installed, built and usable here, and why something is not",
     "demo": "SE-ResNet-50 on two photographs: eager, compiled and accelerated, checked and timed",
+    "verify": "models of timm and torchvision, accelerated, against themselves, in float64",
     "bench": "the blocks against eager PyTorch and torch.compile",
     "traffic": "what the CUDA kernels of a block move, counted without a GPU",
 }

@@ -1,17 +1,27 @@
 """The blocks as functions."""
 
-from chattn_cuda.functional.common import Resolved, why_not_fused
+from chattn_cuda.functional.common import Resolved, from_map, to_map, why_not_fused
 from chattn_cuda.functional.eca import (
     efficient_channel_attention,
     run_efficient_channel_attention,
 )
 from chattn_cuda.functional.se import run_squeeze_excite, squeeze_excite
+from chattn_cuda.functional.se_relatives import (
+    effective_squeeze_excite,
+    run_effective_squeeze_excite,
+    squeeze_excite_scale_bias,
+)
 
 __all__ = [
     "Resolved",
+    "effective_squeeze_excite",
     "efficient_channel_attention",
+    "from_map",
+    "run_effective_squeeze_excite",
     "run_efficient_channel_attention",
     "run_squeeze_excite",
     "squeeze_excite",
+    "squeeze_excite_scale_bias",
+    "to_map",
     "why_not_fused",
 ]

@@ -8,12 +8,46 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from chattn_cuda import validation
 from chattn_cuda.activations import Activation
 
-__all__ = ["Resolved", "why_not_fused"]
+__all__ = ["Resolved", "from_map", "to_map", "why_not_fused"]
 
 Resolved = tuple[Activation, float]
 """An activation of the kernels and its parameter."""
+
+
+def to_map(x: Tensor, channel_dim: int = 1, channels: int | None = None) -> Tensor:
+    """``x`` as a map (N, C, H, W).
+
+    A view wherever one exists: always, but for some strides of five axes.
+
+    Args:
+        x: (N, C, L), (N, C, H, W) or (N, C, D, H, W); (N, L, C) and so on for channel_dim = -1.
+        channel_dim: Where the channels are: 1 or -1.
+        channels: The expected C, if known.
+
+    Raises:
+        TypeError: As `chattn_cuda.validation.check_map`.
+        ValueError: As `chattn_cuda.validation.check_map`; another channel_dim.
+    """
+    validation.check_channel_dim(channel_dim)
+    validation.check_map(x, channels, any_rank=True, channel_dim=channel_dim)
+    if channel_dim == -1:
+        x = x.movedim(-1, 1)
+    if x.dim() == 3:
+        return x.unsqueeze(2)
+    return x.flatten(2, 3) if x.dim() == 5 else x
+
+
+def from_map(y: Tensor, x: Tensor, channel_dim: int = 1) -> Tensor:
+    """The view of a result ``y`` of the map `to_map` made of ``x`` with x's axes."""
+    if x.dim() == 3:
+        y = y.squeeze(2)
+    elif x.dim() == 5:
+        first = 2 if channel_dim == 1 else 1
+        y = y.unflatten(2, (x.shape[first], x.shape[first + 1]))
+    return y.movedim(1, -1) if channel_dim == -1 else y
 
 
 def why_not_fused(x: Tensor, weights: Sequence[Tensor | None]) -> str | None:

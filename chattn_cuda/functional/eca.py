@@ -10,7 +10,7 @@ from torch import Tensor
 from chattn_cuda import activations, backends, ops, reference, validation
 from chattn_cuda.activations import ActivationSpec
 from chattn_cuda.explanation import Explanation, explain_call, register_explainer
-from chattn_cuda.functional.common import Resolved, why_not_fused
+from chattn_cuda.functional.common import Resolved, from_map, to_map, why_not_fused
 
 __all__ = ["efficient_channel_attention", "run_efficient_channel_attention"]
 
@@ -22,6 +22,7 @@ def efficient_channel_attention(
     *,
     gate: ActivationSpec = ...,
     padding_mode: str = ...,
+    channel_dim: int = ...,
     return_gate: Literal[False] = ...,
     backend: str = ...,
 ) -> Tensor: ...
@@ -34,6 +35,7 @@ def efficient_channel_attention(
     *,
     gate: ActivationSpec = ...,
     padding_mode: str = ...,
+    channel_dim: int = ...,
     return_gate: Literal[True],
     backend: str = ...,
 ) -> tuple[Tensor, Tensor]: ...
@@ -45,6 +47,7 @@ def efficient_channel_attention(
     *,
     gate: ActivationSpec = "sigmoid",
     padding_mode: str = "zeros",
+    channel_dim: int = 1,
     return_gate: bool = False,
     backend: str = "auto",
 ) -> Tensor | tuple[Tensor, Tensor]:
@@ -56,13 +59,15 @@ def efficient_channel_attention(
     they can be differentiated again.
 
     Args:
-        x: The map (N, C, H, W): float32, float16, bfloat16 or float64; any strides.
+        x: The map (N, C, H, W), or (N, C, L), or (N, C, D, H, W), which are views of one: float32,
+            float16, bfloat16 or float64; any strides.
         weight: (1, 1, k) as a Conv1d's with k odd, or (C, 1, k): weights of its own for every
             channel (the paper's ECA-NS). It has x's type; under autocast it may have another.
         gate: The gate: "sigmoid", "hard_sigmoid", "tanh", "relu", "identity", or a module class or
             instance, a partial, or any function of a tensor. What the kernels do not know runs the
             formulas in PyTorch; `chattn_cuda.explain` says which path a call takes.
         padding_mode: "zeros" or "circular": what lies beyond the first and the last channel.
+        channel_dim: 1, or -1 where x is (N, H, W, C), (N, L, C) or (N, D, H, W, C).
         return_gate: Also return the gate.
         backend: "auto" or one of "cuda", "triton", "cpu", "reference".
 
@@ -84,18 +89,19 @@ def efficient_channel_attention(
     Example:
         >>> y = efficient_channel_attention(torch.randn(2, 64, 8, 8), torch.randn(1, 1, 3))
     """
-    validation.check_map(x)
-    validation.check_efficient_channel_attention(x, weight, padding_mode)
-    (unified,) = validation.unify_dtypes(x, (weight,), ("weight",))
+    m = to_map(x, channel_dim)
+    validation.check_efficient_channel_attention(m, weight, padding_mode)
+    (unified,) = validation.unify_dtypes(m, (weight,), ("weight",))
     assert unified is not None
     name = backends.select(backend, x.device.type, x.dtype)
     resolved = activations.resolve(gate, "gate")
     circular = padding_mode == "circular"
-    if _why_not_fused(x, unified, resolved) is not None:
-        y, s = _formulas(x, unified, activations.as_callable(gate, "gate"), circular)
+    if _why_not_fused(m, unified, resolved) is not None:
+        y, s = _formulas(m, unified, activations.as_callable(gate, "gate"), circular)
     else:
         assert resolved is not None
-        y, s = run_efficient_channel_attention(name, x, unified, resolved, circular)
+        y, s = run_efficient_channel_attention(name, m, unified, resolved, circular)
+    y = from_map(y, x, channel_dim)
     return (y, s) if return_gate else y
 
 
@@ -128,10 +134,11 @@ def _explain(
     *,
     gate: ActivationSpec = "sigmoid",
     padding_mode: str = "zeros",
+    channel_dim: int = 1,
     return_gate: bool = False,
     backend: str = "auto",
 ) -> Explanation:
-    validation.check_map(x)
+    x = to_map(x, channel_dim)
     validation.check_efficient_channel_attention(x, weight, padding_mode)
     uncovered = _why_not_fused(x, weight, activations.resolve(gate, "gate"))
     return explain_call(

@@ -10,7 +10,7 @@ from torch import Tensor
 from chattn_cuda import activations, backends, ops, reference, validation
 from chattn_cuda.activations import ActivationSpec
 from chattn_cuda.explanation import Explanation, explain_call, register_explainer
-from chattn_cuda.functional.common import Resolved, why_not_fused
+from chattn_cuda.functional.common import Resolved, from_map, to_map, why_not_fused
 
 __all__ = ["run_squeeze_excite", "squeeze_excite"]
 
@@ -28,6 +28,7 @@ def squeeze_excite(
     act: ActivationSpec = ...,
     gate: ActivationSpec = ...,
     add_maxpool: bool = ...,
+    channel_dim: int = ...,
     return_gate: Literal[False] = ...,
     backend: str = ...,
 ) -> Tensor: ...
@@ -44,6 +45,7 @@ def squeeze_excite(
     act: ActivationSpec = ...,
     gate: ActivationSpec = ...,
     add_maxpool: bool = ...,
+    channel_dim: int = ...,
     return_gate: Literal[True],
     backend: str = ...,
 ) -> tuple[Tensor, Tensor]: ...
@@ -59,6 +61,7 @@ def squeeze_excite(
     act: ActivationSpec = "relu",
     gate: ActivationSpec = "sigmoid",
     add_maxpool: bool = False,
+    channel_dim: int = 1,
     return_gate: bool = False,
     backend: str = "auto",
 ) -> Tensor | tuple[Tensor, Tensor]:
@@ -69,7 +72,8 @@ def squeeze_excite(
     gate, where it is returned); they can be differentiated again.
 
     Args:
-        x: The map (N, C, H, W): float32, float16, bfloat16 or float64; any strides.
+        x: The map (N, C, H, W), or (N, C, L), or (N, C, D, H, W), which are views of one: float32,
+            float16, bfloat16 or float64; any strides.
         w1: First layer, (rd, C) as a Linear's weight or (rd, C, 1, 1) as a 1x1 convolution's.
         b1: Its bias (rd,), or None.
         w2: Second layer, (C, rd) or (C, rd, 1, 1).
@@ -78,6 +82,7 @@ def squeeze_excite(
             class or instance, a partial, or any function of a tensor.
         gate: The gate: "sigmoid", "hard_sigmoid", "tanh", "relu", "identity" or as above.
         add_maxpool: Squeeze with the mean of the mean and the maximum.
+        channel_dim: 1, or -1 where x is (N, H, W, C), (N, L, C) or (N, D, H, W, C).
         return_gate: Also return the gate.
         backend: "auto" or one of "cuda", "triton", "cpu", "reference".
 
@@ -103,18 +108,19 @@ def squeeze_excite(
         >>> w1, w2 = torch.randn(4, 64), torch.randn(64, 4)
         >>> y = squeeze_excite(x, w1, None, w2, None)
     """
-    validation.check_map(x)
-    validation.check_squeeze_excite(x, w1, b1, w2, b2)
-    weights = validation.unify_dtypes(x, (w1, b1, w2, b2), _WEIGHTS)
+    m = to_map(x, channel_dim)
+    validation.check_squeeze_excite(m, w1, b1, w2, b2)
+    weights = validation.unify_dtypes(m, (w1, b1, w2, b2), _WEIGHTS)
     name = backends.select(backend, x.device.type, x.dtype)
     act_, gate_ = activations.resolve(act, "act"), activations.resolve(gate, "gate")
-    if _why_not_fused(x, weights, act_, gate_) is not None:
+    if _why_not_fused(m, weights, act_, gate_) is not None:
         act_function = activations.as_callable(act, "act")
         gate_function = activations.as_callable(gate, "gate")
-        y, s = _formulas(x, weights, act_function, gate_function, add_maxpool)
+        y, s = _formulas(m, weights, act_function, gate_function, add_maxpool)
     else:
         assert act_ is not None and gate_ is not None
-        y, s = run_squeeze_excite(name, x, weights, act_, gate_, add_maxpool)
+        y, s = run_squeeze_excite(name, m, weights, act_, gate_, add_maxpool)
+    y = from_map(y, x, channel_dim)
     return (y, s) if return_gate else y
 
 
@@ -126,7 +132,10 @@ def run_squeeze_excite(
     gate: Resolved,
     add_maxpool: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Returns y and the gate by ``backend``, on arguments that were checked."""
+    """Returns y and the gate by ``backend``, on arguments that were checked.
+
+    Without w1 the gate has one layer, and ``act`` must be the identity.
+    """
     namespace = backends.get(backend).namespace
     if namespace is None:
         return _formulas(
@@ -146,7 +155,7 @@ def _formulas(
     add_maxpool: bool,
 ) -> tuple[Tensor, Tensor]:
     w1, b1, w2, b2 = weights
-    assert w1 is not None and w2 is not None
+    assert w2 is not None
     y, s = reference.squeeze_excite(x, w1, b1, w2, b2, act, gate, add_maxpool)
     return y.contiguous(memory_format=ops.memory_format_of(x)), s
 
@@ -174,10 +183,11 @@ def _explain(
     act: ActivationSpec = "relu",
     gate: ActivationSpec = "sigmoid",
     add_maxpool: bool = False,
+    channel_dim: int = 1,
     return_gate: bool = False,
     backend: str = "auto",
 ) -> Explanation:
-    validation.check_map(x)
+    x = to_map(x, channel_dim)
     validation.check_squeeze_excite(x, w1, b1, w2, b2)
     uncovered = _why_not_fused(
         x,

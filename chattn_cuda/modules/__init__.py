@@ -7,16 +7,28 @@ from chattn_cuda.modules.efficient_channel_attention import (
     EfficientChannelAttentionNS,
     adaptive_kernel_size,
 )
+from chattn_cuda.modules.se_relatives import (
+    EffectiveSqueezeExcite,
+    GatherExcite,
+    SpatialChannelSqueezeExcite,
+    SqueezeExciteCl,
+    SqueezeExciteScaleBias,
+)
 from chattn_cuda.modules.squeeze_excite import SqueezeExcite
 
 __all__ = [
     "SEGC",
     "CircularEfficientChannelAttention",
+    "EffectiveSqueezeExcite",
     "EfficientChannelAttention",
     "EfficientChannelAttentionNS",
+    "GatherExcite",
     "SEVar1",
     "SEVar2",
     "SEVar3",
+    "SpatialChannelSqueezeExcite",
     "SqueezeExcite",
+    "SqueezeExciteCl",
+    "SqueezeExciteScaleBias",
     "adaptive_kernel_size",
 ]

@@ -6,43 +6,21 @@ C x C, SE-GC those within groups of channels.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
 from chattn_cuda import activations, backends, functional, validation
 from chattn_cuda.activations import ActivationSpec
-from chattn_cuda.explanation import Explanation, explain_call
 from chattn_cuda.modules.efficient_channel_attention import EfficientChannelAttentionNS
 from chattn_cuda.modules.fused import FusedForward
+from chattn_cuda.modules.squeeze_excite import SqueezeExciteForward, SqueezeExciteLayers
 
 __all__ = ["SEGC", "SEVar1", "SEVar2", "SEVar3"]
 
 
-class _Ablation(FusedForward, nn.Module):
-    """What the variants share."""
-
-    gate: nn.Module
-
-    @torch.jit.unused
-    def fused_forward(self, x: Tensor) -> Tensor | None:
-        """The block by the operators, or None where it must run its submodules."""
-        if isinstance(x, Tensor):
-            backends.select(self.backend, x.device.type)
-        return None
-
-    @torch.jit.unused
-    def explain(self, x: Tensor) -> Explanation:
-        """How ``forward(x)`` would run; see `chattn_cuda.explain`."""
-        validation.check_map(x)
-        uncovered = self.obstacle() or functional.why_not_fused(x, ())
-        if uncovered is None and self.backend == "auto":
-            if backends.select("auto", x.device.type, x.dtype) == "reference":
-                uncovered = "no fused backend can run here"
-        block = type(self).__name__
-        return explain_call(block, self.backend, x.device.type, x.dtype, uncovered, "eager")
-
-
-class SEVar1(_Ablation):
+class SEVar1(FusedForward, nn.Module):
     """``x * gate(mean_hw(x))``: no parameters.
 
     Args:
@@ -53,6 +31,8 @@ class SEVar1(_Ablation):
         TypeError: ``gate_layer`` is of the wrong type.
         ValueError: An unknown gate or backend.
     """
+
+    _any_rank = True
 
     def __init__(self, gate_layer: ActivationSpec = "sigmoid", *, backend: str = "auto") -> None:
         super().__init__()
@@ -72,11 +52,18 @@ class SEVar1(_Ablation):
         return None
 
     @torch.jit.unused
+    def fused_weights(self) -> Sequence[Tensor | None]:
+        """None."""
+        return ()
+
+    @torch.jit.unused
     def fused_forward(self, x: Tensor) -> Tensor | None:
         """An ECA block whose one weight is 1, or None where it must run its submodules."""
         gate = activations.resolve(self.gate)
         if gate is None or not gate[0].is_gate:
-            return super().fused_forward(x)
+            if isinstance(x, Tensor):
+                backends.select(self.backend, x.device.type)
+            return None
         validation.check_map(x)
         name = backends.select(self.backend, x.device.type, x.dtype)
         if name == "reference" and self.backend == "auto":
@@ -106,10 +93,10 @@ class SEVar2(EfficientChannelAttentionNS):
         super().__init__(channels, 1, gate_layer, backend=backend)
 
 
-class SEVar3(_Ablation):
+class SEVar3(SqueezeExciteForward, nn.Module):
     """``x * gate(W mean_hw(x))`` with a full matrix W, in ``fc.weight`` (C, C, 1, 1).
 
-    It runs its submodules one by one, on every backend.
+    Effective SE (`EffectiveSqueezeExcite`) without a bias.
 
     Args:
         channels: C of the input.
@@ -120,6 +107,9 @@ class SEVar3(_Ablation):
         TypeError: An argument of the wrong type.
         ValueError: ``channels`` below 1, an unknown gate or backend.
     """
+
+    _block = ""
+    _any_rank = True
 
     def __init__(
         self, channels: int, gate_layer: ActivationSpec = "sigmoid", *, backend: str = "auto"
@@ -135,9 +125,9 @@ class SEVar3(_Ablation):
         return x * self.gate(self.fc(x.mean((2, 3), keepdim=True)))
 
     @torch.jit.unused
-    def obstacle(self) -> str | None:
-        """Why the operators do not cover this module."""
-        return "the kernels do not know a gate of one fully connected layer"
+    def fused_layers(self) -> SqueezeExciteLayers:
+        """The one layer."""
+        return SqueezeExciteLayers(None, None, "identity", self.fc, self.gate, names=("", "fc"))
 
 
 class SEGC(SEVar3):

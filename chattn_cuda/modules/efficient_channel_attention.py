@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,7 +12,6 @@ from torch import Tensor, nn
 
 from chattn_cuda import activations, backends, functional, validation
 from chattn_cuda.activations import ActivationSpec
-from chattn_cuda.explanation import Explanation, explain_call
 from chattn_cuda.modules.fused import FusedForward, submodule_obstacle
 from chattn_cuda.modules.make_divisible import make_divisible
 
@@ -50,6 +50,7 @@ class EfficientChannelAttentionForward(FusedForward):
         conv2: Any
         gate: nn.Module
 
+    _block = "EfficientChannelAttention"
     _circular = False
 
     def eager_forward(self, x: Tensor) -> Tensor:
@@ -69,7 +70,7 @@ class EfficientChannelAttentionForward(FusedForward):
     def _shape_obstacle(self) -> str | None:
         """Why the convolution is not the one that the operators compute; None where it is."""
         conv = self.conv
-        if self.conv2 is not None:
+        if self._has_mlp():
             return "the kernels do not know the gate with an MLP (use_mlp)"
         if (conv.in_channels, conv.out_channels, conv.padding_mode) != (1, 1, "zeros"):
             return "conv is not a convolution over the channels"
@@ -88,10 +89,19 @@ class EfficientChannelAttentionForward(FusedForward):
             return "conv has a bias"
         if conv.kernel_size[0] % 2 == 0 or conv.stride != (1,) or conv.dilation != (1,):
             return "conv has an even length, a stride or a dilation"
-        gate = activations.resolve(self.gate)
+        module = self._gate_module()
+        gate = activations.resolve(module)
         if gate is None or not gate[0].is_gate:
-            return f"the kernels do not know gate ({type(self.gate).__name__})"
+            return f"the kernels do not know gate ({type(module).__name__})"
         return gate
+
+    @torch.jit.unused
+    def _gate_module(self) -> nn.Module:
+        return self.gate
+
+    @torch.jit.unused
+    def _has_mlp(self) -> bool:
+        return self.conv2 is not None
 
     @torch.jit.unused
     def fused_forward(self, x: Tensor) -> Tensor | None:
@@ -102,7 +112,8 @@ class EfficientChannelAttentionForward(FusedForward):
                 backends.select(self.backend, x.device.type)
             return None
         weight = self.conv.weight
-        validation.check_map(x, weight.shape[0] if weight.shape[0] > 1 else None)
+        channels = weight.shape[0] if weight.shape[0] > 1 else None
+        validation.check_map(x, channels, any_rank=self._any_rank)
         mode = "circular" if self._circular else "zeros"
         validation.check_efficient_channel_attention(x, weight, mode, "conv.weight")
         name = backends.select(self.backend, x.device.type, x.dtype)
@@ -115,18 +126,9 @@ class EfficientChannelAttentionForward(FusedForward):
         return functional.run_efficient_channel_attention(name, x, unified, gate, self._circular)[0]
 
     @torch.jit.unused
-    def explain(self, x: Tensor) -> Explanation:
-        """How ``forward(x)`` would run; see `chattn_cuda.explain`."""
-        validation.check_map(x)
-        uncovered = self.obstacle()
-        if uncovered is None:
-            uncovered = functional.why_not_fused(x, (self.conv.weight,))
-        if uncovered is None and self.backend == "auto":
-            if backends.select("auto", x.device.type, x.dtype) == "reference":
-                uncovered = "no fused backend can run here"
-        return explain_call(
-            "EfficientChannelAttention", self.backend, x.device.type, x.dtype, uncovered, "eager"
-        )
+    def fused_weights(self) -> Sequence[Tensor | None]:
+        """The convolution's weight."""
+        return (self.conv.weight,)
 
 
 class CircularEfficientChannelAttentionForward(EfficientChannelAttentionForward):
@@ -188,6 +190,8 @@ class EfficientChannelAttention(EfficientChannelAttentionForward, nn.Module):
         >>> y = EfficientChannelAttention(64)(torch.randn(2, 64, 8, 8))
     """
 
+    _any_rank = True
+
     def __init__(
         self,
         channels: int | None = None,
@@ -244,6 +248,8 @@ class CircularEfficientChannelAttention(CircularEfficientChannelAttentionForward
         ValueError: An even ``kernel_size``, ``channels`` below 1, an unknown activation or backend.
     """
 
+    _any_rank = True
+
     def __init__(
         self,
         channels: int | None = None,
@@ -283,6 +289,8 @@ class EfficientChannelAttentionNS(EfficientChannelAttentionForward, nn.Module):
         TypeError: An argument of the wrong type.
         ValueError: An even ``kernel_size``, ``channels`` below 1, an unknown gate or backend.
     """
+
+    _any_rank = True
 
     def __init__(
         self,

@@ -7,16 +7,17 @@ it calls them, as the module that it replaces would.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.fx import Proxy
 
-from chattn_cuda import backends
-from chattn_cuda.explanation import Explanation
+from chattn_cuda import backends, functional, validation
+from chattn_cuda.explanation import Explanation, explain_call
 
-__all__ = ["FusedForward", "pointwise_obstacle", "submodule_obstacle"]
+__all__ = ["FusedForward", "has_hooks", "pointwise_obstacle", "submodule_obstacle"]
 
 
 class FusedForward:
@@ -24,6 +25,10 @@ class FusedForward:
 
     __jit_unused_properties__ = ["backend"]
     _backend = "auto"
+    _block = ""  # its name in explanations; that of the class where empty
+    _any_rank = False  # whether (N, C, L) and (N, C, D, H, W) are taken too
+    _eager_any_rank = False  # whether eager_forward takes them, or their view as (N, C, H, W)
+    _channel_dim = 1  # or -1
 
     @property
     def backend(self) -> str:
@@ -60,19 +65,65 @@ class FusedForward:
         raise NotImplementedError
 
     @torch.jit.unused
-    def explain(self, x: Tensor) -> Explanation:
-        """How ``forward(x)`` would run; see `chattn_cuda.explain`."""
+    def fused_weights(self) -> Sequence[Tensor | None]:
+        """The tensors that the operators take with a map; asked for where `obstacle` is None."""
         raise NotImplementedError
 
     @torch.jit.unused
+    def explain(self, x: Tensor) -> Explanation:
+        """How ``forward(x)`` would run; see `chattn_cuda.explain`."""
+        if self._any_rank:
+            m = functional.to_map(x, self._channel_dim)
+        else:
+            validation.check_map(x)
+            m = x
+        uncovered = self.obstacle()
+        if uncovered is None:
+            uncovered = functional.why_not_fused(m, self.fused_weights())
+        if uncovered is None and self.backend == "auto":
+            if backends.select("auto", x.device.type, x.dtype) == "reference":
+                uncovered = "no fused backend can run here"
+        block = self._block or type(self).__name__
+        return explain_call(block, self.backend, x.device.type, x.dtype, uncovered, "eager")
+
+    @torch.jit.unused
     def _fused_or_eager(self, x: Tensor) -> Tensor:
-        # Graphs that must not depend on this package get the plain operations.
-        if isinstance(x, Proxy) or torch.jit.is_tracing():
+        if isinstance(x, Proxy):  # nothing may depend on a shape
             return self.eager_forward(x)
-        if torch.compiler.is_exporting() and torch.onnx.is_in_onnx_export():
-            return self.eager_forward(x)
-        y = self.fused_forward(x)
+        if self._any_rank and isinstance(x, Tensor) and x.dim() in (3, 5):
+            return self._on_map(x)
+        y = None if _must_be_plain() else self.fused_forward(x)
         return self.eager_forward(x) if y is None else y
+
+    @torch.jit.unused
+    def _on_map(self, x: Tensor) -> Tensor:
+        """The block on the four-dimensional view of an ``x`` with three or five axes."""
+        last = self._channel_dim == -1
+        m = functional.to_map(x, self._channel_dim)
+        view = m.movedim(1, -1) if last else m
+        y = None if _must_be_plain() else self.fused_forward(view)
+        if y is None:
+            if self._eager_any_rank:
+                return self.eager_forward(x)
+            y = self.eager_forward(view)
+        return functional.from_map(y.movedim(-1, 1) if last else y, x, self._channel_dim)
+
+
+def _must_be_plain() -> bool:
+    """Whether a graph is made that must not depend on this package: it gets plain operations."""
+    if torch.jit.is_tracing():
+        return True
+    return torch.compiler.is_exporting() and torch.onnx.is_in_onnx_export()
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether calling ``module`` runs hooks."""
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+    )
 
 
 def submodule_obstacle(module: Any, name: str, *types: type[nn.Module]) -> str | None:
@@ -82,12 +133,7 @@ def submodule_obstacle(module: Any, name: str, *types: type[nn.Module]) -> str |
     """
     if type(module) not in types:
         return f"{name} is a {type(module).__name__}"
-    if (
-        module._forward_hooks
-        or module._forward_pre_hooks
-        or module._backward_hooks
-        or module._backward_pre_hooks
-    ):
+    if has_hooks(module):
         return f"{name} has hooks"
     if "forward" in module.__dict__:
         return f"{name} has a forward of its own"
@@ -95,10 +141,16 @@ def submodule_obstacle(module: Any, name: str, *types: type[nn.Module]) -> str |
 
 
 def pointwise_obstacle(module: Any, name: str) -> str | None:
-    """Why ``module`` is not a plain 1x1 convolution; None where it is one."""
-    reason = submodule_obstacle(module, name, nn.Conv2d)
-    if reason is None and not (
-        module.kernel_size == (1, 1) and module.groups == 1 and module.padding in ((0, 0), "valid")
+    """Why ``module`` is not a plain 1x1 convolution or linear layer; None where it is one."""
+    reason = submodule_obstacle(module, name, nn.Conv2d, nn.Linear)
+    if (
+        reason is None
+        and type(module) is nn.Conv2d
+        and not (
+            module.kernel_size == (1, 1)
+            and module.groups == 1
+            and module.padding in ((0, 0), "valid")
+        )
     ):
         reason = f"{name} is not a 1x1 convolution"
     return reason

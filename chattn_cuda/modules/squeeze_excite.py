@@ -3,24 +3,96 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from chattn_cuda import activations, backends, functional, validation
 from chattn_cuda.activations import ActivationSpec
-from chattn_cuda.explanation import Explanation, explain_call
-from chattn_cuda.modules.fused import FusedForward, pointwise_obstacle, submodule_obstacle
+from chattn_cuda.modules.fused import (
+    FusedForward,
+    has_hooks,
+    pointwise_obstacle,
+    submodule_obstacle,
+)
 from chattn_cuda.modules.make_divisible import make_divisible
 
-__all__ = ["SqueezeExcite", "SqueezeExciteForward"]
+__all__ = [
+    "SqueezeExcite",
+    "SqueezeExciteForward",
+    "SqueezeExciteLayers",
+    "fold_batch_norm",
+]
 
-_WEIGHTS = ("fc1.weight", "fc1.bias", "fc2.weight", "fc2.bias")
+
+class SqueezeExciteLayers(NamedTuple):
+    """What a block of the SE family computes with, wherever its class keeps it."""
+
+    first: Any  # a 1x1 Conv2d or a Linear; None: the gate has one layer
+    norm: Any  # a batch norm, an Identity or None
+    act: ActivationSpec
+    second: Any
+    gate: ActivationSpec
+    add_maxpool: bool = False
+    names: tuple[str, str] = ("fc1", "fc2")
+    around: tuple[Any, ...] = ()  # other submodules that are called, and whose hooks count
+
+    def why_never_fused(self) -> str | None:
+        """What will not go away by itself, as hooks and batch statistics can; None: nothing."""
+        for layer, name in zip((self.first, self.second), self.names, strict=True):
+            if layer is not None and type(layer) not in (nn.Conv2d, nn.Linear):
+                return submodule_obstacle(layer, name, nn.Conv2d, nn.Linear)
+        norm = type(self.norm)
+        if norm not in (type(None), nn.Identity, nn.BatchNorm2d, nn.SyncBatchNorm):
+            return f"bn is a {norm.__name__}"
+        resolved = self.activations()
+        return resolved if isinstance(resolved, str) else None
+
+    def why_not_fused(self) -> str | None:
+        """Why the operators do not cover the layers as they are now; None where they do."""
+        for layer, name in zip((self.first, self.second), self.names, strict=True):
+            reason = None if layer is None else pointwise_obstacle(layer, name)
+            if reason is not None:
+                return reason
+        for module in self.around:
+            if has_hooks(module):
+                return f"a {type(module).__name__} in it has hooks"
+        norm = self.norm
+        if norm is None or type(norm) is nn.Identity:
+            return None
+        reason = submodule_obstacle(norm, "bn", nn.BatchNorm2d, nn.SyncBatchNorm)
+        if reason is None and (norm.training or norm.running_mean is None):
+            reason = "bn normalises with the statistics of the batch"
+        return reason
+
+    def activations(self) -> str | tuple[functional.Resolved, functional.Resolved]:
+        """The activation and the gate as the operators know them, or why they do not."""
+        act, gate = activations.resolve(self.act), activations.resolve(self.gate)
+        if act is None:
+            return f"the kernels do not know act ({_name_of(self.act)})"
+        if gate is None or not gate[0].is_gate:
+            return f"the kernels do not know gate ({_name_of(self.gate)})"
+        return act, gate
+
+    def weights(self) -> Sequence[Tensor | None]:
+        """w1, b1, w2 and b2, as the layers have them."""
+        first, second = self.first, self.second
+        one = (None, None) if first is None else (first.weight, first.bias)
+        return (*one, second.weight, second.bias)
+
+    def weight_names(self) -> tuple[str, str, str, str]:
+        """What error messages call the weights."""
+        first, second = self.names
+        return f"{first}.weight", f"{first}.bias", f"{second}.weight", f"{second}.bias"
+
+
+def _name_of(spec: Any) -> str:
+    return spec if isinstance(spec, str) else type(spec).__name__
 
 
 class SqueezeExciteForward(FusedForward):
-    """The forward over the submodules fc1, bn, act, fc2, gate and the flag add_maxpool."""
+    """The forward of the SE family over `SqueezeExciteLayers`."""
 
     if TYPE_CHECKING:  # as real annotations, TorchScript would read them
         fc1: nn.Conv2d
@@ -29,6 +101,15 @@ class SqueezeExciteForward(FusedForward):
         fc2: nn.Conv2d
         gate: nn.Module
         add_maxpool: bool
+
+    _block = "SqueezeExcite"
+
+    @torch.jit.unused
+    def fused_layers(self) -> SqueezeExciteLayers:
+        """The layers; here those of timm's SEModule."""
+        return SqueezeExciteLayers(
+            self.fc1, self.bn, self.act, self.fc2, self.gate, self.add_maxpool
+        )
 
     def eager_forward(self, x: Tensor) -> Tensor:
         """The block by its submodules, one after the other."""
@@ -41,66 +122,44 @@ class SqueezeExciteForward(FusedForward):
     @torch.jit.unused
     def obstacle(self) -> str | None:
         """Why the operators do not cover this module as it is now; None where they do."""
-        found = self._activations()
-        return found if isinstance(found, str) else None
+        layers = self.fused_layers()
+        resolved = layers.activations()
+        return layers.why_not_fused() or (resolved if isinstance(resolved, str) else None)
 
     @torch.jit.unused
-    def _activations(self) -> str | tuple[functional.Resolved, functional.Resolved]:
-        """The activation and the gate, or what `obstacle` returns."""
-        reason = pointwise_obstacle(self.fc1, "fc1") or pointwise_obstacle(self.fc2, "fc2")
-        if reason is not None:
-            return reason
-        bn = self.bn
-        if type(bn) is not nn.Identity:
-            reason = submodule_obstacle(bn, "bn", nn.BatchNorm2d, nn.SyncBatchNorm)
-            if reason is not None:
-                return reason
-            if bn.training or bn.running_mean is None:
-                return "bn normalises with the statistics of the batch"
-        act, gate = activations.resolve(self.act), activations.resolve(self.gate)
-        if act is None:
-            return f"the kernels do not know act ({type(self.act).__name__})"
-        if gate is None or not gate[0].is_gate:
-            return f"the kernels do not know gate ({type(self.gate).__name__})"
-        return act, gate
+    def fused_weights(self) -> Sequence[Tensor | None]:
+        """w1, b1, w2 and b2."""
+        return self.fused_layers().weights()
 
     @torch.jit.unused
     def fused_forward(self, x: Tensor) -> Tensor | None:
         """The block by the operators, or None where it must run its submodules."""
-        found = self._activations()
-        if isinstance(found, str):
+        layers = self.fused_layers()
+        resolved = layers.activations()
+        if isinstance(resolved, str) or layers.why_not_fused() is not None:
             if isinstance(x, Tensor):
                 backends.select(self.backend, x.device.type)
             return None
-        fc1, fc2 = self.fc1, self.fc2
-        validation.check_map(x, fc1.in_channels)
-        w1, b1, w2, b2 = fc1.weight, fc1.bias, fc2.weight, fc2.bias
-        validation.check_squeeze_excite(x, w1, b1, w2, b2, _WEIGHTS)
-        weights: Sequence[Tensor | None] = (w1, b1, w2, b2)
+        weights, names = layers.weights(), layers.weight_names()
+        w1, b1, w2, b2 = weights
+        assert w2 is not None
+        last = self._channel_dim == -1
+        validation.check_map(x, w2.shape[0], any_rank=self._any_rank, channel_dim=self._channel_dim)
+        m = x.movedim(-1, 1) if last else x
+        if w1 is None:
+            validation.check_effective_squeeze_excite(m, w2, b2, names[2:])
+        else:
+            validation.check_squeeze_excite(m, w1, b1, w2, b2, names)
         name = backends.select(self.backend, x.device.type, x.dtype)
         if name == "reference" and self.backend == "auto":
             return None
-        if functional.why_not_fused(x, weights) is not None:
+        if functional.why_not_fused(m, weights) is not None:
             return None
-        weights = validation.unify_dtypes(x, weights, _WEIGHTS)
-        if type(self.bn) is not nn.Identity:
-            weights = fold_batch_norm(self.bn, *weights)
-        return functional.run_squeeze_excite(name, x, weights, *found, self.add_maxpool)[0]
-
-    @torch.jit.unused
-    def explain(self, x: Tensor) -> Explanation:
-        """How ``forward(x)`` would run; see `chattn_cuda.explain`."""
-        validation.check_map(x)
-        uncovered = self.obstacle()
-        if uncovered is None:
-            weights = (self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias)
-            uncovered = functional.why_not_fused(x, weights)
-        if uncovered is None and self.backend == "auto":
-            if backends.select("auto", x.device.type, x.dtype) == "reference":
-                uncovered = "no fused backend can run here"
-        return explain_call(
-            "SqueezeExcite", self.backend, x.device.type, x.dtype, uncovered, "eager"
-        )
+        weights = validation.unify_dtypes(m, weights, names)
+        if layers.norm is not None and type(layers.norm) is not nn.Identity:
+            weights = fold_batch_norm(layers.norm, *weights)
+        y = functional.run_squeeze_excite(name, m, weights, *resolved, layers.add_maxpool)[0]
+        return y.movedim(1, -1) if last else y
 
 
 class SqueezeExcite(SqueezeExciteForward, nn.Module):
@@ -108,7 +167,8 @@ class SqueezeExcite(SqueezeExciteForward, nn.Module):
 
     Hu et al., arXiv 1709.01507. State dicts load both ways. The parameters stay in ``nn.Conv2d``
     submodules, which the fused path reads without calling: where they have hooks, or are replaced
-    by other classes (LoRA, quantisation), the module calls them one after the other instead.
+    by other classes (LoRA, quantisation), the module calls them one after the other instead. The
+    input is (N, C, H, W), or (N, C, L) or (N, C, D, H, W), which timm's module does not take.
 
     Args:
         channels: C of the input.
@@ -134,6 +194,8 @@ class SqueezeExcite(SqueezeExciteForward, nn.Module):
     Example:
         >>> y = SqueezeExcite(64)(torch.randn(2, 64, 8, 8))
     """
+
+    _any_rank = True
 
     def __init__(
         self,
@@ -185,7 +247,7 @@ def fold_batch_norm(
     if bn.bias is not None:
         shift = shift + bn.bias.to(acc)
     return (
-        w1.to(acc) * scale[:, None, None, None],
+        w1.to(acc) * scale.view(-1, *(1 for _ in w1.shape[1:])),
         shift,
         w2.to(acc),
         None if b2 is None else b2.to(acc),

@@ -21,6 +21,7 @@ from torch import Tensor
 from chattn_cuda import reference
 from chattn_cuda.ops import eca, se
 from chattn_cuda.ops.block import Block
+from chattn_cuda.ops.flops import register_flops
 
 __all__ = ["BLOCKS", "apply", "register_fakes"]
 
@@ -42,12 +43,23 @@ def apply(block: str, namespace: str, *args: Any) -> tuple[Tensor, Tensor]:
     if torch._C._are_functorch_transforms_active():
         outputs = _TransformableForward.apply(block, namespace, *args)
         return outputs[0], outputs[-1]
+    if torch.compiler.is_compiling():
+        args = tuple(_constant(a) if isinstance(a, float) else a for a in args)
     if torch.is_grad_enabled():
         for t in args[: BLOCKS[block].tensors]:
             if t is not None and t.requires_grad:
                 return _Forward.apply(block, namespace, *args)
     outputs = _operator(namespace, block, "forward")(*args)
     return outputs[0], outputs[-1]
+
+
+def _constant(value: float) -> float:
+    """The value as a constant of the graph.
+
+    With dynamic shapes, numbers of attributes become inputs of the graph, which the bodies of two
+    autograd functions cannot share. Text specialises them.
+    """
+    return float(f"{value!r}")
 
 
 def _operator(namespace: str, block: str, direction: str) -> Any:
@@ -223,6 +235,7 @@ def register_fakes(namespace: str) -> None:
             torch.library.register_vmap(
                 name, functools.partial(_loop, _operator(namespace, block.name, direction))
             )
+    register_flops(namespace)
     _registered.add(namespace)
 
 

@@ -16,7 +16,7 @@ __all__ = ["BLOCK"]
 
 def _fake_forward(
     x: Tensor,
-    w1: Tensor,
+    w1: Tensor | None,
     b1: Tensor | None,
     w2: Tensor,
     b2: Tensor | None,
@@ -31,7 +31,7 @@ def _fake_forward(
         torch.empty_like(x, memory_format=memory_format_of(x)),
         x.new_empty((n, c), dtype=acc),
         x.new_empty((n, c) if add_maxpool else (0,), dtype=acc),
-        x.new_empty((n, w1.shape[0]), dtype=acc),
+        x.new_empty((0,) if w1 is None else (n, w1.shape[0]), dtype=acc),
         x.new_empty((n, c), dtype=acc),
     )
 
@@ -44,7 +44,7 @@ def _fake_backward(
     peak: Tensor,
     hidden: Tensor,
     gate: Tensor,
-    w1: Tensor,
+    w1: Tensor | None,
     w2: Tensor,
     act: int,
     act_param: float,
@@ -54,13 +54,14 @@ def _fake_backward(
     need_dw: bool,
 ) -> tuple[Tensor, ...]:
     dx = torch.empty_like(x, memory_format=memory_format_of(x)) if need_dx else x.new_empty((0,))
-    shapes = [w1.shape, w1.shape[:1], w2.shape, w2.shape[:1]] if need_dw else [(0,)] * 4
-    return (dx, *(w1.new_empty(shape) for shape in shapes))
+    first = [(0,)] * 2 if w1 is None or not need_dw else [w1.shape, w1.shape[:1]]
+    second = [w2.shape, w2.shape[:1]] if need_dw else [(0,)] * 2
+    return (dx, *(w2.new_empty(shape) for shape in first + second))
 
 
 def _formulas(
     x: Tensor,
-    w1: Tensor,
+    w1: Tensor | None,
     b1: Tensor | None,
     w2: Tensor,
     b2: Tensor | None,

@@ -1,8 +1,9 @@
 """Squeeze-and-Excitation on Triton: plans, allocates and launches.
 
 Forward is three launches: squeeze, hidden, gate + rescale. Backward is four: reduce (dy * x),
-hidden gradient, weight gradients, map gradient. Nothing synchronises with the host, and memory
-comes from torch's allocator, so both can be captured in a CUDA graph after a first call has
+hidden gradient, weight gradients, map gradient. Without w1 the gate has one layer: the pooled
+values take the place of the hidden ones, and w2 that of w1. Nothing synchronises with the host, and
+memory comes from torch's allocator, so both can be captured in a CUDA graph after a first call has
 compiled them.
 """
 
@@ -17,11 +18,11 @@ from .kernels import passes
 from .launch import UNLIMITED, plan_mlp, plan_outer, plan_pass
 
 SCHEMAS = (
-    "se_forward(Tensor x, Tensor w1, Tensor? b1, Tensor w2, Tensor? b2, int act, float act_param, "
+    "se_forward(Tensor x, Tensor? w1, Tensor? b1, Tensor w2, Tensor? b2, int act, float act_param, "
     "int gate_fn, bool add_maxpool) "
     "-> (Tensor y, Tensor pooled, Tensor peak, Tensor hidden, Tensor gate)",
     "se_backward(Tensor dy, Tensor? dgate, Tensor x, Tensor pooled, Tensor peak, Tensor hidden, "
-    "Tensor gate, Tensor w1, Tensor w2, int act, float act_param, int gate_fn, bool add_maxpool, "
+    "Tensor gate, Tensor? w1, Tensor w2, int act, float act_param, int gate_fn, bool add_maxpool, "
     "bool need_dx, bool need_dw) "
     "-> (Tensor dx, Tensor dw1, Tensor db1, Tensor dw2, Tensor db2)",
 )
@@ -31,7 +32,7 @@ _TWO_TILES = 2
 
 def forward_launches(
     x: Tensor,
-    w1: Tensor,
+    w1: Tensor | None,
     b1: Tensor | None,
     w2: Tensor,
     b2: Tensor | None,
@@ -43,19 +44,19 @@ def forward_launches(
     """Outputs (y, pooled, peak, hidden, gate), not yet computed, and the launches that do."""
     n, c, h, w = x.shape
     hw = h * w
-    r = w1.shape[0]
+    r = c if w1 is None else w1.shape[0]
     channels_last = host.is_channels_last(x)
     acc = host.accumulator(x.dtype)
     y = host.empty_map(x, channels_last)
     pooled = x.new_empty((n, c), dtype=acc)
     peak = x.new_empty((n, c) if add_maxpool else (0,), dtype=acc)
-    hidden = x.new_empty((n, r), dtype=acc)
+    hidden = x.new_empty((n, r) if w1 is not None else (0,), dtype=acc)
     gate = x.new_empty((n, c), dtype=acc)
     outputs = (y, pooled, peak, hidden, gate)
     if n == 0:
         return outputs, []
     x = host.dense(x, channels_last)
-    w1 = w1.reshape(r, c).contiguous()
+    w1 = None if w1 is None else w1.reshape(r, c).contiguous()
     w2 = w2.reshape(c, r).contiguous()
     b1 = None if b1 is None else b1.contiguous()
     b2 = None if b2 is None else b2.contiguous()
@@ -73,13 +74,24 @@ def forward_launches(
             ((x,), part_sum, part_max, *host.sizes(p, samples), *host.tiles(p)),
         )
     ]
-    m = plan_mlp(n, r, c, gate.element_size(), fill=host.FILL)
+    units = 1 if w1 is None else r
+    m = plan_mlp(n, units, c, gate.element_size(), fill=host.FILL)
     launches.append(
         host.Launch(
             gates.mlp_hidden_kernel,
             m.programs,
-            (part_sum, part_max, w1, b1, pooled, peak if add_maxpool else None, hidden)
-            + (n, c, r, hw, p.splits, m.tile_n, m.tile_r, m.tile_k),
+            (part_sum, part_max, w1, b1, pooled, peak if add_maxpool else None)
+            + (
+                None if w1 is None else hidden,
+                n,
+                c,
+                units,
+                hw,
+                p.splits,
+                m.tile_n,
+                m.tile_r,
+                m.tile_k,
+            ),
         )
     )
     p = plan_pass(n, c, hw, cl, size, max_splits=UNLIMITED, hidden=r, fill=host.FILL)
@@ -87,8 +99,8 @@ def forward_launches(
         host.Launch(
             gates.mlp_rescale_kernel,
             p.programs,
-            ((x,), y, hidden, w2, b2, gate, *host.sizes(p, n), r, act, act_param, gate_fn)
-            + (*host.tiles(p), p.tile_k),
+            ((x,), y, pooled if w1 is None else hidden, w2, b2, gate, *host.sizes(p, n), r)
+            + (act, act_param, gate_fn, *host.tiles(p), p.tile_k),
         )
     )
     return outputs, launches
@@ -102,7 +114,7 @@ def backward_launches(
     peak: Tensor,
     hidden: Tensor,
     gate: Tensor,
-    w1: Tensor,
+    w1: Tensor | None,
     w2: Tensor,
     act: int,
     act_param: float,
@@ -114,13 +126,13 @@ def backward_launches(
     """Outputs (dx, dw1, db1, dw2, db2), not yet computed, and the launches that do."""
     n, c, h, w = x.shape
     hw = h * w
-    r = w1.shape[0]
+    r = c if w1 is None else w1.shape[0]
     channels_last = host.is_channels_last(x)
     acc = gate.dtype
     dx = host.empty_map(x, channels_last) if need_dx else x.new_empty((0,))
-    new_weight = w1.new_zeros if n == 0 else w1.new_empty
-    dw1 = new_weight(w1.shape if need_dw else (0,))
-    db1 = new_weight((r,) if need_dw else (0,))
+    new_weight = w2.new_zeros if n == 0 else w2.new_empty
+    dw1 = new_weight((0,) if w1 is None or not need_dw else w1.shape)
+    db1 = new_weight((0,) if w1 is None or not need_dw else (r,))
     dw2 = new_weight(w2.shape if need_dw else (0,))
     db2 = new_weight((c,) if need_dw else (0,))
     outputs = (dx, dw1, db1, dw2, db2)
@@ -130,7 +142,7 @@ def backward_launches(
     dy = host.dense(dy, channels_last)
     dgate = None if dgate is None else dgate.contiguous()
     pooled, hidden, gate = pooled.contiguous(), hidden.contiguous(), gate.contiguous()
-    w1 = w1.reshape(r, c).contiguous()
+    w1 = None if w1 is None else w1.reshape(r, c).contiguous()
     w2 = w2.reshape(c, r).contiguous()
     cl = channels_last or hw == 1
     size = x.element_size()
@@ -149,15 +161,17 @@ def backward_launches(
     ]
     dz = torch.empty_like(gate)
     count = torch.empty_like(gate) if add_maxpool else None
-    dhidden = torch.empty_like(hidden)
+    dhidden = dz if w1 is None else torch.empty_like(hidden)
+    units = 1 if w1 is None else r
     # w2 is contiguous along the hidden axis here: 8 columns are one 32-byte sector of float32
-    m = plan_mlp(n, r, c, acc_size, min_cols=8, fill=host.FILL)
+    m = plan_mlp(n, units, c, acc_size, min_cols=8, fill=host.FILL)
     launches.append(
         host.Launch(
             gates.mlp_dhidden_kernel,
             m.programs,
-            (parts, part_count, dgate, gate, hidden, w2, dz, count, dhidden)
-            + (n, c, r, p.splits, act, act_param, gate_fn, m.tile_n, m.tile_r, m.tile_k),
+            (parts, part_count, dgate, gate)
+            + ((None, None, dz, count, None) if w1 is None else (hidden, w2, dz, count, dhidden))
+            + (n, c, units, p.splits, act, act_param, gate_fn, m.tile_n, m.tile_r, m.tile_k),
         )
     )
     if need_dw:
@@ -166,7 +180,11 @@ def backward_launches(
             host.Launch(
                 gates.mlp_dweight_kernel,
                 m.programs,
-                (dhidden, pooled, hidden, dz, dw1, db1, dw2, db2)
+                (
+                    (None, None, pooled, dz, None, None, dw2, db2)
+                    if w1 is None
+                    else (dhidden, pooled, hidden, dz, dw1, db1, dw2, db2)
+                )
                 + (n, c, r, act, act_param, m.tile_n, m.tile_r, m.tile_k),
             )
         )
@@ -177,8 +195,8 @@ def backward_launches(
             host.Launch(
                 gates.mlp_spread_kernel,
                 p.programs,
-                (dy, (x,), top, count, gate, dhidden, w1, (dx,), *host.sizes(p, n), r, hw)
-                + (*host.tiles(p), p.tile_k),
+                (dy, (x,), top, count, gate, dhidden, w2 if w1 is None else w1, (dx,))
+                + (*host.sizes(p, n), r, hw, *host.tiles(p), p.tile_k),
             )
         )
     return outputs, launches
@@ -186,7 +204,7 @@ def backward_launches(
 
 def se_forward(
     x: Tensor,
-    w1: Tensor,
+    w1: Tensor | None,
     b1: Tensor | None,
     w2: Tensor,
     b2: Tensor | None,
@@ -200,6 +218,7 @@ def se_forward(
     Args:
         x: (N, C, H, W), float32, float16, bfloat16 or float64, any strides.
         w1: (rd, C) or (rd, C, 1, 1), x's dtype, or float32 for a 16-bit x; so are b1, w2 and b2.
+            None for a gate of one layer: rd is C then, act the identity, and hidden empty.
         b1: (rd,) or None.
         w2: (C, rd) or (C, rd, 1, 1).
         b2: (C,) or None.
@@ -229,7 +248,7 @@ def se_backward(
     peak: Tensor,
     hidden: Tensor,
     gate: Tensor,
-    w1: Tensor,
+    w1: Tensor | None,
     w2: Tensor,
     act: int,
     act_param: float,

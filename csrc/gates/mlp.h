@@ -13,8 +13,11 @@ struct MlpGate {
   Act act = Act::relu, gate = Act::sigmoid;
   double act_param = 0;
   bool add_maxpool = false;  // p = (mean + max)/2 instead of the mean
+  bool direct = false;       // no first layer: s = gate(W2 p + b2); rd is C, and hidden is p
 
-  index_t bytes(index_t c) const { return 2 * c * rd * size_of(weight_dtype); }  // of both matrices
+  index_t bytes(index_t c) const {  // of the matrices
+    return (direct ? 1 : 2) * c * rd * size_of(weight_dtype);
+  }
 };
 
 // Arrays are dense; "acc" is acc_t of the map's type.
@@ -23,14 +26,14 @@ struct SeForward {
   MapShape map;
   MlpGate gate;
   const void* x = nullptr;
-  const void* w1 = nullptr;  // (rd, C), weight type
+  const void* w1 = nullptr;  // (rd, C), weight type; null: direct
   const void* b1 = nullptr;  // (rd) or null
   const void* w2 = nullptr;  // (C, rd)
   const void* b2 = nullptr;  // (C) or null
   void* y = nullptr;
   void* pooled = nullptr;  // (N, C) acc
   void* peak = nullptr;    // (N, C) acc, only with add_maxpool
-  void* hidden = nullptr;  // (N, rd) acc, before the activation
+  void* hidden = nullptr;  // (N, rd) acc, before the activation; direct: pooled
   void* scale = nullptr;   // (N, C) acc, the gate's value
 };
 
@@ -44,7 +47,7 @@ struct SeBackward {
   const void *pooled = nullptr, *peak = nullptr, *hidden = nullptr, *scale = nullptr;
   const void *w1 = nullptr, *w2 = nullptr;
   void* dx = nullptr;                   // null: not wanted
-  void *dw1 = nullptr, *db1 = nullptr;  // all four null: not wanted
+  void *dw1 = nullptr, *db1 = nullptr;  // all four null: not wanted; direct: these two are
   void *dw2 = nullptr, *db2 = nullptr;
 };
 

@@ -6,6 +6,9 @@
 //
 // The squeeze leaves the parts of a split plane to contract, which adds them up on the fly.
 // contract itself ends in sums, however many blocks share one.
+//
+// A gate of one layer has no contract: finish adds up the parts, and p takes the place of the
+// hidden values, dz that of their gradients, W2 that of W1.
 #pragma once
 #include "engine/cuda/apply.cuh"
 #include "engine/cuda/arrival.cuh"
@@ -204,6 +207,19 @@ contract(MlpShape<A> shape, Rows rows, Columns columns, Out out, A* parts, Arriv
   }
 }
 
+// ---- one layer: (samples x C) sums are only finished
+// Grid: the planes, one per thread.
+template <class A, class Rows>
+CHATTN_KERNEL(kThreads)
+finish(MlpShape<A> shape, Rows rows) {
+  const index_t i = static_cast<index_t>(blockIdx.x) * kThreads + threadIdx.x;
+  if (i >= static_cast<index_t>(shape.n) * shape.c) return;
+  const int n = static_cast<int>(i / shape.c), c = static_cast<int>(i % shape.c);
+  A sum = 0;
+  for (int q = 0; q < rows.parts(); ++q) sum += rows.part(n, c, q);
+  rows.finish(n, c, sum);
+}
+
 // ---- gates for the apply pass
 template <class A>
 using ApplyMatmul = MatmulTile<A, kApplySamples, kApplyChannels, sizeof(A) == 8 ? 16 : 32, false>;
@@ -275,7 +291,8 @@ struct WeightGradArgs {
   int channel_tiles, hidden_tiles;
 };
 
-// Grid: first the tiles of dW2 = dz^T act(hidden), then those of dW1 = dh^T pooled.
+// Grid: first the tiles of dW2 = dz^T act(hidden), then, with two layers, those of dW1 = dh^T
+// pooled.
 template <class T>
 CHATTN_KERNEL(kThreads, 1)
 weight_grads(WeightGradArgs<T> a) {

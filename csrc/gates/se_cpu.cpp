@@ -45,6 +45,7 @@ struct Forward {
 
   // Hidden units [j0, j1) of samples [n0, n1).
   void hidden(index_t n0, index_t n1, index_t j0, index_t j1) const {
+    if (p.gate.direct) return;  // they are the pooled values
     matrix.rows(at<A>(p.pooled, n0 * c), p.w1, p.b1, at<A>(p.hidden, n0 * rd), n1 - n0, rd, j0, j1,
                 c);
   }
@@ -117,8 +118,8 @@ struct Backward {
     scratch = std::make_unique_for_overwrite<A[]>(static_cast<std::size_t>(size));
     dz = scratch.get();
     dp = dz + planes;
-    dh = dp + planes;
-    activated = dh + units;
+    dh = p.gate.direct ? dp : dp + planes;
+    activated = dp + planes + units;
     count = p.peak ? activated + units : nullptr;
   }
 
@@ -142,7 +143,7 @@ struct Backward {
   // dp is left as what every position of a plane receives: dp/HW, halved where the max has its
   // half.
   void pooled(index_t n0, index_t n1, index_t c0, index_t c1) {
-    matrix.columns(dh + n0 * rd, p.w1, dp + n0 * c, n1 - n0, rd, c, c0, c1);
+    if (!p.gate.direct) matrix.columns(dh + n0 * rd, p.w1, dp + n0 * c, n1 - n0, rd, c, c0, c1);
     const A hw = static_cast<A>(p.map.hw);
     for (index_t n = n0; n < n1; ++n)
       for (index_t i = n * c + c0; i < n * c + c1; ++i) {
@@ -183,10 +184,11 @@ struct Backward {
         });
       }
     }
-    if (!p.dw1) return;
+    if (!p.dw2) return;
     parallel.run(0, c, std::max<index_t>(1, 16384 / rd), [&](index_t c0, index_t c1) {
       matrix.outer(dz, activated, p.dw2, p.db2, samples, c, c0, c1, rd);
     });
+    if (!p.dw1) return;
     parallel.run(0, rd, std::max<index_t>(1, 16384 / c), [&](index_t j0, index_t j1) {
       matrix.outer(dh, p.pooled, p.dw1, p.db1, samples, rd, j0, j1, c);
     });

@@ -53,6 +53,17 @@ Status launch_contract(const char* name, const ContractPlan& plan, const MlpShap
                    ContractMatmul<A, kContractNarrow>::kShared);
 }
 
+template <class A, class Rows>
+Status launch_finish(const char* name, const MapShape& map, const MlpShape<A>& shape, Rows rows,
+                     void* stream) {
+  rows.store = true;
+  LaunchConfig config;
+  config.grid = dim3(static_cast<unsigned>(finish_blocks(map)));
+  config.block = dim3(kThreads);
+  config.stream = stream;
+  return launch(name, finish<A, Rows>, config, shape, rows);
+}
+
 template <class T>
 Status se_forward_as(const SeForward& p, void* scratch, void* stream) {
   using A = acc_t<T>;
@@ -78,13 +89,17 @@ Status se_forward_as(const SeForward& p, void* scratch, void* stream) {
   if (p.gate.add_maxpool) rows.top = {work + at.second, plan.reduce.splits, p.map.planes()};
   rows.pooled = static_cast<A*>(p.pooled);
   rows.peak = static_cast<A*>(p.peak);
-  const WeightMatrix<T, true> w1{{p.w1, wide}, shape.rd, shape.c};
-  const HiddenOut<T> out{{p.b1, wide}, static_cast<A*>(p.hidden)};
-  CHATTN_TRY(launch_contract("se_hidden", plan.contract, shape, rows, w1, out, mine, stream));
+  if (p.gate.direct) {
+    CHATTN_TRY(launch_finish("se_pooled", p.map, shape, rows, stream));
+  } else {
+    const WeightMatrix<T, true> w1{{p.w1, wide}, shape.rd, shape.c};
+    const HiddenOut<T> out{{p.b1, wide}, static_cast<A*>(p.hidden)};
+    CHATTN_TRY(launch_contract("se_hidden", plan.contract, shape, rows, w1, out, mine, stream));
+  }
 
   MlpForwardGate<T> gate{};
   gate.shape = shape;
-  gate.hidden = out.hidden;
+  gate.hidden = static_cast<const A*>(p.hidden);
   gate.w2 = {p.w2, wide};
   gate.b2 = {p.b2, wide};
   gate.scale_out = static_cast<A*>(p.scale);
@@ -97,8 +112,8 @@ Status launch_gradient(const SeBackward& p, const SePlan& plan, const SeScratch&
                        bool wide, void* stream) {
   MlpBackwardGate<T, kMax> gate{};
   gate.shape = mlp_shape<T>(p.map, p.gate);
-  gate.dhidden = work + at.dhidden;
-  gate.w1 = {p.w1, wide};
+  gate.dhidden = work + (p.gate.direct ? at.dz : at.dhidden);
+  gate.w1 = {p.gate.direct ? p.w2 : p.w1, wide};
   gate.scale = static_cast<const acc_t<T>*>(p.scale);
   gate.peak = static_cast<const acc_t<T>*>(p.peak);
   gate.count = {work + at.second, plan.reduce.splits, p.map.planes()};
@@ -135,16 +150,21 @@ Status se_backward_as(const SeBackward& p, void* scratch, void* stream) {
   rows.dgate = static_cast<const A*>(p.dgate);
   rows.scale = static_cast<const A*>(p.scale);
   rows.dz = work + at.dz;
-  const WeightMatrix<T, false> w2{{p.w2, wide}, shape.rd, shape.rd};
-  const HiddenGradOut<A> out{shape.act, shape.param, static_cast<const A*>(p.hidden),
-                             work + at.dhidden};
-  CHATTN_TRY(launch_contract("se_hidden_grad", plan.contract, shape, rows, w2, out, mine, stream));
+  if (p.gate.direct) {
+    CHATTN_TRY(launch_finish("se_gate_grad", p.map, shape, rows, stream));
+  } else {
+    const WeightMatrix<T, false> w2{{p.w2, wide}, shape.rd, shape.rd};
+    const HiddenGradOut<A> out{shape.act, shape.param, static_cast<const A*>(p.hidden),
+                               work + at.dhidden};
+    CHATTN_TRY(
+        launch_contract("se_hidden_grad", plan.contract, shape, rows, w2, out, mine, stream));
+  }
 
-  if (p.dw1 != nullptr) {
+  if (p.dw2 != nullptr) {
     WeightGradArgs<T> args{};
     args.shape = shape;
-    args.hidden = out.hidden;
-    args.dhidden = out.grad;
+    args.hidden = static_cast<const A*>(p.hidden);
+    args.dhidden = work + at.dhidden;
     args.dz = work + at.dz;
     args.pooled = static_cast<const A*>(p.pooled);
     args.dw1 = {p.dw1, wide};
@@ -154,7 +174,8 @@ Status se_backward_as(const SeBackward& p, void* scratch, void* stream) {
     args.channel_tiles = static_cast<int>(ceil_div(p.map.c, kWeightTile));
     args.hidden_tiles = static_cast<int>(ceil_div(p.gate.rd, kWeightTile));
     LaunchConfig config;
-    config.grid = dim3(2u * static_cast<unsigned>(args.channel_tiles * args.hidden_tiles));
+    config.grid = dim3((p.gate.direct ? 1u : 2u) *
+                       static_cast<unsigned>(args.channel_tiles * args.hidden_tiles));
     config.block = dim3(kThreads);
     config.shared_bytes = sizeof(A) * WeightGradMatmul<A>::kShared;
     config.stream = stream;

@@ -48,6 +48,8 @@ class Block:
             derivatives.
         weights: ``weights(channels)``: shapes of the weights that it takes behind x.
         smooth: Keywords with which it is smooth.
+        operator_tensors: From the tensors of the function to those of the forward operator.
+        operator: Prefix of its operators, where it is not its name; empty without any.
         variants: Keywords by name, some with weights of other shapes.
         constants: What its forward operator takes behind the tensors, in some variants.
     """
@@ -64,6 +66,12 @@ class Block:
     variants: dict[str, Variant] = field(default_factory=dict)
     constants: tuple[tuple[Any, ...], ...] = ()
     smooth: dict[str, Any] = field(default_factory=dict)
+    operator_tensors: Callable[[list[Any]], list[Any]] = lambda tensors: tensors
+    operator: str | None = None
+
+    @property
+    def op(self) -> str:
+        return self.name if self.operator is None else self.operator
 
 
 def name_of(options: dict[str, Any]) -> str:

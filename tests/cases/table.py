@@ -16,7 +16,7 @@ from torch import Tensor
 
 from chattn_cuda import backends
 from tests import host_backend
-from tests.cases import eca, se
+from tests.cases import eca, ese, scale_bias, se
 from tests.cases.block import Block, Config
 from tests.cases.layouts import LAYOUTS
 
@@ -26,7 +26,9 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 _LARGE = {torch.float16: "nchw", torch.bfloat16: "nhwc", torch.float64: "nchw"}
 
 #: A new block adds its line here.
-BLOCKS: dict[str, Block] = {block.name: block for block in (se.BLOCK, eca.BLOCK)}
+BLOCKS: dict[str, Block] = {
+    block.name: block for block in (se.BLOCK, eca.BLOCK, ese.BLOCK, scale_bias.BLOCK)
+}
 
 
 @dataclass(frozen=True)

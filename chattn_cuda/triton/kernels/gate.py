@@ -44,9 +44,10 @@ def mlp_hidden_kernel(
 ):
     """Hidden = pooled w1^T + b1; merges the squeeze's partials and stores pooled (and peak).
 
-    part_max and peak: None without add_maxpool. Grid: sample tiles x hidden tiles (fastest).
+    part_max and peak: None without add_maxpool. w1 and hidden: None for a gate of one layer, which
+    needs pooled alone; r_size is 1 then. Grid: sample tiles x hidden tiles (fastest).
     """
-    ACC: tl.constexpr = hidden.dtype.element_ty
+    ACC: tl.constexpr = pooled.dtype.element_ty
     N = tl.cast(n_size, tl.int64)
     r_tiles = tl.cdiv(r_size, TR)
     r_tile = tl.program_id(0) % r_tiles
@@ -63,14 +64,16 @@ def mlp_hidden_kernel(
             p = p * 0.5 + top * 0.5
             tl.store(peak + where, top, mask=exists & (r_tile == 0))
         tl.store(pooled + where, p, mask=exists & (r_tile == 0))
-        w_mask = (r < r_size)[:, None] & (c < c_size)[None, :]
-        w = load_weight(w1, r[:, None] * c_size + c[None, :], w_mask, ACC)
-        acc += p[:, None, :] * w[None, :, :]
-    h = tl.sum(acc, axis=2)
-    if b1 is not None:
-        h += tl.load(b1 + r, mask=r < r_size, other=0.0).to(ACC)[None, :]
-    mask = (n < N)[:, None] & (r < r_size)[None, :]
-    tl.store(hidden + (n[:, None] * r_size + r[None, :]), h, mask=mask)
+        if w1 is not None:
+            w_mask = (r < r_size)[:, None] & (c < c_size)[None, :]
+            w = load_weight(w1, r[:, None] * c_size + c[None, :], w_mask, ACC)
+            acc += p[:, None, :] * w[None, :, :]
+    if w1 is not None:
+        h = tl.sum(acc, axis=2)
+        if b1 is not None:
+            h += tl.load(b1 + r, mask=r < r_size, other=0.0).to(ACC)[None, :]
+        mask = (n < N)[:, None] & (r < r_size)[None, :]
+        tl.store(hidden + (n[:, None] * r_size + r[None, :]), h, mask=mask)
 
 
 @triton.jit
@@ -165,8 +168,9 @@ def mlp_dhidden_kernel(
     """Dz = (merged ds + dgate) gate_fn', and dhidden = (dz w2) act'(hidden).
 
     Stores dz and, with add_maxpool, the merged count of peak elements (else both counts are None).
+    hidden, w2 and dhidden: None for a gate of one layer, which needs dz alone; r_size is 1 then.
     """
-    ACC: tl.constexpr = dhidden.dtype.element_ty
+    ACC: tl.constexpr = dz.dtype.element_ty
     N = tl.cast(n_size, tl.int64)
     r_tiles = tl.cdiv(r_size, TR)
     r_tile = tl.program_id(0) % r_tiles
@@ -185,14 +189,16 @@ def mlp_dhidden_kernel(
         if part_count is not None:
             hits = merge_sum(part_count, where, exists, splits, N * c_size)
             tl.store(count + where, hits, mask=exists & (r_tile == 0))
-        w_mask = (r < r_size)[:, None] & (c < c_size)[None, :]
-        w = load_weight(w2, c.to(tl.int64)[None, :] * r_size + r[:, None], w_mask, ACC)
-        acc += d[:, None, :] * w[None, :, :]
-    where = n[:, None] * r_size + r[None, :]
-    mask = (n < N)[:, None] & (r < r_size)[None, :]
-    h = tl.load(hidden + where, mask=mask, other=0.0)
-    dh = tl.sum(acc, axis=2) * activate_grad(h, ACT, PARAM)
-    tl.store(dhidden + where, dh, mask=mask)
+        if w2 is not None:
+            w_mask = (r < r_size)[:, None] & (c < c_size)[None, :]
+            w = load_weight(w2, c.to(tl.int64)[None, :] * r_size + r[:, None], w_mask, ACC)
+            acc += d[:, None, :] * w[None, :, :]
+    if w2 is not None:
+        to = n[:, None] * r_size + r[None, :]
+        mask = (n < N)[:, None] & (r < r_size)[None, :]
+        h = tl.load(hidden + to, mask=mask, other=0.0)
+        dh = tl.sum(acc, axis=2) * activate_grad(h, ACT, PARAM)
+        tl.store(dhidden + to, dh, mask=mask)
 
 
 @triton.jit(do_not_specialize=_GATE_SIZES)
@@ -217,9 +223,9 @@ def mlp_dweight_kernel(
     """Weight gradients dw1 = dhidden^T pooled and dw2 = dz^T act(hidden); db1, db2: sums over n.
 
     Grid: hidden tiles x channel tiles (fastest); a program makes the same (r, c) tile of dw1 and of
-    dw2^T, walking over the samples in order.
+    dw2^T, walking over the samples in order. dhidden, dw1 and db1: None for a gate of one layer.
     """
-    ACC: tl.constexpr = dhidden.dtype.element_ty
+    ACC: tl.constexpr = dz.dtype.element_ty
     c_tiles = tl.cdiv(c_size, TC)
     c_tile = tl.program_id(0) % c_tiles
     r_tile = tl.program_id(0) // c_tiles
@@ -235,19 +241,21 @@ def mlp_dweight_kernel(
         r_where = n[:, None] * r_size + r[None, :]
         c_mask = (n < n_size)[:, None] & (c < c_size)[None, :]
         c_where = n[:, None] * c_size + c[None, :]
-        dh = tl.load(dhidden + r_where, mask=r_mask, other=0.0)
         a = activate(tl.load(hidden + r_where, mask=r_mask, other=0.0), ACT, PARAM)
-        p = tl.load(pooled + c_where, mask=c_mask, other=0.0)
         d = tl.load(dz + c_where, mask=c_mask, other=0.0)
-        sum_w1 += tl.sum(dh[:, :, None] * p[:, None, :], axis=0)
+        if dw1 is not None:
+            dh = tl.load(dhidden + r_where, mask=r_mask, other=0.0)
+            p = tl.load(pooled + c_where, mask=c_mask, other=0.0)
+            sum_w1 += tl.sum(dh[:, :, None] * p[:, None, :], axis=0)
+            sum_b1 += tl.sum(dh, axis=0)
         sum_w2 += tl.sum(a[:, :, None] * d[:, None, :], axis=0)
-        sum_b1 += tl.sum(dh, axis=0)
         sum_b2 += tl.sum(d, axis=0)
     mask = (r < r_size)[:, None] & (c < c_size)[None, :]
-    W: tl.constexpr = dw1.dtype.element_ty
-    tl.store(dw1 + (r[:, None] * c_size + c[None, :]), to_storage(sum_w1, W), mask=mask)
+    W: tl.constexpr = dw2.dtype.element_ty
+    if dw1 is not None:
+        tl.store(dw1 + (r[:, None] * c_size + c[None, :]), to_storage(sum_w1, W), mask=mask)
+        tl.store(db1 + r, to_storage(sum_b1, W), mask=(r < r_size) & (c_tile == 0))
     tl.store(dw2 + (c[None, :] * r_size + r[:, None]), to_storage(sum_w2, W), mask=mask)
-    tl.store(db1 + r, to_storage(sum_b1, W), mask=(r < r_size) & (c_tile == 0))
     tl.store(db2 + c, to_storage(sum_b2, W), mask=(c < c_size) & (r_tile == 0))
 
 

@@ -26,14 +26,14 @@ struct SeSizes {
 inline void register_buffers(hostcuda::BufferScope& known, const SeForward& p) {
   const SeSizes size(p.map, p.gate);
   known.input(p.x, size.map, "x");
-  known.input(p.w1, size.matrix, "w1");
+  if (p.w1) known.input(p.w1, size.matrix, "w1");
   if (p.b1) known.input(p.b1, size.row, "b1");
   known.input(p.w2, size.matrix, "w2");
   if (p.b2) known.input(p.b2, size.column, "b2");
   known.output(p.y, size.map, "y");
   known.output(p.pooled, size.planes, "pooled");
   if (p.peak) known.output(p.peak, size.planes, "peak");
-  known.output(p.hidden, size.hidden, "hidden");
+  if (!p.gate.direct) known.output(p.hidden, size.hidden, "hidden");
   known.output(p.scale, size.planes, "gate");
 }
 
@@ -44,14 +44,16 @@ inline void register_buffers(hostcuda::BufferScope& known, const SeBackward& p) 
   known.input(p.x, size.map, "x");
   known.input(p.pooled, size.planes, "pooled");
   if (p.peak) known.input(p.peak, size.planes, "peak");
-  known.input(p.hidden, size.hidden, "hidden");
+  if (!p.gate.direct) known.input(p.hidden, size.hidden, "hidden");
   known.input(p.scale, size.planes, "gate");
-  known.input(p.w1, size.matrix, "w1");
+  if (p.w1) known.input(p.w1, size.matrix, "w1");
   known.input(p.w2, size.matrix, "w2");
   if (p.dx) known.output(p.dx, size.map, "dx");
   if (p.dw1) {
     known.output(p.dw1, size.matrix, "dw1");
     known.output(p.db1, size.row, "db1");
+  }
+  if (p.dw2) {
     known.output(p.dw2, size.matrix, "dw2");
     known.output(p.db2, size.column, "db2");
   }

@@ -1,0 +1,94 @@
+"""``python -m chattn_cuda verify``: accelerated models against the models they were made from."""
+
+from __future__ import annotations
+
+import argparse
+import time
+
+from chattn_cuda import backends
+from chattn_cuda.cli.bench import quiet, set_threads
+from chattn_cuda.cli.environment import environment
+from chattn_cuda.cli.terminal import Cell, Table, Terminal, UsageError, require
+from chattn_cuda.parity import FAMILIES, SAME, Family, Outcome, check
+
+__all__ = ["add_arguments", "run"]
+
+_KINDS = ("output", "gradients", "statistics")
+_MODES = (("eval", False), ("train", True))
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of ``verify``."""
+    parser.add_argument("models", nargs="*", metavar="MODEL", help="default: the whole list")
+    parser.add_argument("--backend", default="auto", help="default: auto")
+    parser.add_argument("--device", default="cpu", help="default: cpu")
+    parser.add_argument("--threads", type=int, help="CPU threads (default: torch's own)")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Compare every model, in both modes, and print; returns 1 where numbers disagree."""
+    require("verify", ("timm", "torchvision"))
+    quiet()
+    if arguments.threads is not None:
+        set_threads(arguments.threads)
+    families = _chosen(arguments.models)
+    try:
+        backends.select(arguments.backend, arguments.device.partition(":")[0])
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    terminal = Terminal()
+    terminal.line(environment(arguments.device).line())
+    began = time.perf_counter()
+    outcomes: list[tuple[Family, str, Outcome | Exception]] = []
+    with terminal.steps(len(families) * len(_MODES)) as steps:
+        for family in families:
+            for mode, training in _MODES:
+                steps.begin(f"{family.name}: {mode}")
+                outcomes.append((family, mode, _outcome(family, training, arguments)))
+    terminal.table(_table(outcomes))
+    bad = [o for _, _, o in outcomes if isinstance(o, Exception) or not o.same]
+    seconds = time.perf_counter() - began
+    text = f"{len(outcomes) - len(bad)} of {len(outcomes)} agree in float64 to {SAME:g}"
+    terminal.line(f"{text}; {seconds:.0f} s", "bold red" if bad else "green")
+    return 1 if bad else 0
+
+
+def _chosen(names: list[str]) -> list[Family]:
+    known = {f.name: f for f in FAMILIES}
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise UsageError(f"unknown model {unknown[0]!r}; known are {', '.join(known)}")
+    return [known[name] for name in names] or list(FAMILIES)
+
+
+def _outcome(family: Family, training: bool, arguments: argparse.Namespace) -> Outcome | Exception:
+    # each layout once
+    options = {"device": arguments.device, "channels_last": not training}
+    try:
+        return check(family, training, arguments.backend, **options)
+    except Exception as error:  # one model must not hide the others
+        return error
+
+
+def _table(outcomes: list[tuple[Family, str, Outcome | Exception]]) -> Table:
+    columns = ("model", "mode", "accelerated", "fused", *_KINDS, "")
+    table = Table("Largest relative difference to the model itself", columns, left=2)
+    for family, mode, outcome in outcomes:
+        if isinstance(outcome, Exception):
+            table.rows.append((family.name, mode, *[""] * 5, Cell(f"fails: {outcome}", "bold red")))
+            continue
+        report = outcome.report
+        total = len(report.changed) + len(report.left)
+        numbers = [
+            Cell(f"{outcome.errors[k]:.1e}", "" if outcome.errors[k] <= SAME else "bold red")
+            if k in outcome.errors
+            else ""
+            for k in _KINDS
+        ]
+        wrong = [
+            f"{k}: {outcome.worst[k]}" for k in outcome.errors if not outcome.errors[k] <= SAME
+        ]
+        verdict = Cell("; ".join(wrong), "bold red") if wrong else Cell("same", "green")
+        counts = (f"{len(report.changed)}/{total}", str(outcome.fused))
+        table.rows.append((family.name, mode, *counts, *numbers, verdict))
+    return table

@@ -1,0 +1,64 @@
+"""Whether a module that looks like a block computes that block: tried out, on a copy."""
+
+from __future__ import annotations
+
+import collections
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["difference"]
+
+_SIZES = {1: ((6,), (5,)), 2: ((3, 2), (1, 5)), 3: ((3, 2, 2), (1, 1, 5))}
+_POOLS = {nn.AdaptiveAvgPool1d: 1, nn.AdaptiveAvgPool2d: 2, nn.AdaptiveAvgPool3d: 3}
+
+
+def difference(module: Any, accelerated: Any) -> str | None:
+    """Why ``module`` does not compute what it would as an ``accelerated`` one; None: it does.
+
+    A float64 copy with random weights runs both ways on two small maps; outputs and gradients must
+    agree. Neither the module nor the global random state changes, and no hook runs.
+    """
+    try:
+        # whatever mode it is called in
+        modes = torch.inference_mode(False), torch.enable_grad(), torch.device("cpu")
+        with torch.random.fork_rng(devices=[]), modes[0], modes[1], modes[2]:
+            torch.manual_seed(0)
+            plain, fused = _copies(module, accelerated)
+            channels = max(p.shape[0] for p in plain.parameters())
+            if hasattr(fused, "fused_layers"):
+                channels = fused.fused_layers().second.weight.shape[0]
+            dims = next((_POOLS[type(m)] for m in plain.modules() if type(m) in _POOLS), 2)
+            for size in _SIZES[dims]:
+                x = torch.randn(2, channels, *size, dtype=torch.float64)
+                for a, b in zip(_run(plain, x), _run(fused, x), strict=True):
+                    if not torch.allclose(a, b, rtol=1e-9, atol=1e-12):
+                        return "it is built like the block, but computes something else"
+    except Exception as error:
+        return f"it is built like the block, but fails on a small map: {error}"
+    return None
+
+
+def _copies(module: Any, accelerated: Any) -> tuple[Any, Any]:
+    """The module without hooks, on the CPU in float64, with random weights; and accelerated."""
+    memo: dict[int, Any] = {}
+    for m in module.modules():
+        for name, value in m.__dict__.items():
+            if "_hooks" in name and isinstance(value, dict):
+                memo[id(value)] = collections.OrderedDict()
+    for p in module.parameters():
+        values = torch.randn(p.shape, dtype=torch.float64) / max(1, p[0].numel()) ** 0.5
+        memo[id(p)] = nn.Parameter(values)
+    plain = copy.deepcopy(module, memo)
+    fused = copy.deepcopy(plain)
+    fused.__class__ = accelerated
+    fused.backend = "reference"
+    return plain, fused
+
+
+def _run(module: Any, x: Tensor) -> list[Tensor]:
+    leaf = x.clone().requires_grad_()
+    y = module(leaf)
+    return [y, *torch.autograd.grad(y.sin().sum(), [leaf, *module.parameters()])]

@@ -1,0 +1,180 @@
+"""Adapters for modules that are known by what they consist of, whatever their class is called.
+
+Each structure is that of a library whose classes people copy into their projects. A module has to
+consist of exactly these submodules; what it computes is then tried out (`probe`).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from chattn_cuda import activations
+from chattn_cuda.activations import ActivationSpec
+from chattn_cuda.convert.adapter import Adapter, se_obstacle
+from chattn_cuda.modules.efficient_channel_attention import EfficientChannelAttentionForward
+from chattn_cuda.modules.fused import has_hooks, submodule_obstacle
+from chattn_cuda.modules.squeeze_excite import SqueezeExciteForward, SqueezeExciteLayers
+
+__all__ = ["STRUCTURES"]
+
+_POOLS = (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)
+
+
+def _consists_of(module: nn.Module, *names: str) -> bool:
+    return set(module._modules) == set(names) and not module._parameters
+
+
+def _is_global_pool(module: Any) -> bool:
+    if type(module) not in _POOLS:
+        return False
+    size = module.output_size
+    return all(s == 1 for s in (size if isinstance(size, tuple) else (size,)))
+
+
+def _is_pool_and(module: Any, name: str) -> bool:
+    """A global pooling, and Sequential(layer, activation, layer, gate) called ``name``."""
+    if not _consists_of(module, "avg_pool", name):
+        return False
+    layers = module._modules[name]
+    return (
+        _is_global_pool(module.avg_pool)
+        and type(layers) is nn.Sequential
+        and len(layers) == 4
+        and all(type(layers[i]) in (nn.Linear, nn.Conv2d) for i in (0, 2))
+    )
+
+
+def _layers_of(pool: nn.Module, sequence: nn.Sequential, name: str) -> SqueezeExciteLayers:
+    first, act, second, gate = sequence
+    names, around = (f"{name}.0", f"{name}.2"), (pool, sequence)
+    return SqueezeExciteLayers(first, None, act, second, gate, names=names, around=around)
+
+
+class _AvgPoolFc(SqueezeExciteForward):
+    """moskomule's SELayer (two Linear without bias) and MONAI's ChannelSELayer (with)."""
+
+    if TYPE_CHECKING:
+        avg_pool: Any
+        fc: Any
+
+    _any_rank = _eager_any_rank = True
+
+    @torch.jit.unused
+    def fused_layers(self) -> SqueezeExciteLayers:
+        return _layers_of(self.avg_pool, self.fc, "fc")
+
+    @classmethod
+    def fits(cls, module: Any) -> bool:
+        return _is_pool_and(module, "fc")
+
+
+class _AvgPoolExcite(SqueezeExciteForward):
+    """pycls's SE."""
+
+    if TYPE_CHECKING:
+        avg_pool: Any
+        f_ex: Any
+
+    @torch.jit.unused
+    def fused_layers(self) -> SqueezeExciteLayers:
+        return _layers_of(self.avg_pool, self.f_ex, "f_ex")
+
+    @classmethod
+    def fits(cls, module: Any) -> bool:
+        return _is_pool_and(module, "f_ex")
+
+
+class _ConvModules(SqueezeExciteForward):
+    """The SELayer of mmpretrain and mmdet: two ConvModules, each with conv and activate."""
+
+    if TYPE_CHECKING:
+        global_avgpool: Any
+        conv1: Any
+        conv2: Any
+
+    @torch.jit.unused
+    def fused_layers(self) -> SqueezeExciteLayers:
+        one, two = self.conv1, self.conv2
+        return SqueezeExciteLayers(
+            one.conv,
+            None,
+            _named_activation(one.activate),
+            two.conv,
+            _named_activation(two.activate),
+            names=("conv1.conv", "conv2.conv"),
+            around=(self.global_avgpool, one, two),
+        )
+
+    @classmethod
+    def fits(cls, module: Any) -> bool:
+        return (
+            _consists_of(module, "global_avgpool", "conv1", "conv2")
+            and _is_global_pool(module.global_avgpool)
+            and all(_consists_of(m, "conv", "activate") for m in (module.conv1, module.conv2))
+            and all(type(m.conv) is nn.Conv2d for m in (module.conv1, module.conv2))
+        )
+
+
+def _named_activation(module: Any) -> ActivationSpec:
+    """The HSigmoid(bias=3, divisor=6) of mmcv by its name; any other activation as it is."""
+    if type(module).__name__ == "HSigmoid" and submodule_obstacle(module, "", type(module)) is None:
+        settings = [getattr(module, n, None) for n in ("bias", "divisor", "min_value", "max_value")]
+        if settings == [3, 6, 0, 1]:
+            return "hard_sigmoid"
+    return module
+
+
+class _EcaLayer(EfficientChannelAttentionForward):
+    """BangguWu's eca_layer: a convolution over the pooled channels."""
+
+    if TYPE_CHECKING:
+        avg_pool: Any
+        sigmoid: Any
+
+    @torch.jit.unused
+    def obstacle(self) -> str | None:
+        return "avg_pool has hooks" if has_hooks(self.avg_pool) else super().obstacle()
+
+    @torch.jit.unused
+    def fused_forward(self, x: Tensor) -> Tensor | None:
+        return None if has_hooks(self.avg_pool) else super().fused_forward(x)
+
+    @torch.jit.unused
+    def _gate_module(self) -> nn.Module:
+        return self.sigmoid
+
+    @torch.jit.unused
+    def _has_mlp(self) -> bool:
+        return False
+
+    @classmethod
+    def fits(cls, module: Any) -> bool:
+        return (
+            _consists_of(module, "avg_pool", "conv", "sigmoid")
+            and _is_global_pool(module.avg_pool)
+            and type(module.conv) is nn.Conv1d
+        )
+
+
+def _eca_obstacle(module: Any) -> str | None:
+    if module.conv.bias is not None:
+        return "conv has a bias"
+    gate = activations.resolve(module.sigmoid)
+    if gate is None or not gate[0].is_gate:
+        return f"the kernels do not know sigmoid ({type(module.sigmoid).__name__})"
+    return None
+
+
+def _se(mixin: Any) -> Adapter:
+    return Adapter(mixin, se_obstacle(mixin), fits=mixin.fits)
+
+
+STRUCTURES: dict[str, Adapter] = {
+    "avg_pool, fc": _se(_AvgPoolFc),
+    "avg_pool, f_ex": _se(_AvgPoolExcite),
+    "global_avgpool, conv1, conv2": _se(_ConvModules),
+    "avg_pool, conv, sigmoid": Adapter(_EcaLayer, _eca_obstacle, fits=_EcaLayer.fits),
+}

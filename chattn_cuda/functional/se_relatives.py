@@ -1,0 +1,281 @@
+"""Relatives of Squeeze-and-Excitation as functions: one layer; a scale and a bias."""
+
+from __future__ import annotations
+
+from typing import Literal, overload
+
+from torch import Tensor
+
+from chattn_cuda import activations, backends, ops, reference, validation
+from chattn_cuda.activations import ActivationSpec
+from chattn_cuda.explanation import Explanation, explain_call, register_explainer
+from chattn_cuda.functional.common import Resolved, from_map, to_map, why_not_fused
+from chattn_cuda.functional.se import run_squeeze_excite
+
+__all__ = [
+    "effective_squeeze_excite",
+    "run_effective_squeeze_excite",
+    "squeeze_excite_scale_bias",
+]
+
+_SE_WEIGHTS = ("w1", "b1", "w2", "b2")
+_IDENTITY: Resolved = (activations.ACTIVATIONS["identity"], 0.0)
+
+
+@overload
+def effective_squeeze_excite(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = ...,
+    *,
+    gate: ActivationSpec = ...,
+    add_maxpool: bool = ...,
+    channel_dim: int = ...,
+    return_gate: Literal[False] = ...,
+    backend: str = ...,
+) -> Tensor: ...
+
+
+@overload
+def effective_squeeze_excite(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = ...,
+    *,
+    gate: ActivationSpec = ...,
+    add_maxpool: bool = ...,
+    channel_dim: int = ...,
+    return_gate: Literal[True],
+    backend: str = ...,
+) -> tuple[Tensor, Tensor]: ...
+
+
+def effective_squeeze_excite(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    gate: ActivationSpec = "hard_sigmoid",
+    add_maxpool: bool = False,
+    channel_dim: int = 1,
+    return_gate: bool = False,
+    backend: str = "auto",
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Effective squeeze-and-excitation: ``x * gate(weight @ mean_hw(x) + bias)``, one full layer.
+
+    Lee and Park, "CenterMask: Real-Time Anchor-Free Instance Segmentation", arXiv 1911.06667,
+    equation 5; the same result as timm's ``EffectiveSEModule`` and, with gate="sigmoid" and no
+    bias, as SE-Var3 of the ECA paper. Gradients flow to x, the weight and the bias (and from the
+    gate, where it is returned); they can be differentiated again.
+
+    Args:
+        x: As in `squeeze_excite`.
+        weight: (C, C) as a Linear's weight or (C, C, 1, 1) as a 1x1 convolution's.
+        bias: (C,) or None.
+        gate: As in `squeeze_excite`.
+        add_maxpool: Squeeze with the mean of the mean and the maximum.
+        channel_dim: As in `squeeze_excite`.
+        return_gate: Also return the gate.
+        backend: "auto" or one of "cuda", "triton", "cpu", "reference".
+
+    Returns:
+        As `squeeze_excite`.
+
+    Raises:
+        TypeError: As `squeeze_excite`.
+        ValueError: As `squeeze_excite`.
+
+    Complexity: passes over the map as `squeeze_excite`, and N * C * C multiplications. Kept for the
+    backward: x and at most 3 * N * C numbers.
+
+    Example:
+        >>> y = effective_squeeze_excite(torch.randn(2, 8, 4, 4), torch.randn(8, 8), torch.randn(8))
+    """
+    m = to_map(x, channel_dim)
+    validation.check_effective_squeeze_excite(m, weight, bias)
+    weight, bias = _unify(m, weight, bias)
+    name = backends.select(backend, x.device.type, x.dtype)
+    resolved = activations.resolve(gate, "gate")
+    if _why_not_effective(m, weight, bias, resolved) is not None:
+        function = activations.as_callable(gate, "gate")
+        y, s = reference.squeeze_excite(
+            m, None, None, weight, bias, gate=function, add_maxpool=add_maxpool
+        )
+        y = y.contiguous(memory_format=ops.memory_format_of(m))
+    else:
+        assert resolved is not None
+        y, s = run_effective_squeeze_excite(name, m, weight, bias, resolved, add_maxpool)
+    y = from_map(y, x, channel_dim)
+    return (y, s) if return_gate else y
+
+
+def run_effective_squeeze_excite(
+    backend: str,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    gate: Resolved,
+    add_maxpool: bool,
+) -> tuple[Tensor, Tensor]:
+    """Returns y and the gate by ``backend``, on arguments that were checked."""
+    weights = (None, None, weight, bias)
+    return run_squeeze_excite(backend, x, weights, _IDENTITY, gate, add_maxpool)
+
+
+def _unify(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    unified, bias = validation.unify_dtypes(x, (weight, bias), ("weight", "bias"))
+    assert unified is not None
+    return unified, bias
+
+
+def _why_not_effective(
+    x: Tensor, weight: Tensor, bias: Tensor | None, gate: Resolved | None
+) -> str | None:
+    if gate is None or not gate[0].is_gate:
+        return "the kernels do not know this gate"
+    return why_not_fused(x, (weight, bias))
+
+
+def _explain_effective(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    gate: ActivationSpec = "hard_sigmoid",
+    add_maxpool: bool = False,
+    channel_dim: int = 1,
+    return_gate: bool = False,
+    backend: str = "auto",
+) -> Explanation:
+    x = to_map(x, channel_dim)
+    validation.check_effective_squeeze_excite(x, weight, bias)
+    uncovered = _why_not_effective(x, weight, bias, activations.resolve(gate, "gate"))
+    return explain_call(
+        "effective_squeeze_excite", backend, x.device.type, x.dtype, uncovered, "reference"
+    )
+
+
+register_explainer(effective_squeeze_excite, _explain_effective)
+
+
+@overload
+def squeeze_excite_scale_bias(
+    x: Tensor,
+    w1: Tensor,
+    b1: Tensor | None,
+    w2: Tensor,
+    b2: Tensor | None,
+    *,
+    act: ActivationSpec = ...,
+    gate: ActivationSpec = ...,
+    add_maxpool: bool = ...,
+    channel_dim: int = ...,
+    return_gate: Literal[False] = ...,
+    backend: str = ...,
+) -> Tensor: ...
+
+
+@overload
+def squeeze_excite_scale_bias(
+    x: Tensor,
+    w1: Tensor,
+    b1: Tensor | None,
+    w2: Tensor,
+    b2: Tensor | None,
+    *,
+    act: ActivationSpec = ...,
+    gate: ActivationSpec = ...,
+    add_maxpool: bool = ...,
+    channel_dim: int = ...,
+    return_gate: Literal[True],
+    backend: str = ...,
+) -> tuple[Tensor, Tensor]: ...
+
+
+def squeeze_excite_scale_bias(
+    x: Tensor,
+    w1: Tensor,
+    b1: Tensor | None,
+    w2: Tensor,
+    b2: Tensor | None,
+    *,
+    act: ActivationSpec = "relu",
+    gate: ActivationSpec = "sigmoid",
+    add_maxpool: bool = False,
+    channel_dim: int = 1,
+    return_gate: bool = False,
+    backend: str = "auto",
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Squeeze-and-Excitation whose second layer gives a scale and a bias for every channel.
+
+    ``(z, b) = w2 @ act(w1 @ mean_hw(x) + b1) + b2`` and ``y = gate(z) * x + b``, as in Leela Chess
+    Zero's networks. The kernels have no such gate: it runs the formulas in PyTorch on every
+    backend, and `chattn_cuda.explain` says so.
+
+    Args:
+        x: As in `squeeze_excite`.
+        w1: (rd, C) or (rd, C, 1, 1).
+        b1: (rd,) or None.
+        w2: (2C, rd) or (2C, rd, 1, 1): the rows of the scale, then those of the bias.
+        b2: (2C,) or None.
+        act: As in `squeeze_excite`.
+        gate: Of the scale; as in `squeeze_excite`.
+        add_maxpool: Squeeze with the mean of the mean and the maximum.
+        channel_dim: As in `squeeze_excite`.
+        return_gate: Also return the scale (N, C).
+        backend: "auto" or one of "cuda", "triton", "cpu", "reference"; checked, then not needed.
+
+    Returns:
+        As `squeeze_excite`.
+
+    Raises:
+        TypeError: As `squeeze_excite`.
+        ValueError: As `squeeze_excite`.
+
+    Complexity: that of eager PyTorch, with the map in the accumulation type.
+
+    Example:
+        >>> y = squeeze_excite_scale_bias(
+        ...     torch.randn(2, 8, 4, 4), torch.randn(2, 8), None, torch.randn(16, 2), None
+        ... )
+    """
+    m = to_map(x, channel_dim)
+    validation.check_squeeze_excite(m, w1, b1, w2, b2, outputs=2)
+    unified = validation.unify_dtypes(m, (w1, b1, w2, b2), _SE_WEIGHTS)
+    w1_, b1, w2_, b2 = unified
+    assert w1_ is not None and w2_ is not None
+    backends.select(backend, x.device.type, x.dtype)
+    functions = activations.as_callable(act, "act"), activations.as_callable(gate, "gate")
+    y, s = reference.squeeze_excite_scale_bias(m, w1_, b1, w2_, b2, *functions, add_maxpool)
+    y = y.contiguous(memory_format=ops.memory_format_of(m))
+    y = from_map(y, x, channel_dim)
+    return (y, s) if return_gate else y
+
+
+def _explain_scale_bias(
+    x: Tensor,
+    w1: Tensor,
+    b1: Tensor | None,
+    w2: Tensor,
+    b2: Tensor | None,
+    *,
+    act: ActivationSpec = "relu",
+    gate: ActivationSpec = "sigmoid",
+    add_maxpool: bool = False,
+    channel_dim: int = 1,
+    return_gate: bool = False,
+    backend: str = "auto",
+) -> Explanation:
+    x = to_map(x, channel_dim)
+    validation.check_squeeze_excite(x, w1, b1, w2, b2, outputs=2)
+    return explain_call(
+        "squeeze_excite_scale_bias",
+        backend,
+        x.device.type,
+        x.dtype,
+        "the kernels have no gate with a scale and a bias",
+        "reference",
+    )
+
+
+register_explainer(squeeze_excite_scale_bias, _explain_scale_bias)

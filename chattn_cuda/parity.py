@@ -1,0 +1,219 @@
+"""Whether accelerated models give the numbers of the models that they were made from.
+
+`python -m chattn_cuda verify` and the tests run the same list: models of timm and torchvision with
+random weights, in float64, where two correct computations differ by rounding alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from chattn_cuda import backends
+from chattn_cuda.convert import Report, accelerate
+from chattn_cuda.modules.fused import FusedForward
+
+__all__ = ["FAMILIES", "SAME", "Family", "Outcome", "check"]
+
+SAME = 1e-9
+"""Two correct computations in float64 differ by less, relative to the largest number."""
+
+_BATCH = 2
+
+
+@dataclass(frozen=True)
+class Family:
+    """One model.
+
+    Attributes:
+        library: "timm" or "torchvision".
+        model: Its name there.
+        size: Height and width of the images.
+    """
+
+    library: str
+    model: str
+    size: int = 64
+
+    @property
+    def name(self) -> str:
+        """The model's name, with the library where it is not timm."""
+        return self.model if self.library == "timm" else f"{self.library} {self.model}"
+
+    def build(self) -> nn.Module:
+        """The model with random weights: nothing is downloaded, and no parameter is zero."""
+        if self.library == "timm":
+            model = importlib.import_module("timm").create_model(self.model, num_classes=10)
+        else:
+            models = importlib.import_module("torchvision.models")
+            model = models.get_model(self.model, weights=None, num_classes=10)
+        _randomise(model)
+        return model
+
+
+FAMILIES: tuple[Family, ...] = (
+    Family("timm", "seresnet50"),
+    Family("timm", "legacy_senet154"),
+    Family("timm", "seresnext50_32x4d"),
+    Family("timm", "ecaresnet50d"),
+    Family("timm", "skresnet50"),
+    Family("timm", "skresnext50_32x4d"),
+    Family("timm", "efficientnet_b0"),
+    Family("timm", "mobilenetv3_large_100"),
+    Family("timm", "regnety_032"),
+    Family("timm", "rexnet_100"),
+    Family("timm", "ese_vovnet39b"),
+    Family("timm", "resnest50d"),
+    Family("timm", "repvgg_d2se"),
+    Family("timm", "nfnet_l0"),
+    Family("timm", "eca_nfnet_l0"),
+    Family("torchvision", "mobilenet_v3_large"),
+    Family("torchvision", "efficientnet_b0"),
+    Family("torchvision", "regnet_y_400mf"),
+)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a comparison found.
+
+    Attributes:
+        report: What `accelerate` changed.
+        fused: How many of the changed modules run the operators, in this mode.
+        errors: By kind ("output", "gradients", "statistics"): the largest difference of any tensor,
+            relative to its largest number.
+        worst: By kind: the name of that tensor.
+    """
+
+    report: Report
+    fused: int
+    errors: dict[str, float]
+    worst: dict[str, str]
+
+    @property
+    def same(self) -> bool:
+        """Whether everything agrees to rounding."""
+        return all(error <= SAME for error in self.errors.values())
+
+
+def check(
+    family: Family,
+    training: bool,
+    backend: str = "auto",
+    device: str = "cpu",
+    channels_last: bool = False,
+) -> Outcome:
+    """Compare one training step's numbers, or an evaluation's, before and after `accelerate`.
+
+    Args:
+        family: The model.
+        training: Train mode: batch statistics, dropout.
+        backend: For the accelerated model.
+        device: Where both run.
+        channels_last: Memory format of the model and the images.
+
+    Returns:
+        The differences of the output, of the gradients of all parameters and of the images, and
+        (in train mode) of the running statistics.
+    """
+    torch.manual_seed(0)
+    fmt = torch.channels_last if channels_last else torch.contiguous_format
+    model = family.build().to(device, torch.float64).to(memory_format=fmt).train(training)
+    images = torch.randn(_BATCH, 3, family.size, family.size, dtype=torch.float64, device=device)
+    images = images.contiguous(memory_format=fmt)
+    before = {k: v.clone() for k, v in model.named_buffers()}
+    with _exact_hard_sigmoids(model):
+        expected = _step(model, images)
+    for name, buffer in model.named_buffers():
+        buffer.copy_(before[name])
+    report = accelerate(model, backend)
+    actual = _step(model, images)
+    return _compare(model, report, actual, expected)
+
+
+def _step(model: nn.Module, images: Tensor) -> dict[str, dict[str, Tensor]]:
+    """By kind: the tensors that one step gives, by name."""
+    torch.manual_seed(1)  # dropout
+    model.zero_grad()
+    leaf = images.detach().clone(memory_format=torch.preserve_format).requires_grad_()
+    y = model(leaf)
+    y.sin().sum().backward()
+    gradients = {k: p.grad for k, p in model.named_parameters() if p.grad is not None}
+    assert leaf.grad is not None
+    kinds = {
+        "output": {"output": y.detach()},
+        "gradients": {"images": leaf.grad, **{k: g.clone() for k, g in gradients.items()}},
+    }
+    if model.training:
+        statistics = {k: b.clone() for k, b in model.named_buffers() if b.is_floating_point()}
+        kinds["statistics"] = statistics
+    return kinds
+
+
+def _compare(
+    model: nn.Module,
+    report: Report,
+    actual: dict[str, dict[str, Tensor]],
+    expected: dict[str, dict[str, Tensor]],
+) -> Outcome:
+    errors, worst = {}, {}
+    for kind, tensors in expected.items():
+        if set(tensors) != set(actual[kind]):
+            errors[kind], worst[kind] = float("inf"), "other tensors"
+            continue
+        errors[kind], worst[kind] = 0.0, ""
+        # what is zero but for rounding has no digits to compare
+        least = 1e-6 * max((float(t.abs().max()) for t in tensors.values()), default=0.0)
+        for name, tensor in tensors.items():
+            difference = float((actual[kind][name] - tensor).abs().max())
+            error = difference / max(float(tensor.abs().max()), least, 1e-300)
+            if not error <= errors[kind]:  # NaN counts as worse
+                errors[kind], worst[kind] = error, name
+    changed = [model.get_submodule(entry.name) for entry in report.changed]
+    fused = sum(isinstance(m, FusedForward) and _runs_fused(m) for m in changed)
+    return Outcome(report, fused, errors, worst)
+
+
+def _runs_fused(module: FusedForward) -> bool:
+    device = next(module.parameters()).device.type  # type: ignore[attr-defined]
+    backend = backends.select(module.backend, device, torch.float64)
+    return module.obstacle() is None and backends.get(backend).namespace is not None
+
+
+def _randomise(model: nn.Module) -> None:
+    """Give numbers to what is initialised with zeros and ones, where errors could hide."""
+    with torch.no_grad():
+        for p in model.parameters():
+            if p.count_nonzero() == 0:
+                p.normal_(0, 0.1)
+            elif bool((p == 1).all()):
+                p.uniform_(0.5, 1.5)
+        for name, buffer in model.named_buffers():
+            if name.endswith("running_mean"):
+                buffer.normal_(0, 0.1)
+            elif name.endswith("running_var"):
+                buffer.uniform_(0.5, 1.5)
+
+
+class _ExactHardsigmoid(nn.Hardsigmoid):
+    def forward(self, input: Tensor) -> Tensor:
+        """The gradient of torch's own has a float32 1/6, also in float64."""
+        return F.relu6(input + 3) / 6
+
+
+@contextlib.contextmanager
+def _exact_hard_sigmoids(model: nn.Module) -> Iterator[None]:
+    found = [m for m in model.modules() if type(m) is nn.Hardsigmoid]
+    for m in found:
+        m.__class__ = _ExactHardsigmoid
+    try:
+        yield
+    finally:
+        for m in found:
+            m.__class__ = nn.Hardsigmoid

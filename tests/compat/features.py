@@ -1,0 +1,119 @@
+"""What works with what: a table that the tests of this folder fill, and its text.
+
+python -m tests.compat.features        prints docs/compatibility.md; --write writes it
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+DOCUMENT = Path(__file__).parents[2] / "docs" / "compatibility.md"
+MODULES = ("graphs", "precision", "training", "saving", "runtime")
+_Test = TypeVar("_Test", bound=Callable[..., None])
+
+
+@dataclass(frozen=True)
+class Feature:
+    """One line.
+
+    Attributes:
+        section: Its heading.
+        tool: What users call it.
+        answer: "yes", "plain" (works; the blocks run as plain PyTorch operations) or "no".
+        note: What to know; for every "no" and "plain", why.
+        test: Name of the test that shows it.
+    """
+
+    section: str
+    tool: str
+    answer: str
+    note: str
+    test: str
+
+
+FEATURES: list[Feature] = []
+
+
+def feature(section: str, tool: str, answer: str, note: str = "") -> Callable[[_Test], _Test]:
+    """The decorated test shows one line of the table."""
+    if answer not in ("yes", "plain", "no"):
+        raise ValueError(f"unknown answer {answer!r}")
+    if answer != "yes" and not note:
+        raise ValueError(f"{tool}: {answer!r} needs a reason")
+
+    def register(test: _Test) -> _Test:
+        name = f"{test.__module__.rpartition('.')[2]}.py: {test.__name__}"
+        FEATURES.append(Feature(section, tool, answer, note, name))
+        return test
+
+    return register
+
+
+_HEAD = """# Compatibility
+
+What can be done to a model whose blocks `chattn_cuda.accelerate` made fused, or that is built from
+this package's modules. Every line is a test in `tests/compat/`, from which this file is made
+(`python -m tests.compat.features --write`). "plain" means that it works, and that the blocks run as
+plain PyTorch operations there, with the same numbers and at eager speed.
+"""
+
+_MODELS = """
+## Models
+
+`python -m chattn_cuda verify` compares these models with themselves, accelerated, in eval and train
+mode: output, gradients and running statistics agree in float64 to 1e-9.
+
+{models}
+
+Blocks that `accelerate` knows by class: {classes}.
+
+Blocks that it knows by what they consist of, whatever the class is called. A copy with random
+weights must give the block's formula in float64, or the module is left alone:
+
+| submodules | as in |
+|---|---|
+| `avg_pool`, `fc` (Linear, activation, Linear, gate) | moskomule `SELayer`, MONAI `ChannelSELayer` |
+| `avg_pool`, `f_ex` (Conv2d, activation, Conv2d, gate) | pycls `SE` |
+| `global_avgpool`, `conv1`, `conv2`, each with `conv` and `activate` | mmpretrain and mmdet `SELayer` |
+| `avg_pool`, `conv` (Conv1d over channels), `sigmoid` | BangguWu `eca_layer` |
+
+Left alone, and named in the report: subclasses that override `forward`, gates and activations that
+the kernels do not know, layers that were replaced by other classes (LoRA, quantisation). Not known:
+lukemelas EfficientNet, whose blocks compute SE inside `MBConvBlock.forward` and not in a module.
+"""
+
+
+def text() -> str:
+    """The document."""
+    from chattn_cuda.convert import ADAPTERS
+    from chattn_cuda.parity import FAMILIES
+
+    for name in MODULES:
+        importlib.import_module(f"tests.compat.test_{name}")
+    lines = [_HEAD]
+    for section in dict.fromkeys(f.section for f in FEATURES):
+        lines += [f"## {section}\n", "| tool | works | to know | test |", "|---|---|---|---|"]
+        lines += [
+            f"| {f.tool} | {f.answer} | {f.note} | {f.test} |"
+            for f in FEATURES
+            if f.section == section
+        ]
+        lines.append("")
+    classes = ", ".join(f"`{name}`" for name in sorted(ADAPTERS))
+    models = ", ".join(f.name for f in FAMILIES) + "."
+    lines.append(_MODELS.format(models=models, classes=classes).lstrip("\n"))
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    # under its own name, where the tests register
+    made = importlib.import_module("tests.compat.features").text()
+    if "--write" in sys.argv[1:]:
+        DOCUMENT.write_text(made)
+    else:
+        print(made, end="")

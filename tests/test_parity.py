@@ -1,0 +1,165 @@
+"""Real models, accelerated, give the numbers that they gave: the list of `verify`."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from chattn_cuda import backends, functional, parity
+from chattn_cuda.cli import main
+from chattn_cuda.convert import ADAPTERS
+from chattn_cuda.parity import FAMILIES, Family, check
+
+pytest.importorskip("timm", reason="timm is not installed")
+pytest.importorskip("torchvision", reason="torchvision is not installed")
+FUSED = backends.select("auto", "cpu", torch.float64) != "reference"
+SMALL = Family("timm", "regnety_002", 32)
+
+#: Blocks of each model, whichever of them `accelerate` knows.
+BLOCKS = {
+    "seresnet50": 16,
+    "legacy_senet154": 50,
+    "seresnext50_32x4d": 16,
+    "ecaresnet50d": 16,
+    "skresnet50": 16,
+    "skresnext50_32x4d": 16,
+    "efficientnet_b0": 16,
+    "mobilenetv3_large_100": 8,
+    "regnety_032": 21,
+    "rexnet_100": 13,
+    "ese_vovnet39b": 4,
+    "resnest50d": 16,
+    "repvgg_d2se": 48,
+    "nfnet_l0": 12,
+    "eca_nfnet_l0": 12,
+    "torchvision mobilenet_v3_large": 8,
+    "torchvision efficientnet_b0": 16,
+    "torchvision regnet_y_400mf": 16,
+}
+#: Their classes, where it is not sure that there is an adapter.
+OTHERS = {
+    "skresnet50": "timm.layers.selective_kernel.SelectiveKernel",
+    "skresnext50_32x4d": "timm.layers.selective_kernel.SelectiveKernel",
+    "resnest50d": "timm.layers.split_attn.SplitAttn",
+}
+
+
+def test_the_list_is_complete() -> None:
+    assert {f.name for f in FAMILIES} == set(BLOCKS)
+
+
+@pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda f: f.name)
+def test_same_numbers(family: Family, training: bool) -> None:
+    outcome = check(family, training, channels_last=not training)
+    assert outcome.same, (outcome.errors, outcome.worst)
+    assert set(outcome.errors) == {"output", "gradients", *["statistics"] * training}
+    if OTHERS.get(family.name, "") in ("", *ADAPTERS):
+        counts = Counter(e.cls for e in outcome.report.changed)
+        assert BLOCKS[family.name] in counts.values(), counts
+        assert not outcome.report.left
+        # batch norm inside the gate normalises with the batch in train mode
+        if FUSED and not (training and family.name == "rexnet_100"):
+            assert outcome.fused == len(outcome.report.changed)
+
+
+# ---- that the comparison notices ----------------------------------------------------------------
+
+
+def _wrong(monkeypatch: pytest.MonkeyPatch, change: Any) -> None:
+    right = functional.run_squeeze_excite
+
+    def wrong(*args: Any) -> tuple[Tensor, Tensor]:
+        return change(*right(*args))
+
+    monkeypatch.setattr(functional, "run_squeeze_excite", wrong)
+
+
+class _WrongGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, y: Tensor) -> Tensor:
+        return y.clone()
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> Tensor:
+        return dy * (1 + 1e-5)
+
+
+@pytest.mark.skipif(not FUSED, reason="needs a backend with operators")
+def test_a_wrong_output_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert check(SMALL, training=False).same
+    _wrong(monkeypatch, lambda y, s: (y * (1 + 1e-6), s))
+    outcome = check(SMALL, training=False)
+    assert not outcome.same and outcome.errors["output"] > parity.SAME
+
+
+@pytest.mark.skipif(not FUSED, reason="needs a backend with operators")
+def test_a_wrong_gradient_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    _wrong(monkeypatch, lambda y, s: (_WrongGradient.apply(y), s))
+    outcome = check(SMALL, training=True)
+    assert not outcome.same and outcome.errors["output"] <= parity.SAME
+    assert outcome.errors["gradients"] > parity.SAME
+
+
+@pytest.mark.skipif(not FUSED, reason="needs a backend with operators")
+def test_nan_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    _wrong(monkeypatch, lambda y, s: (y * torch.nan, s))
+    assert not check(SMALL, training=False).same
+
+
+# ---- the command --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("chattn_cuda.cli.verify.FAMILIES", (SMALL,))
+
+
+@pytest.mark.usefixtures("small")
+def test_verify(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["verify", "--threads", "2"]) == 0
+    out = capsys.readouterr().out
+    assert "[2/2] regnety_002: train" in out
+    assert "2 of 2 agree in float64 to 1e-09" in out
+    assert "13/13" in out and "same" in out
+
+
+@pytest.mark.usefixtures("small")
+@pytest.mark.skipif(not FUSED, reason="needs a backend with operators")
+def test_verify_fails_on_a_mismatch(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _wrong(monkeypatch, lambda y, s: (y * (1 + 1e-6), s))
+    assert main(["verify", "regnety_002"]) == 1
+    out = capsys.readouterr().out
+    assert "0 of 2 agree" in out and "output" in out
+
+
+@pytest.mark.usefixtures("small")
+def test_verify_goes_on_where_a_model_fails(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*args: Any, **options: Any) -> None:
+        raise RuntimeError("out of paper")
+
+    monkeypatch.setattr("chattn_cuda.cli.verify.check", fail)
+    assert main(["verify"]) == 1
+    out = capsys.readouterr().out
+    assert out.count("fails: out of paper") == 2 and "0 of 2 agree" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["resnet51"], "unknown model 'resnet51'; known are seresnet50"),
+        (["--backend", "gpu"], "backend must be one of auto"),
+        (["--backend", "cuda"], "backend 'cuda' cannot run here"),
+    ],
+)
+def test_wrong_use(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["verify", *arguments]) == 2
+    assert message in capsys.readouterr().err
