@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from chattn_cuda import backends, functional
+from chattn_cuda import backends, functional, models
 from chattn_cuda._version import __version__
 from chattn_cuda.convert import Report, accelerate, restore
 from chattn_cuda.explanation import Explanation, explain
@@ -29,5 +29,6 @@ __all__ = [
     "backends",
     "explain",
     "functional",
+    "models",
     "restore",
 ]

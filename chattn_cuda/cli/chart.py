@@ -9,11 +9,17 @@ from typing import Any
 
 from chattn_cuda.cli.terminal import require
 
-__all__ = ["Panel", "draw"]
+__all__ = ["GRID", "INK", "MUTED", "STYLE", "Panel", "draw", "save"]
 
-_INK, _MUTED, _GRID = "#1f2933", "#66727f", "#e4e8ec"
+INK, MUTED, GRID = "#1f2933", "#66727f", "#e4e8ec"
 _GRAY, _BLUE = "#b4bcc5", "#7ba7d0"
 _OURS = ("#d9480f", "#f59f00", "#2b8a3e")
+STYLE: dict[Any, Any] = {
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans"],
+    "svg.hashsalt": "chattn_cuda",  # the same data make the same file
+    "svg.fonttype": "none",
+}
 
 
 @dataclass
@@ -62,13 +68,7 @@ def draw(path: Path, panels: Sequence[Panel], title: str, subtitle: str) -> Path
     names = list(dict.fromkeys(n for p in panels for _, bars, _ in p.rows for n in bars))
     most = max(len(p.rows) for p in panels)
     height = 1.2 + lines * (0.62 + most * (0.16 + 0.19 * len(names)))
-    style: dict[Any, Any] = {
-        "font.family": "sans-serif",
-        "font.sans-serif": ["DejaVu Sans"],
-        "svg.hashsalt": "chattn_cuda",  # the same data make the same file
-        "svg.fonttype": "none",
-    }
-    with plt.rc_context(style):
+    with plt.rc_context(STYLE):
         figure, axes = plt.subplots(
             lines, columns, figsize=(6.0 * columns + 0.6, height), squeeze=False, dpi=150
         )
@@ -80,8 +80,8 @@ def draw(path: Path, panels: Sequence[Panel], title: str, subtitle: str) -> Path
             else:
                 axis.axis("off")
         top = 1 - 0.72 / height
-        figure.text(0.014, 1 - 0.34 / height, title, size=14, weight="bold", color=_INK)
-        figure.text(0.014, 1 - 0.60 / height, subtitle, size=8.5, color=_MUTED)
+        figure.text(0.014, 1 - 0.34 / height, title, size=14, weight="bold", color=INK)
+        figure.text(0.014, 1 - 0.60 / height, subtitle, size=8.5, color=MUTED)
         handles = [plt.Rectangle((0, 0), 1, 1, color=colours[n]) for n in names]
         figure.legend(
             handles,
@@ -91,7 +91,7 @@ def draw(path: Path, panels: Sequence[Panel], title: str, subtitle: str) -> Path
             ncol=len(names),
             frameon=False,
             fontsize=9,
-            labelcolor=_INK,
+            labelcolor=INK,
             handlelength=1.1,
             handleheight=0.9,
         )
@@ -100,22 +100,28 @@ def draw(path: Path, panels: Sequence[Panel], title: str, subtitle: str) -> Path
             0.13 / height,
             "speed relative to eager PyTorch, longer is faster",
             size=8.5,
-            color=_MUTED,
+            color=MUTED,
             ha="right",
         )
         figure.tight_layout(rect=(0, 0.36 / height, 1, top), w_pad=2.5, h_pad=1.2)
-        path = Path(path).resolve()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        metadata = {"Date": None} if path.suffix == ".svg" else {}
-        figure.savefig(path, facecolor="white", metadata=metadata)
+        path = save(figure, path)
         plt.close(figure)
+    return path
+
+
+def save(figure: Any, path: Path) -> Path:
+    """Write a figure to a PNG or SVG file, and return its absolute path."""
+    path = Path(path).resolve()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    metadata = {"Date": None} if path.suffix == ".svg" else {}
+    figure.savefig(path, facecolor="white", metadata=metadata)
     return path
 
 
 def _colours(names: Sequence[str]) -> dict[str, str]:
     ours = iter(_OURS)
     fixed = {"eager": _GRAY, "torch.compile": _BLUE}
-    return {n: fixed.get(n) or next(ours, _INK) for n in names}
+    return {n: fixed.get(n) or next(ours, INK) for n in names}
 
 
 def _panel(
@@ -141,7 +147,7 @@ def _panel(
                 va="center",
                 size=8,
                 weight="bold" if ours else "normal",
-                color=_INK,
+                color=INK,
                 path_effects=halo,
                 zorder=5,
             )
@@ -153,20 +159,20 @@ def _panel(
                 textcoords="offset points",
                 va="center",
                 size=7.5,
-                color=_MUTED,
+                color=MUTED,
                 path_effects=halo,
                 zorder=5,
             )
-    axis.set_yticks(range(len(panel.rows)), [label for label, _, _ in panel.rows], color=_INK)
+    axis.set_yticks(range(len(panel.rows)), [label for label, _, _ in panel.rows], color=INK)
     for tick, (_, _, strong) in zip(axis.get_yticklabels(), panel.rows, strict=True):
         tick.set_weight("bold" if strong else "normal")
     axis.set_ylim(len(panel.rows) - 0.5, -0.5)
     axis.set_xlim(0, max(1.5, longest) * 1.28)
-    axis.axvline(1, color=_MUTED, linewidth=0.8, linestyle=(0, (4, 3)), zorder=3)
-    axis.set_title(panel.title, loc="left", size=10.5, color=_INK, weight="bold", pad=7)
+    axis.axvline(1, color=MUTED, linewidth=0.8, linestyle=(0, (4, 3)), zorder=3)
+    axis.set_title(panel.title, loc="left", size=10.5, color=INK, weight="bold", pad=7)
     axis.tick_params(length=0, labelsize=8.5)
-    axis.tick_params(axis="x", colors=_MUTED)
+    axis.tick_params(axis="x", colors=MUTED)
     axis.xaxis.set_major_formatter(lambda value, _: f"{value:g}x")
-    axis.grid(axis="x", color=_GRID, linewidth=0.8, zorder=0)
+    axis.grid(axis="x", color=GRID, linewidth=0.8, zorder=0)
     axis.set_axisbelow(True)
     axis.spines[:].set_visible(False)
