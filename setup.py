@@ -99,6 +99,20 @@ def gencode(arch: str) -> list[str]:
     return flags
 
 
+def parallel_jobs() -> int:
+    wish = os.environ.get("MAX_JOBS") or str(os.cpu_count() or 1)
+    if not wish.isdigit() or int(wish) < 1:
+        raise SystemExit(f"MAX_JOBS must be a positive number, not '{wish}'")
+    return int(wish)
+
+
+def cxx_compiler() -> str:
+    name = os.environ.get("CXX", "g++")
+    if shutil.which(name) is None:
+        raise SystemExit(f"no C++ compiler: '{name}' was not found (CXX chooses another)")
+    return name
+
+
 class Cuda:
     """What CUDA compilation needs, or why there is none."""
 
@@ -181,7 +195,7 @@ class BuildNative(build_ext):
         # For an editable install, pip names a folder that it throws away.
         folder = ROOT / "build/temp-editable" if self.editable_mode else Path(self.build_temp)
         self.objects = folder.resolve() / "csrc"
-        cxx = os.environ.get("CXX", "g++")
+        cxx = cxx_compiler()
         base = [cxx, "-O3", "-std=c++20", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra",
                 f"-I{ROOT / 'csrc'}"]  # fmt: skip
         x86 = ["-DCHATTN_HAVE_X86"] if "avx2" in ISA_FLAGS else []
@@ -227,7 +241,7 @@ class BuildNative(build_ext):
             say(f"CUDA kernels included: {cuda.note}, architectures {' '.join(cuda.archs)}")
         else:
             say(f"CUDA kernels not included: {cuda.note}")
-        workers = int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)
+        workers = parallel_jobs()
         jobs.sort(key=lambda job: job[0].suffix != ".cu")  # the slow ones first
         with ThreadPoolExecutor(workers) as pool:
             list(pool.map(lambda job: self.compile(*job), jobs))

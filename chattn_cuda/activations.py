@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from chattn_cuda.hooks import own_behaviour
+
 __all__ = ["ACTIVATIONS", "Activation", "ActivationSpec", "as_callable", "make_layer", "resolve"]
 
 ActivationSpec = str | type[nn.Module] | nn.Module | Callable[..., Any]
@@ -199,12 +201,11 @@ def make_layer(
     if isinstance(spec, str):
         name = _canonical(spec, argument)
         factory = ACTIVATIONS[name].layer if name in ACTIVATIONS else _UNFUSED[name]
-    elif callable(spec):
+    elif callable(spec) and not isinstance(spec, nn.Module):
         factory = spec
     else:
-        raise TypeError(
-            f"{argument} must be an activation's name or module class, got {type(spec).__name__}"
-        )
+        kind = f"a {type(spec).__name__} object"
+        raise TypeError(f"{argument} must be an activation's name, class or factory, got {kind}")
     if inplace is None:
         return factory()
     try:
@@ -247,7 +248,7 @@ def _qualified_name(cls: type) -> str:
 def _resolve_module(module: Any) -> tuple[Activation, float] | None:
     cls = type(module)
     name = _MODULES.get(cls) or _TIMM_MODULES.get(_qualified_name(cls))
-    if name is None or module._forward_hooks or module._forward_pre_hooks:
+    if name is None or own_behaviour(module) is not None:
         return None
     activation = ACTIVATIONS[name]
     if cls is nn.LeakyReLU:

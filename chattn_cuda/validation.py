@@ -10,6 +10,7 @@ from torch import Tensor
 from chattn_cuda.backends import FUSED_DTYPES
 
 __all__ = [
+    "check_bool",
     "check_channel_dim",
     "check_effective_squeeze_excite",
     "check_efficient_channel_attention",
@@ -82,6 +83,16 @@ def check_positive(value: int, name: str) -> None:
         raise TypeError(f"{name} must be an integer, got {type(value).__name__}")
     if value < 1:
         raise ValueError(f"{name} must be at least 1, got {value}")
+
+
+def check_bool(value: object, name: str) -> None:
+    """Raise unless ``value`` is True or False.
+
+    Raises:
+        TypeError: Another value.
+    """
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, got {value!r}")
 
 
 def check_weight(x: Tensor, w: object, name: str) -> None:

@@ -254,6 +254,7 @@ def test_vmap_over_maps_and_over_weights(block: Block, backend: str) -> None:
     several = [torch.stack([w, w / 2, -w]) for w in weights]
     y = torch.vmap(call)(maps, *several)
     assert_same(y, torch.stack([call(*each) for each in zip(maps, *several, strict=True)]))
+    assert torch.vmap(lambda x: call(x, *weights))(maps[:0]).shape == maps[:0].shape
 
 
 @all_backends

@@ -73,6 +73,11 @@ BAD: dict[str, tuple[Callable[[], Any], type[Exception], tuple[str, ...]]] = {
         ValueError,
         ("x must have shape (N, H, W, C) or (N, L, C) or (N, D, H, W, C), got (5,)",),
     ),
+    "add_maxpool": (
+        call(add_maxpool=None),
+        TypeError,
+        ("add_maxpool must be True or False, got None",),
+    ),
     "channel_dim": (call(channel_dim=2), ValueError, ("channel_dim must be 1 or -1, got 2",)),
     "x not a tensor": (call(x=[1.0]), TypeError, ("x must be a tensor", "got list")),
     "x None": (call(x=None), TypeError, ("x must be a tensor", "got NoneType")),
@@ -186,6 +191,41 @@ BAD: dict[str, tuple[Callable[[], Any], type[Exception], tuple[str, ...]]] = {
         lambda: SqueezeExcite(6, rd_channels=-2),
         ValueError,
         ("rd_channels must be at least 1", "got -2"),
+    ),
+    "constructor: rd_channels of 0": (
+        lambda: SqueezeExcite(6, rd_channels=0),
+        ValueError,
+        ("rd_channels must be at least 1", "got 0"),
+    ),
+    "constructor: rd_ratio": (
+        lambda: SqueezeExcite(6, rd_ratio=-1),
+        ValueError,
+        ("rd_ratio must be positive", "got -1"),
+    ),
+    "constructor: rd_ratio is not a number": (
+        lambda: SqueezeExcite(6, rd_ratio=float("nan")),
+        ValueError,
+        ("rd_ratio must be positive and finite", "got nan"),
+    ),
+    "constructor: rd_ratio of another type": (
+        lambda: SqueezeExcite(6, rd_ratio="x"),
+        TypeError,
+        ("rd_ratio must be a number", "got str"),
+    ),
+    "constructor: add_maxpool": (
+        lambda: SqueezeExcite(6, add_maxpool="yes"),
+        TypeError,
+        ("add_maxpool must be True or False", "got 'yes'"),
+    ),
+    "constructor: norm_layer": (
+        lambda: SqueezeExcite(6, norm_layer=3),
+        TypeError,
+        ("norm_layer must be a class or a factory", "got int"),
+    ),
+    "constructor: act_layer is an object": (
+        lambda: SqueezeExcite(6, act_layer=torch.nn.ReLU()),
+        TypeError,
+        ("act_layer must be an activation's name, class or factory", "got a ReLU object"),
     ),
     "constructor: rd_divisor": (
         lambda: SqueezeExcite(6, rd_divisor=0),

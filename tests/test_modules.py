@@ -72,7 +72,6 @@ def test_constructor_is_timms() -> None:
         {},
         {"rd_ratio": 0.25},
         {"rd_channels": 5},
-        {"rd_channels": 0},
         {"rd_divisor": 1},
         {"rd_ratio": 1.0},
         {"bias": False},
@@ -238,9 +237,24 @@ def _own_forward(m: Any) -> None:
     m.fc1.forward = lambda x: 3 * nn.Conv2d.forward(m.fc1, x)
 
 
+def _norm_hook(m: Any) -> None:
+    m.bn.register_forward_hook(lambda module, args, output: output * 0 + 5)
+
+
+def _own_gate(m: Any) -> None:
+    m.gate.forward = torch.tanh
+
+
+def _gate_backward_hook(m: Any) -> None:
+    m.gate.register_full_backward_hook(lambda module, grad_input, grad_output: (2 * grad_input[0],))
+
+
 @pytest.mark.parametrize(
     "change",
-    [_replace, _wrap, _parametrise, _hook, _pre_hook, _act_hook, _backward_hook, _own_forward],
+    [
+        *(_replace, _wrap, _parametrise, _hook, _pre_hook, _act_hook, _backward_hook),
+        *(_own_forward, _norm_hook, _own_gate, _gate_backward_hook),
+    ],
     ids=lambda f: f.__name__.strip("_"),
 )
 def test_changed_submodules_are_called(change: Any) -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from chattn_cuda import ops
+from chattn_cuda.functional import squeeze_excite
 from chattn_cuda.reference import accumulation_dtype
 from tests import cases
 from tests.cases import BLOCKS, Case
@@ -101,6 +102,28 @@ def test_not_finite_values_go_where_eager_puts_them(
     assert torch.equal(y.isnan().cpu(), expected.isnan())
     assert torch.equal(y.isinf().cpu(), expected.isinf())
     assert y[0].isfinite().all() and y[2].isfinite().all()
+
+
+@pytest.mark.parametrize("backend", cases.fused_backends())
+@pytest.mark.parametrize("act", ["relu", "relu6", "hard_swish", "hard_sigmoid"])
+@pytest.mark.parametrize("gate", ["sigmoid", "relu"])
+def test_infinite_gradients_stop_where_the_derivative_is_0(
+    backend: str, act: str, gate: str
+) -> None:
+    """As torch selects 0 there: a product with 0 would be NaN."""
+    cases.require(backend)
+    device = cases.device_of(backend)
+    x = torch.tensor([torch.inf, 1.0]).view(1, 1, 1, 2)
+    w1, w2 = torch.tensor([[-1.0]]), torch.tensor([[1.0]])
+
+    def gradient(backend: str, device: str) -> Tensor:
+        leaf = x.to(device).requires_grad_()
+        weights = (w1.to(device), None, w2.to(device), torch.ones(1, device=device))
+        y = squeeze_excite(leaf, *weights, act=act, gate=gate, backend=backend)
+        (dx,) = torch.autograd.grad(y.sum(), leaf)
+        return dx.cpu()
+
+    assert torch.equal(gradient(backend, device).isnan(), gradient("reference", "cpu").isnan())
 
 
 @pytest.mark.parametrize("backend", cases.fused_backends())

@@ -97,8 +97,10 @@ def test_wheel_from_the_sdist(sdist: Path, tmp_path: Path) -> None:
     [
         ({"CHATTN_BUILD_CUDA": "1", "CUDA_HOME": "/nowhere"}, "CUDA_HOME is /nowhere"),
         ({"CHATTN_BUILD_CUDA": "yes"}, "CHATTN_BUILD_CUDA must be auto, 0 or 1"),
+        ({"MAX_JOBS": "0"}, "MAX_JOBS must be a positive number, not '0'"),
+        ({"CXX": "nosuch"}, "'nosuch' was not found (CXX chooses another)"),
     ],
-    ids=["insists without nvcc", "unknown wish"],
+    ids=["insists without nvcc", "unknown wish", "no jobs", "no compiler"],
 )
 def test_build_errors_are_clear(env: dict[str, str], message: str, tmp_path: Path) -> None:
     if not (ROOT / "setup.py").exists():

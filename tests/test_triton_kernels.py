@@ -25,10 +25,10 @@ from chattn_cuda.triton.kernels import activations as device_activations  # noqa
 from chattn_cuda.triton.kernels import passes  # noqa: E402
 from chattn_cuda.triton.kernels.activations import (  # noqa: E402
     activate,
-    activate_grad,
+    activation_gradient,
     exp,
     expm1_nonpositive,
-    gate_grad,
+    gate_gradient,
     sigmoid,
     tanh,
     to_storage,
@@ -331,10 +331,10 @@ def _elementwise_kernel(x, y, size, FUNCTION: tl.constexpr, A: tl.constexpr, B: 
         r = sigmoid(v)
     elif FUNCTION == "activate":
         r = activate(v, A, B)
-    elif FUNCTION == "activate_grad":
-        r = activate_grad(v, A, B)
-    elif FUNCTION == "gate_grad":
-        r = gate_grad(v, A)
+    elif FUNCTION == "activation_gradient":
+        r = activation_gradient(v, tl.full(v.shape, 1, v.dtype), A, B)
+    elif FUNCTION == "gate_gradient":
+        r = gate_gradient(v, tl.full(v.shape, 1, v.dtype), A)
     else:
         r = to_storage(v, y.dtype.element_ty)
     tl.store(y + i, r, mask=i < size)
@@ -430,7 +430,7 @@ def test_activations_elementwise(name: str, dtype: torch.dtype) -> None:
     torch.testing.assert_close(
         y.double(), exact.detach(), rtol=8 * eps, atol=8 * eps, equal_nan=True
     )
-    d = elementwise(x, "activate_grad", act.code, act.param)
+    d = elementwise(x, "activation_gradient", act.code, act.param)
     finite = x.isfinite()  # at infinity the derivatives of some are NaN in PyTorch
     torch.testing.assert_close(d[finite].double(), slope[finite], rtol=64 * eps, atol=64 * eps)
     nan = elementwise(torch.full((3,), math.nan, dtype=dtype), "activate", act.code, act.param)
@@ -442,7 +442,7 @@ def test_gate_derivative_from_its_value(gate: activations.Activation) -> None:
     z = points(torch.float64, -8.0, 8.0).requires_grad_()
     s = gate.function(z, 0.0)
     (slope,) = torch.autograd.grad(s.sum(), z)
-    d = elementwise(s.detach(), "gate_grad", gate.code)
+    d = elementwise(s.detach(), "gate_gradient", gate.code)
     torch.testing.assert_close(d, slope, rtol=1e-14, atol=1e-14)
 
 

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from chattn_cuda import activations
 from chattn_cuda.activations import ActivationSpec
 from chattn_cuda.convert.adapter import Adapter, se_obstacle
+from chattn_cuda.hooks import has_hooks
 from chattn_cuda.modules.efficient_channel_attention import EfficientChannelAttentionForward
-from chattn_cuda.modules.fused import has_hooks, submodule_obstacle
+from chattn_cuda.modules.fused import submodule_obstacle
 from chattn_cuda.modules.squeeze_excite import SqueezeExciteForward, SqueezeExciteLayers
 
 __all__ = ["STRUCTURES"]

@@ -110,6 +110,7 @@ def squeeze_excite(
     """
     m = to_map(x, channel_dim)
     validation.check_squeeze_excite(m, w1, b1, w2, b2)
+    validation.check_bool(add_maxpool, "add_maxpool")
     weights = validation.unify_dtypes(m, (w1, b1, w2, b2), _WEIGHTS)
     name = backends.select(backend, x.device.type, x.dtype)
     act_, gate_ = activations.resolve(act, "act"), activations.resolve(gate, "gate")

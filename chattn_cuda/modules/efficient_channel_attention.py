@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from chattn_cuda import activations, backends, functional, validation
 from chattn_cuda.activations import ActivationSpec
 from chattn_cuda.modules.fused import FusedForward, submodule_obstacle
-from chattn_cuda.modules.make_divisible import make_divisible
+from chattn_cuda.modules.make_divisible import reduced_channels
 
 __all__ = [
     "CircularEfficientChannelAttention",
@@ -217,9 +217,7 @@ class EfficientChannelAttention(EfficientChannelAttentionForward, nn.Module):
         if use_mlp:
             if channels is None:
                 raise ValueError("use_mlp needs channels")
-            if rd_channels is None:
-                rd_channels = make_divisible(channels * rd_ratio, rd_divisor, round_limit=0.9)
-            validation.check_positive(rd_channels, "rd_channels")
+            rd_channels = reduced_channels(channels, rd_ratio, rd_channels, rd_divisor, 0.9)
             self.conv = nn.Conv1d(1, rd_channels, kernel_size=1, **factory)
             self.act = activations.make_layer(act_layer or nn.ReLU, "act_layer")
             self.conv2 = nn.Conv1d(rd_channels, 1, kernel_size=k, padding=k // 2, **factory)

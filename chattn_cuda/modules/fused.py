@@ -16,8 +16,9 @@ from torch.fx import Proxy
 
 from chattn_cuda import backends, functional, validation
 from chattn_cuda.explanation import Explanation, explain_call
+from chattn_cuda.hooks import own_behaviour
 
-__all__ = ["FusedForward", "has_hooks", "pointwise_obstacle", "submodule_obstacle"]
+__all__ = ["FusedForward", "pointwise_obstacle", "submodule_obstacle"]
 
 
 class FusedForward:
@@ -116,16 +117,6 @@ def _must_be_plain() -> bool:
     return torch.compiler.is_exporting() and torch.onnx.is_in_onnx_export()
 
 
-def has_hooks(module: nn.Module) -> bool:
-    """Whether calling ``module`` runs hooks."""
-    return bool(
-        module._forward_hooks
-        or module._forward_pre_hooks
-        or module._backward_hooks
-        or module._backward_pre_hooks
-    )
-
-
 def submodule_obstacle(module: Any, name: str, *types: type[nn.Module]) -> str | None:
     """Why reading ``module``'s parameters would not be the same as calling it; None where it is.
 
@@ -133,11 +124,8 @@ def submodule_obstacle(module: Any, name: str, *types: type[nn.Module]) -> str |
     """
     if type(module) not in types:
         return f"{name} is a {type(module).__name__}"
-    if has_hooks(module):
-        return f"{name} has hooks"
-    if "forward" in module.__dict__:
-        return f"{name} has a forward of its own"
-    return None
+    own = own_behaviour(module)
+    return None if own is None else f"{name} {own}"
 
 
 def pointwise_obstacle(module: Any, name: str) -> str | None:

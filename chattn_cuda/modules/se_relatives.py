@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from chattn_cuda import activations, backends, validation
 from chattn_cuda.activations import ActivationSpec
 from chattn_cuda.modules.fused import FusedForward
-from chattn_cuda.modules.make_divisible import make_divisible
+from chattn_cuda.modules.make_divisible import reduced_channels
 from chattn_cuda.modules.squeeze_excite import SqueezeExciteForward, SqueezeExciteLayers
 
 __all__ = [
@@ -89,6 +89,7 @@ class EffectiveSqueezeExcite(EffectiveSqueezeExciteForward, nn.Module):
     ) -> None:
         super().__init__()
         validation.check_positive(channels, "channels")
+        validation.check_bool(add_maxpool, "add_maxpool")
         self.add_maxpool = add_maxpool
         self.fc = nn.Conv2d(channels, channels, kernel_size=1, device=device, dtype=dtype)
         self.gate = activations.make_layer(gate_layer, "gate_layer")
@@ -141,11 +142,7 @@ class SqueezeExciteCl(SqueezeExciteForward, nn.Module):
         backend: str = "auto",
     ) -> None:
         super().__init__()
-        validation.check_positive(channels, "channels")
-        validation.check_positive(rd_divisor, "rd_divisor")
-        if not rd_channels:
-            rd_channels = make_divisible(channels * rd_ratio, rd_divisor)
-        validation.check_positive(rd_channels, "rd_channels")
+        rd_channels = reduced_channels(channels, rd_ratio, rd_channels, rd_divisor)
         factory = {"device": device, "dtype": dtype}
         self.fc1: Any = nn.Linear(channels, rd_channels, bias=bias, **factory)
         self.act = activations.make_layer(act_layer, "act_layer", inplace=True)
@@ -297,16 +294,12 @@ class GatherExcite(SqueezeExciteForward, nn.Module):
         backend: str = "auto",
     ) -> None:
         super().__init__()
-        validation.check_positive(channels, "channels")
-        validation.check_positive(rd_divisor, "rd_divisor")
         if extent != 0 or extra_params or not use_mlp:
             raise ValueError(
                 "GatherExcite takes extent=0 (the whole map), extra_params=False and use_mlp=True, "
                 f"got extent={extent!r}, extra_params={extra_params!r}, use_mlp={use_mlp!r}"
             )
-        if not rd_channels:
-            rd_channels = make_divisible(channels * rd_ratio, rd_divisor)
-        validation.check_positive(rd_channels, "rd_channels")
+        rd_channels = reduced_channels(channels, rd_ratio, rd_channels, rd_divisor)
         self.add_maxpool = add_maxpool
         act = activations.make_layer(act_layer, "act_layer")
         self.mlp = _Mlp(channels, rd_channels, act, {"device": device, "dtype": dtype})

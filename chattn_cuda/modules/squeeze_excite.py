@@ -10,13 +10,13 @@ from torch import Tensor, nn
 
 from chattn_cuda import activations, backends, functional, validation
 from chattn_cuda.activations import ActivationSpec
+from chattn_cuda.hooks import has_hooks, own_behaviour
 from chattn_cuda.modules.fused import (
     FusedForward,
-    has_hooks,
     pointwise_obstacle,
     submodule_obstacle,
 )
-from chattn_cuda.modules.make_divisible import make_divisible
+from chattn_cuda.modules.make_divisible import reduced_channels
 
 __all__ = [
     "SqueezeExcite",
@@ -59,15 +59,21 @@ class SqueezeExciteLayers(NamedTuple):
             if has_hooks(module):
                 return f"a {type(module).__name__} in it has hooks"
         norm = self.norm
-        if norm is None or type(norm) is nn.Identity:
+        if norm is None:
             return None
-        reason = submodule_obstacle(norm, "bn", nn.BatchNorm2d, nn.SyncBatchNorm)
-        if reason is None and (norm.training or norm.running_mean is None):
-            reason = "bn normalises with the statistics of the batch"
-        return reason
+        reason = submodule_obstacle(norm, "bn", nn.Identity, nn.BatchNorm2d, nn.SyncBatchNorm)
+        if reason is not None or type(norm) is nn.Identity:
+            return reason
+        if norm.training or norm.running_mean is None:
+            return "bn normalises with the statistics of the batch"
+        return None
 
     def activations(self) -> str | tuple[functional.Resolved, functional.Resolved]:
         """The activation and the gate as the operators know them, or why they do not."""
+        for module, name in ((self.act, "act"), (self.gate, "gate")):
+            own = own_behaviour(module) if isinstance(module, nn.Module) else None
+            if own is not None:
+                return f"{name} {own}"
         act, gate = activations.resolve(self.act), activations.resolve(self.gate)
         if act is None:
             return f"the kernels do not know act ({_name_of(self.act)})"
@@ -214,12 +220,13 @@ class SqueezeExcite(SqueezeExciteForward, nn.Module):
         backend: str = "auto",
     ) -> None:
         super().__init__()
-        validation.check_positive(channels, "channels")
-        validation.check_positive(rd_divisor, "rd_divisor")
-        if not rd_channels:
-            rd_channels = make_divisible(channels * rd_ratio, rd_divisor)
-        validation.check_positive(rd_channels, "rd_channels")
+        rd_channels = reduced_channels(channels, rd_ratio, rd_channels, rd_divisor)
         factory = {"device": device, "dtype": dtype}
+        validation.check_bool(add_maxpool, "add_maxpool")
+        if norm_layer is not None and not callable(norm_layer):
+            raise TypeError(
+                f"norm_layer must be a class or a factory, got {type(norm_layer).__name__}"
+            )
         self.add_maxpool = add_maxpool
         self.fc1 = nn.Conv2d(channels, rd_channels, kernel_size=1, bias=bias, **factory)
         self.bn = norm_layer(rd_channels, **factory) if norm_layer else nn.Identity()

@@ -241,6 +241,13 @@ def register_fakes(namespace: str) -> None:
 
 def _loop(operator: Any, info: Any, in_dims: Sequence[Any], *args: Any) -> tuple[Any, Any]:
     """vmap, sample by sample: the samples may have weights of their own."""
+    if info.batch_size == 0:  # only the shapes are wanted: those of a sample of zeros
+        sample = (
+            a if d is None else a.new_zeros((*a.shape[:d], *a.shape[d + 1 :]))
+            for a, d in zip(args, in_dims, strict=True)
+        )
+        empty = tuple(o.new_empty((0, *o.shape)) for o in operator(*sample))
+        return empty, (0,) * len(empty)
     outputs = [
         operator(*(a if d is None else a.select(d, i) for a, d in zip(args, in_dims, strict=True)))
         for i in range(info.batch_size)

@@ -82,51 +82,53 @@ CHATTN_HD A activate(Act f, A z, A param) {
   return z;
 }
 
-// Derivative at the pre-activation z. At a kink the value is torch's.
+// The gradient g of a value, times the derivative at its pre-activation z. At a kink the derivative
+// is torch's. Where a branch has the derivative 0 the result is 0 whatever g is, as in torch: an
+// infinite gradient must not become NaN there.
 template <class A>
-CHATTN_HD A activate_grad(Act f, A z, A param) {
+CHATTN_HD A activation_gradient(Act f, A z, A param, A g) {
   switch (f) {
     case Act::relu:
-      return z > A(0) ? A(1) : A(0);
+      return z <= A(0) ? A(0) : g;
     case Act::relu6:
-      return z > A(0) && z < A(6) ? A(1) : A(0);
+      return z > A(0) && z < A(6) ? g : A(0);
     case Act::leaky_relu:
-      return z > A(0) ? A(1) : param;
+      return z > A(0) ? g : g * param;
     case Act::silu: {
       const A s = detail::sigmoid(z);
-      return s * (A(1) + z * (A(1) - s));
+      return g * (s * (A(1) + z * (A(1) - s)));
     }
     case Act::hard_swish:
-      return z <= A(-3) ? A(0) : (z < A(3) ? z / A(3) + A(0.5) : A(1));
+      return z <= A(-3) ? A(0) : (z < A(3) ? g * (z / A(3) + A(0.5)) : g);
     case Act::gelu: {
       const A cdf = A(0.5) * (A(1) + erf(z * A(0.70710678118654752440)));
-      return cdf + z * A(0.39894228040143267794) * exp(A(-0.5) * z * z);
+      return g * (cdf + z * A(0.39894228040143267794) * exp(A(-0.5) * z * z));
     }
     case Act::gelu_tanh: {
       const A t = tanh(detail::gelu_inner(z));
       const A inner = A(0.79788456080286535588) * (A(1) + A(3 * 0.044715) * z * z);
-      return A(0.5) * (A(1) + t) + A(0.5) * z * (A(1) - t * t) * inner;
+      return g * (A(0.5) * (A(1) + t) + A(0.5) * z * (A(1) - t * t) * inner);
     }
     case Act::mish: {
       const A t = tanh(detail::softplus(z));
-      return t + z * (A(1) - t * t) * detail::sigmoid(z);
+      return g * (t + z * (A(1) - t * t) * detail::sigmoid(z));
     }
     case Act::elu:
-      return z > A(0) ? A(1) : param * exp(z);
+      return z > A(0) ? g : g * (param * exp(z));
     case Act::sigmoid: {
       const A s = detail::sigmoid(z);
-      return s * (A(1) - s);
+      return g * (s * (A(1) - s));
     }
     case Act::hard_sigmoid:
-      return z > A(-3) && z < A(3) ? A(1) / A(6) : A(0);
+      return z > A(-3) && z < A(3) ? g / A(6) : A(0);
     case Act::tanh: {
       const A t = tanh(z);
-      return A(1) - t * t;
+      return g * (A(1) - t * t);
     }
     case Act::identity:
       break;
   }
-  return A(1);
+  return g;
 }
 
 // Functions that can be gates: their derivative follows from their value, so only that is saved.
@@ -136,18 +138,18 @@ constexpr bool is_gate(Act f) {
 }
 
 template <class A>
-CHATTN_HD A gate_grad_from_value(Act f, A s) {
+CHATTN_HD A gate_gradient(Act f, A s, A g) {
   switch (f) {
     case Act::relu:
-      return s > A(0) ? A(1) : A(0);
+      return s <= A(0) ? A(0) : g;
     case Act::sigmoid:
-      return s * (A(1) - s);
+      return g * (s * (A(1) - s));
     case Act::hard_sigmoid:
-      return s > A(0) && s < A(1) ? A(1) / A(6) : A(0);
+      return s > A(0) && s < A(1) ? g / A(6) : A(0);
     case Act::tanh:
-      return A(1) - s * s;
+      return g * (A(1) - s * s);
     default:
-      return A(1);
+      return g;
   }
 }
 

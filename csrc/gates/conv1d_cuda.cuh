@@ -32,7 +32,7 @@ struct ConvGateGrad {
   CHATTN_DEVICE A at(int plane, Act gate) const {
     A v = dot.sum(plane);
     if (dgate != nullptr) v += ld(dgate + plane);
-    return v * gate_grad_from_value(gate, ld(scale + plane));
+    return gate_gradient(gate, ld(scale + plane), v);
   }
 };
 

@@ -192,7 +192,7 @@ struct Backward {
     const A* s = at<A>(p.scale, n * c);
     pass.dot(p.map, p.dy, p.x, n, c0, c1, d, nullptr, nullptr);
     for (index_t i = c0; i < c1; ++i)
-      d[i] = (dgate ? d[i] + dgate[i] : d[i]) * gate_grad_from_value(p.gate.gate, s[i]);
+      d[i] = gate_gradient(p.gate.gate, s[i], dgate ? d[i] + dgate[i] : d[i]);
   }
 
   void gradient(index_t n, index_t c0, index_t c1, bool stream) {

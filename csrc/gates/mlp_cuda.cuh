@@ -71,7 +71,7 @@ struct GateGradRows {
   CHATTN_DEVICE A finish(int m, int c, A v) const {
     const int i = (n0 + m) * shape.c + c;
     if (dgate != nullptr) v += ld(dgate + i);
-    v *= gate_grad_from_value(shape.gate, ld(scale + i));
+    v = gate_gradient(shape.gate, ld(scale + i), v);
     if (store) st(dz + i, v);
     return v;
   }
@@ -153,7 +153,7 @@ struct HiddenGradOut {
   const A* hidden;
   A* grad;  // before the activation
   CHATTN_DEVICE void put(int i, int, A v) const {
-    st(grad + i, v * activate_grad(act, ld(hidden + i), param));
+    st(grad + i, activation_gradient(act, ld(hidden + i), param, v));
   }
 };
 

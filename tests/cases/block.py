@@ -23,6 +23,11 @@ class Config:
         """Takes a second or more: run with one layout per dtype, float32 with both."""
         return math.prod(self.shape) > 50_000
 
+    @property
+    def is_huge(self) -> bool:
+        """Takes some seconds: float32 only."""
+        return math.prod(self.shape) > 1_000_000
+
 
 @dataclass(frozen=True)
 class Variant:

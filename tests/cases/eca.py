@@ -77,6 +77,7 @@ BLOCK = Block(
         Config("many_taps", (2, 150, 6, 6), {"k": 101}),
         Config("one", (1, 1, 1, 1), {"k": 3, "circular": True}),
         Config("empty", (0, 8, 4, 4), {"k": 3}),
+        Config("long_sums", (1, 4, 1000, 1000), {"k": 3, "offset": 3.0}),
     ),
     small=(
         Config("hw25", (2, 20, 5, 5), {"k": 3}),

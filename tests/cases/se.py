@@ -90,6 +90,7 @@ BLOCK = Block(
         Config("maxpool", (2, 65, 14, 14), {"rd": 16, "add_maxpool": True}),
         Config("one", (1, 1, 1, 1), {"rd": 1, "act": "silu"}),
         Config("empty", (0, 8, 4, 4), {"rd": 4}),
+        Config("long_sums", (1, 4, 1000, 1000), {"rd": 2, "offset": 3.0, "act": "silu"}),
     ),
     small=(
         Config("hw25", (2, 20, 5, 5), {"rd": 6}),

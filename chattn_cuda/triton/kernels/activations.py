@@ -184,55 +184,59 @@ def activate(x, ACT: tl.constexpr, PARAM: tl.constexpr):
 
 
 @triton.jit
-def activate_grad(x, ACT: tl.constexpr, PARAM: tl.constexpr):
-    """Derivative of activation ``ACT`` at the pre-activation ``x``; at a kink, PyTorch's value."""
-    one = tl.full(x.shape, 1, x.dtype)
+def activation_gradient(x, d, ACT: tl.constexpr, PARAM: tl.constexpr):
+    """Gradient ``d`` of a value times the derivative of ``ACT`` at its pre-activation ``x``.
+
+    At a kink the derivative is PyTorch's. Where a branch has the derivative 0 the result is 0
+    whatever ``d`` is: an infinite gradient must not become NaN there.
+    """
+    zero = tl.full(x.shape, 0, x.dtype)
     if ACT == RELU:
-        return (x > 0).to(x.dtype)
+        return tl.where(x <= 0, zero, d)
     elif ACT == RELU6:
-        return ((x > 0) & (x < 6)).to(x.dtype)
+        return tl.where((x > 0) & (x < 6), d, zero)
     elif ACT == LEAKY_RELU:
-        return tl.where(x > 0, one, one * PARAM)
+        return tl.where(x > 0, d, d * PARAM)
     elif ACT == SILU:
         s = sigmoid(x)
-        return s * (x * (1 - s) + 1)
+        return d * (s * (x * (1 - s) + 1))
     elif ACT == HARD_SWISH:
-        return tl.where(x <= -3, one * 0, tl.where(x < 3, x / 3 + 0.5, one))
+        return tl.where(x <= -3, zero, tl.where(x < 3, d * (x / 3 + 0.5), d))
     elif ACT == GELU:
         cdf = (tl.erf(x * 0.70710678118654752440) + 1) * 0.5
-        return cdf + x * 0.39894228040143267794 * exp(x * x * -0.5)
+        return d * (cdf + x * 0.39894228040143267794 * exp(x * x * -0.5))
     elif ACT == GELU_TANH:
         t = tanh(_gelu_inner(x))
         slope = (x * x * 0.134145 + 1) * 0.79788456080286535588
-        return (t + 1) * 0.5 + x * 0.5 * (1 - t * t) * slope
+        return d * ((t + 1) * 0.5 + x * 0.5 * (1 - t * t) * slope)
     elif ACT == MISH:
         t, rest = _mish_tanh(x)
-        return t + x * rest * (t + 1) * sigmoid(x)
+        return d * (t + x * rest * (t + 1) * sigmoid(x))
     elif ACT == ELU:
-        return tl.where(x > 0, one, exp(tl.where(x > 0, 0.0, x).to(x.dtype)) * PARAM)
+        return tl.where(x > 0, d, d * (exp(tl.where(x > 0, 0.0, x).to(x.dtype)) * PARAM))
     elif ACT == SIGMOID:
         s = sigmoid(x)
-        return s * (1 - s)
+        return d * (s * (1 - s))
     elif ACT == HARD_SIGMOID:
-        return tl.where((x > -3) & (x < 3), one / 6, one * 0)
+        return tl.where((x > -3) & (x < 3), d / 6, zero)
     elif ACT == TANH:
         t = tanh(x)
-        return 1 - t * t
+        return d * (1 - t * t)
     else:
-        return one
+        return d
 
 
 @triton.jit
-def gate_grad(s, GATE: tl.constexpr):
-    """Derivative of gate function ``GATE`` (one of the five) from its value ``s``."""
-    one = tl.full(s.shape, 1, s.dtype)
+def gate_gradient(s, d, GATE: tl.constexpr):
+    """The same for gate function ``GATE`` (one of the five), from its value ``s``."""
+    zero = tl.full(s.shape, 0, s.dtype)
     if GATE == RELU:
-        return (s > 0).to(s.dtype)
+        return tl.where(s <= 0, zero, d)
     elif GATE == SIGMOID:
-        return s * (1 - s)
+        return d * (s * (1 - s))
     elif GATE == HARD_SIGMOID:
-        return tl.where((s > 0) & (s < 1), one / 6, one * 0)
+        return tl.where((s > 0) & (s < 1), d / 6, zero)
     elif GATE == TANH:
-        return 1 - s * s
+        return d * (1 - s * s)
     else:
-        return one
+        return d

@@ -12,7 +12,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .activations import activate, gate_grad, to_storage
+from .activations import activate, gate_gradient, to_storage
 from .parts import load_weight, merge_sum
 from .passes import SIZES, channels_and_length, last_first, locate, rescale_tile, spread_tile
 
@@ -38,12 +38,12 @@ def tap(weight, c, j, taps, mask, PER_CHANNEL: tl.constexpr, ACC: tl.constexpr):
 
 
 @triton.jit
-def gate_gradient(part_ds, dgate, gate, where, mask, parts, stride, GATE: tl.constexpr):
+def merged_gate_gradient(part_ds, dgate, gate, where, mask, parts, stride, GATE: tl.constexpr):
     """(merged ds + dgate) gate_fn': the gradient before the gate function."""
     ds = merge_sum(part_ds, where, mask, parts, stride)
     if dgate is not None:
         ds += tl.load(dgate + where, mask=mask, other=0.0)
-    return ds * gate_grad(tl.load(gate + where, mask=mask, other=0.0), GATE)
+    return gate_gradient(tl.load(gate + where, mask=mask, other=0.0), ds, GATE)
 
 
 @triton.jit(do_not_specialize=(*SIZES, *_CONV_SIZES))
@@ -129,7 +129,9 @@ def conv_spread_kernel(
     for j in range(0, taps):
         there, exists = neighbour(c, taps // 2 - j, C, CIRCULAR)
         where = n[:, None] * C + there[None, :]
-        dz = gate_gradient(part_ds, dgate, gate, where, rows & exists[None, :], parts, N * C, GATE)
+        dz = merged_gate_gradient(
+            part_ds, dgate, gate, where, rows & exists[None, :], parts, N * C, GATE
+        )
         dp += dz * tap(weight, there, j, taps, exists, PER_CHANNEL, ACC)
     mask = rows & (c < C)[None, :]
     s = tl.load(gate + (n[:, None] * C + c[None, :]), mask=mask, other=0.0)
@@ -173,7 +175,7 @@ def conv_dweight_kernel(
     for start in range(split * rows, tl.minimum((split + 1) * rows, n_size), TN):
         n = tl.cast(start, tl.int64) + tl.arange(0, TN)
         mask = (n < tl.minimum((split + 1) * rows, n_size))[:, None] & exists[None, :]
-        dz = gate_gradient(
+        dz = merged_gate_gradient(
             part_ds, dgate, gate, n[:, None] * C + c[None, :], mask, parts, N * C, GATE
         )
         p = tl.load(pooled + (n[:, None] * C + there[None, :]), mask=mask, other=0.0)

@@ -17,7 +17,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .activations import activate, activate_grad, gate_grad, to_storage
+from .activations import activate, activation_gradient, gate_gradient, to_storage
 from .parts import load_weight, merge_max, merge_sum
 from .passes import SIZES, channels_and_length, last_first, locate, rescale_tile, spread_tile
 
@@ -184,7 +184,8 @@ def mlp_dhidden_kernel(
         ds = merge_sum(part_ds, where, exists, splits, N * c_size)
         if dgate is not None:
             ds += tl.load(dgate + where, mask=exists, other=0.0)
-        d = ds * gate_grad(tl.load(gate + where, mask=exists, other=0.0), GATE)
+        s = tl.load(gate + where, mask=exists, other=0.0)
+        d = gate_gradient(s, ds, GATE)
         tl.store(dz + where, d, mask=exists & (r_tile == 0))
         if part_count is not None:
             hits = merge_sum(part_count, where, exists, splits, N * c_size)
@@ -197,7 +198,7 @@ def mlp_dhidden_kernel(
         to = n[:, None] * r_size + r[None, :]
         mask = (n < N)[:, None] & (r < r_size)[None, :]
         h = tl.load(hidden + to, mask=mask, other=0.0)
-        dh = tl.sum(acc, axis=2) * activate_grad(h, ACT, PARAM)
+        dh = activation_gradient(h, tl.sum(acc, axis=2), ACT, PARAM)
         tl.store(dhidden + to, dh, mask=mask)
 
 

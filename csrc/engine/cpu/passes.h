@@ -11,22 +11,36 @@ namespace chattn::CHATTN_ISA {
 
 // ---- (N, C, HW): a channel is a contiguous plane
 
+// How many of `count` numbers to add before their sum joins the total: about as many as there are
+// such sums, so that the error of a long sum grows with the root of its length.
+CHATTN_INLINE index_t part_of_sum(index_t count, index_t least) {
+  while (least * least < count) least *= 2;
+  return least;
+}
+
 // Sum over [0, length) of value(offset), a vector of lanes, lane by lane; four chains hide the
 // adder's latency.
 template <class S, class Value>
 CHATTN_INLINE typename S::V sum_of(index_t length, Value&& value) {
   constexpr index_t kL = S::kLanes;
-  typename S::V s0{}, s1{}, s2{}, s3{};
+  const index_t part = part_of_sum(length / kL, 256) * kL;
+  typename S::V total{};
   index_t i = 0;
-  for (; i + 4 * kL <= length; i += 4 * kL) {
-    s0 += value(i, kL);
-    s1 += value(i + kL, kL);
-    s2 += value(i + 2 * kL, kL);
-    s3 += value(i + 3 * kL, kL);
-  }
-  for (; i + kL <= length; i += kL) s0 += value(i, kL);
-  if (i < length) s1 += value(i, length - i);
-  return (s0 + s1) + (s2 + s3);
+  do {
+    const index_t end = length - i < part ? length : i + part;
+    typename S::V s0{}, s1{}, s2{}, s3{};
+    for (; i + 4 * kL <= end; i += 4 * kL) {
+      s0 += value(i, kL);
+      s1 += value(i + kL, kL);
+      s2 += value(i + 2 * kL, kL);
+      s3 += value(i + 3 * kL, kL);
+    }
+    for (; i + kL <= end; i += kL) s0 += value(i, kL);
+    if (i < end) s1 += value(i, end - i);
+    i = end;
+    total += (s0 + s1) + (s2 + s3);
+  } while (i < length);
+  return total;
 }
 
 // out[c] = sum over [0, hw) of value(offset, count) at the offsets of plane c, for c in [c0, c1).
@@ -84,20 +98,21 @@ CHATTN_INLINE void write_run(T* out, index_t length, bool stream, Value&& value)
 //
 // Rows are read from end to end. One at a time, so that the prefetcher of a page follows one stream
 // (two streams in a page cost up to half of the bandwidth), unless rows are longer than a page:
-// then each starts with misses, which four at a time overlap. Partial sums of a chunk of rows stay
-// in the first-level cache; the error grows with the number of chunks and not of positions.
+// then each starts with misses, which four at a time overlap. The sums of a chunk of rows stay in
+// the first-level cache.
 template <class T, class Value>
 CHATTN_INLINE void column_sums(const MapShape& s, index_t c0, index_t c1, acc_t<T>* out,
                                Value&& value) {
   using SA = Simd<acc_t<T>>;
   using V = typename SA::V;
-  constexpr index_t kL = SA::kLanes, kVectors = 64, kChunk = 64, kPageBytes = 4096;
+  constexpr index_t kL = SA::kLanes, kVectors = 64, kPageBytes = 4096;
+  const index_t chunk = part_of_sum(s.hw, 64);
   const bool long_rows = s.c * static_cast<index_t>(sizeof(T)) > kPageBytes;
   V sums[kVectors];
   for (index_t b0 = c0; b0 < c1; b0 += kVectors * kL) {
     const index_t width = c1 - b0 < kVectors * kL ? c1 - b0 : kVectors * kL;
-    for (index_t p0 = 0; p0 < s.hw; p0 += kChunk) {
-      const index_t p1 = p0 + kChunk < s.hw ? p0 + kChunk : s.hw;
+    for (index_t p0 = 0; p0 < s.hw; p0 += chunk) {
+      const index_t p1 = p0 + chunk < s.hw ? p0 + chunk : s.hw;
       for (V& sum : sums) sum = V{};
       index_t p = p0;
       for (; long_rows && p + 4 <= p1; p += 4)

@@ -68,7 +68,7 @@ template <class A>
 void activate_backward(Act f, A param, const A* z, A* values, A* grad, index_t count) {
   with_constant(f, [&](auto act) {
     for (index_t i = 0; i < count; ++i) {
-      grad[i] *= activate_grad(act(), z[i], param);
+      grad[i] = activation_gradient(act(), z[i], param, grad[i]);
       values[i] = activate(act(), z[i], param);
     }
   });
@@ -80,7 +80,7 @@ void gate_backward(Act f, const A* gate, const A* dgate, A* grad, index_t count)
     for (index_t i = 0; i < count; ++i) grad[i] += dgate[i];
   with_constant(f, [&](auto act) {
     if constexpr (is_gate(act()))
-      for (index_t i = 0; i < count; ++i) grad[i] *= gate_grad_from_value(act(), gate[i]);
+      for (index_t i = 0; i < count; ++i) grad[i] = gate_gradient(act(), gate[i], grad[i]);
   });
 }
 

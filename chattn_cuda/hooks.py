@@ -1,0 +1,24 @@
+"""Whether calling a submodule does more than its class says."""
+
+from __future__ import annotations
+
+from torch import nn
+
+__all__ = ["has_hooks", "own_behaviour"]
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether calling ``module`` runs hooks."""
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+    )
+
+
+def own_behaviour(module: nn.Module) -> str | None:
+    """What a call of ``module`` does beside its class's forward, as a predicate; None: nothing."""
+    if has_hooks(module):
+        return "has hooks"
+    return "has a forward of its own" if "forward" in module.__dict__ else None
