@@ -86,12 +86,11 @@ def test_threads() -> None:
 _FORK = """
 import os, sys, torch
 from tests.compat.models import images, pair
-fast, plain = pair()
-fast.eval()
 child = os.fork()
 if child == 0:  # the parent has run nothing yet: its threads are not there to be missed
-    y = fast(images())
-    same = torch.allclose(y, plain.eval()(images()), rtol=1e-4, atol=1e-5)
+    fast, plain = pair()
+    y, expected = fast.eval()(images()), plain.eval()(images())
+    same = torch.allclose(y, expected, rtol=1e-4, atol=1e-5)
     os._exit(0 if same else 3)
 _, status = os.waitpid(child, 0)
 sys.exit(os.waitstatus_to_exitcode(status))
