@@ -39,7 +39,7 @@ class Family:
 
     library: str
     model: str
-    size: int = 64
+    size: int = 33  # odd at every stage, 2 x 2 at the last
 
     @property
     def name(self) -> str:
