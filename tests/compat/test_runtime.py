@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import threading
@@ -108,3 +109,35 @@ def test_fork() -> None:
         [sys.executable, "-c", _FORK], cwd=ROOT, capture_output=True, text=True, timeout=240
     )
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+@feature(
+    SECTION,
+    "CUDA graphs",
+    "yes",
+    "shown on the host execution layer, not on a GPU: all launches go to the current stream, "
+    "depend on shapes alone, and nothing allocates past torch's allocator or synchronises",
+)
+def test_launches_can_be_captured() -> None:
+    from chattn_cuda import accelerate
+    from tests import host_backend
+    from tests.cuda_host import build, operators
+
+    host_backend.register()
+    if (reason := host_backend.load()) is not None:
+        pytest.skip(reason)
+    # the current stream is checked by the layer at every launch
+    host = operators.load()
+    fast, _ = pair()
+    accelerate(fast.eval(), host_backend.NAME)
+    logs = []
+    for x in (images(), images() * torch.nan, torch.zeros_like(images())):
+        host.reset()
+        with host.options():
+            fast(x).sum().backward()
+        logs.append(host.report().launches)
+    assert logs[0] and logs[0] == logs[1] == logs[2]
+    calls = re.compile(r"\bcuda(Malloc|Free|Memcpy|Memset|\w*Synchronize|EventQuery)\w*\s*\(")
+    for path in (build.ROOT / "csrc").rglob("*"):
+        if path.suffix in (".h", ".cuh", ".cu", ".cpp"):
+            assert not calls.search(path.read_text()), path
