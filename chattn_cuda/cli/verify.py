@@ -67,7 +67,7 @@ def _outcome(family: Family, training: bool, arguments: argparse.Namespace) -> O
     try:
         return check(family, training, arguments.backend, **options)
     except Exception as error:  # one model must not hide the others
-        return error
+        return error.with_traceback(None)  # whose frames would keep the model alive
 
 
 def _table(outcomes: list[tuple[Family, str, Outcome | Exception]]) -> Table:
@@ -77,8 +77,8 @@ def _table(outcomes: list[tuple[Family, str, Outcome | Exception]]) -> Table:
         if isinstance(outcome, Exception):
             table.rows.append((family.name, mode, *[""] * 5, Cell(f"fails: {outcome}", "bold red")))
             continue
-        report = outcome.report
-        total = len(report.changed) + len(report.left)
+        changed = len(outcome.changed)
+        total = changed + len(outcome.left)
         numbers = [
             Cell(f"{outcome.errors[k]:.1e}", "" if outcome.errors[k] <= SAME else "bold red")
             if k in outcome.errors
@@ -89,6 +89,6 @@ def _table(outcomes: list[tuple[Family, str, Outcome | Exception]]) -> Table:
             f"{k}: {outcome.worst[k]}" for k in outcome.errors if not outcome.errors[k] <= SAME
         ]
         verdict = Cell("; ".join(wrong), "bold red") if wrong else Cell("same", "green")
-        counts = (f"{len(report.changed)}/{total}", str(outcome.fused))
+        counts = (f"{changed}/{total}", str(outcome.fused))
         table.rows.append((family.name, mode, *counts, *numbers, verdict))
     return table
