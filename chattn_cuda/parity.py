@@ -59,7 +59,7 @@ class Family:
 
 FAMILIES: tuple[Family, ...] = (
     Family("timm", "seresnet50"),
-    Family("timm", "legacy_senet154", 33),
+    Family("timm", "legacy_senet154"),
     Family("timm", "seresnext50_32x4d"),
     Family("timm", "ecaresnet50d"),
     Family("timm", "skresnet50"),
