@@ -38,11 +38,13 @@ py::list as_list(const std::vector<chattn::cuda::LaunchInfo>& plan) {
 
 py::list plan_se(std::int64_t n, std::int64_t c, std::int64_t hw, std::int64_t rd,
                  const std::string& dtype, bool channels_last, bool add_maxpool, bool backward) {
-  if (n < 1 || c < 1 || hw < 1 || rd < 1) throw py::value_error("n, c, hw and rd must be positive");
+  if (n < 1 || c < 1 || hw < 1) throw py::value_error("n, c and hw must be positive");
+  if (rd < 0) throw py::value_error("rd must not be negative; 0: the gate has one layer");
   const chattn::MapShape map{dtype_of(dtype), channels_last, n, c, hw};
   chattn::MlpGate gate;
   gate.weight_dtype = map.dtype;
-  gate.rd = rd;
+  gate.direct = rd == 0;
+  gate.rd = gate.direct ? c : rd;
   gate.add_maxpool = add_maxpool;
   return as_list(chattn::cuda::describe(chattn::cuda::plan_se(map, gate), map, gate, backward));
 }
@@ -90,7 +92,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("plan_se", &plan_se, py::arg("n"), py::arg("c"), py::arg("hw"), py::arg("rd"),
         py::arg("dtype") = "float32", py::arg("channels_last") = false,
         py::arg("add_maxpool") = false, py::arg("backward") = false,
-        "CUDA launches of a squeeze-and-excitation call: kernel, blocks, bytes of the map moved.");
+        "CUDA launches of a squeeze-and-excitation call: kernel, blocks, bytes of the map moved. "
+        "rd = 0: effective SE, with one layer.");
 
   m.def("plan_eca", &plan_eca, py::arg("n"), py::arg("c"), py::arg("hw"), py::arg("k"),
         py::arg("dtype") = "float32", py::arg("channels_last") = false,

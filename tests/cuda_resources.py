@@ -222,6 +222,8 @@ _KERNELS = {
     "se_hidden": "{kernel}<{a}, {j}, PooledRows<{a}>, WeightMatrix<{t}, true>, HiddenOut<{t}>>",
     "se_hidden_grad": "{kernel}<{a}, {j}, GateGradRows<{a}>, WeightMatrix<{t}, false>, "
     "HiddenGradOut<{a}>>",
+    "se_pooled": "{kernel}<{a}, PooledRows<{a}>>",
+    "se_gate_grad": "{kernel}<{a}, GateGradRows<{a}>>",
     "se_weight_grads": "{kernel}<{t}>",
     "se_rescale": "{kernel}<{t}, {v}, MlpForwardGate<{t}>>",
     "se_gradient": "{kernel}<{t}, {v}, MlpBackwardGate<{t}, false>>",
@@ -231,7 +233,10 @@ _TYPES = {torch.float32: "float", torch.float16: "half_t", torch.bfloat16: "bflo
           torch.float64: "double"}  # fmt: skip
 # (shape, rd, hidden units of a tile) that use every kernel, each with as much shared memory as any.
 _SHAPES = {
-    "nchw": (((1, 4, 8, 8), 4, 32), ((1, 4, 32, 32), 4, 32), ((65, 4, 1, 1), 33, 128)),
+    "nchw": (
+        ((1, 4, 8, 8), 4, 32), ((1, 4, 32, 32), 4, 32), ((65, 4, 1, 1), 33, 128),
+        ((1, 4, 8, 8), 0, 32),
+    ),
     "channels_last": (
         ((1, 256, 2, 2), 4, 32), ((1, 66, 2, 2), 4, 32), ((1, 33, 2, 2), 4, 32)
     ),

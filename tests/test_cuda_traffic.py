@@ -167,20 +167,28 @@ def test_max_pooling_reads_the_map_once_more() -> None:
     assert calls["backward"].passes == 5
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_effective_se_moves_what_se_moves(layout: str) -> None:
+    calls = measure("se", (2, 64, 14, 14), torch.bfloat16, layout, rd=0)
+    assert (calls["forward"].passes, calls["backward"].passes) == (3, 4)
+
+
 @pytest.mark.parametrize("add_maxpool", [False, True])
+@pytest.mark.parametrize("rd", [None, 0], ids=["se", "ese"])
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("stage", [*STAGES, (24, 9)], ids=name_of)
 def test_planner_tells_what_was_counted(
-    stage: tuple[int, int], layout: str, add_maxpool: bool
+    stage: tuple[int, int], layout: str, rd: int | None, add_maxpool: bool
 ) -> None:
     native = _native.module()
     if native is None:
         pytest.skip(str(_native.why_not_cpu()))
     c, h = stage
-    calls = measure("se", (1, c, h, h), torch.float32, layout, add_maxpool=add_maxpool)
+    rd = layer.reduced(c) if rd is None else rd
+    calls = measure("se", (1, c, h, h), torch.float32, layout, rd=rd, add_maxpool=add_maxpool)
     for direction, call in calls.items():
         planned = native.plan_se(
-            1, c, h * h, layer.reduced(c), "float32", layout == "channels_last", add_maxpool,
+            1, c, h * h, rd, "float32", layout == "channels_last", add_maxpool,
             direction == "backward",
         )  # fmt: skip
         check_plan(planned, call)

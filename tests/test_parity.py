@@ -59,12 +59,12 @@ def test_same_numbers(family: Family, training: bool) -> None:
     assert outcome.same, (outcome.errors, outcome.worst)
     assert set(outcome.errors) == {"output", "gradients", *["statistics"] * training}
     if OTHERS.get(family.name, "") in ("", *ADAPTERS):
-        counts = Counter(e.cls for e in outcome.report.changed)
+        counts = Counter(e.cls for e in outcome.changed)
         assert BLOCKS[family.name] in counts.values(), counts
-        assert not outcome.report.left
+        assert not outcome.left
         # batch norm inside the gate normalises with the batch in train mode
         if FUSED and not (training and family.name == "rexnet_100"):
-            assert outcome.fused == len(outcome.report.changed)
+            assert outcome.fused == len(outcome.changed)
 
 
 # ---- that the comparison notices ----------------------------------------------------------------

@@ -37,7 +37,7 @@ _DTYPES = {name: dtype for dtype, name in _POINTEES.items()}
 
 class Case(NamedTuple):
     shape: tuple[int, int, int, int]
-    rd: int
+    rd: int  # 0: one layer
     dtype: str
     channels_last: bool = False
     add_maxpool: bool = False
@@ -65,6 +65,7 @@ def cases(arch: int) -> Iterator[Case]:
         yield Case(*_LONG, "fp64", channels_last)
         yield Case(*_ODD, "fp32", channels_last)
         yield Case(*_SHORT, "bf16", channels_last, add_maxpool=True)
+        yield Case(_SMALL[0], 0, "bf16", channels_last, act=0)
     if arch != _ALL_ON:
         return
     for channels_last in (False, True):
@@ -74,6 +75,8 @@ def cases(arch: int) -> Iterator[Case]:
         yield Case(*_ODD, "fp64", channels_last, add_maxpool=True)
         yield Case(*_HUGE, "bf16", channels_last)
     yield Case(*_SMALL, "fp32", bias=False)
+    for dtype in ("fp32", "fp64"):
+        yield Case(_SMALL[0], 0, dtype, act=0, gate=11, add_maxpool=True)
     yield Case(*_SMALL, "bf16", weights="fp32")
     for dtype in ("fp32", "fp64"):
         for act in codes:
@@ -86,9 +89,11 @@ def launches(case: Case) -> list[host.Launch]:
     n, c, _, _ = case.shape
     fmt = torch.channels_last if case.channels_last else torch.contiguous_format
     x = torch.empty(case.shape, dtype=_DTYPES[case.dtype], device="meta", memory_format=fmt)
-    weight = x.new_empty((case.rd, c), dtype=_DTYPES[case.weights or case.dtype])
-    bias = (weight.new_empty(case.rd), weight.new_empty(c)) if case.bias else (None, None)
-    w2 = weight.new_empty(c, case.rd)
+    w2 = x.new_empty((c, case.rd or c), dtype=_DTYPES[case.weights or case.dtype])
+    weight = w2.new_empty(case.rd, c) if case.rd else None
+    bias = (None, w2.new_empty(c) if case.bias else None)
+    if weight is not None and case.bias:
+        bias = (w2.new_empty(case.rd), bias[1])
     how = (case.act, 0.01, case.gate, case.add_maxpool)
     out, forward = se.forward_launches(x, weight, bias[0], w2, bias[1], *how)
     dgate = x.new_empty((n, c), dtype=out[4].dtype) if not case.bias else None

@@ -46,9 +46,17 @@ def run(arguments: argparse.Namespace) -> int:
                 steps.begin(f"{family.name}: {mode}")
                 outcomes.append((family, mode, _outcome(family, training, arguments)))
     terminal.table(_table(outcomes))
-    bad = [o for _, _, o in outcomes if isinstance(o, Exception) or not o.same]
+    for family, mode, outcome in outcomes:
+        if isinstance(outcome, Exception):
+            terminal.line(f"{family.name}, {mode} fails: {outcome}", "bold red")
+            continue
+        for kind, size in outcome.errors.items():
+            if not size <= SAME:
+                text = f"{family.name}, {mode}: {kind} differ most in {outcome.worst[kind]}"
+                terminal.line(text, "bold red")
+    bad = sum(isinstance(o, Exception) or not o.same for _, _, o in outcomes)
     seconds = time.perf_counter() - began
-    text = f"{len(outcomes) - len(bad)} of {len(outcomes)} agree in float64 to {SAME:g}"
+    text = f"{len(outcomes) - bad} of {len(outcomes)} agree in float64 to {SAME:g}"
     terminal.line(f"{text}; {seconds:.0f} s", "bold red" if bad else "green")
     return 1 if bad else 0
 
@@ -67,7 +75,7 @@ def _outcome(family: Family, training: bool, arguments: argparse.Namespace) -> O
     try:
         return check(family, training, arguments.backend, **options)
     except Exception as error:  # one model must not hide the others
-        return error
+        return error.with_traceback(None)  # whose frames would keep the model alive
 
 
 def _table(outcomes: list[tuple[Family, str, Outcome | Exception]]) -> Table:
@@ -75,20 +83,17 @@ def _table(outcomes: list[tuple[Family, str, Outcome | Exception]]) -> Table:
     table = Table("Largest relative difference to the model itself", columns, left=2)
     for family, mode, outcome in outcomes:
         if isinstance(outcome, Exception):
-            table.rows.append((family.name, mode, *[""] * 5, Cell(f"fails: {outcome}", "bold red")))
+            table.rows.append((family.name, mode, *[""] * 5, Cell("fails", "bold red")))
             continue
-        report = outcome.report
-        total = len(report.changed) + len(report.left)
+        changed = len(outcome.changed)
+        total = changed + len(outcome.left)
         numbers = [
             Cell(f"{outcome.errors[k]:.1e}", "" if outcome.errors[k] <= SAME else "bold red")
             if k in outcome.errors
             else ""
             for k in _KINDS
         ]
-        wrong = [
-            f"{k}: {outcome.worst[k]}" for k in outcome.errors if not outcome.errors[k] <= SAME
-        ]
-        verdict = Cell("; ".join(wrong), "bold red") if wrong else Cell("same", "green")
-        counts = (f"{len(report.changed)}/{total}", str(outcome.fused))
+        verdict = Cell("same", "green") if outcome.same else Cell("differs", "bold red")
+        counts = (f"{changed}/{total}", str(outcome.fused))
         table.rows.append((family.name, mode, *counts, *numbers, verdict))
     return table

@@ -44,7 +44,7 @@ def _eca_backward(dy: Any, dgate: Any, x: Any, *rest: Any, **_: Any) -> int:
     return (need_dx + need_dw) * _product(x[0], x[1], weight[2])
 
 
-_FORMULAS = {
+_FORMULAS: dict[str, Any] = {
     "se_forward": _se_forward,
     "se_backward": _se_backward,
     "eca_forward": _eca_forward,

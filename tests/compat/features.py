@@ -77,9 +77,9 @@ weights must give the block's formula in float64, or the module is left alone:
 
 | submodules | as in |
 |---|---|
-| `avg_pool`, `fc` (Linear, activation, Linear, gate) | moskomule `SELayer`, MONAI `ChannelSELayer` |
-| `avg_pool`, `f_ex` (Conv2d, activation, Conv2d, gate) | pycls `SE` |
-| `global_avgpool`, `conv1`, `conv2`, each with `conv` and `activate` | mmpretrain and mmdet `SELayer` |
+| `avg_pool`, `fc` (Linear, act, Linear, gate) | moskomule `SELayer`, MONAI `ChannelSELayer` |
+| `avg_pool`, `f_ex` (Conv2d, act, Conv2d, gate) | pycls `SE` |
+| `global_avgpool`, `conv1`, `conv2` (each conv, activate) | mmpretrain, mmdet `SELayer` |
 | `avg_pool`, `conv` (Conv1d over channels), `sigmoid` | BangguWu `eca_layer` |
 
 Left alone, and named in the report: subclasses that override `forward`, gates and activations that
@@ -95,13 +95,13 @@ def text() -> str:
 
     for name in MODULES:
         importlib.import_module(f"tests.compat.test_{name}")
+    # whatever order they were imported in
+    rows = sorted(FEATURES, key=lambda f: MODULES.index(f.test.partition(".")[0][len("test_") :]))
     lines = [_HEAD]
-    for section in dict.fromkeys(f.section for f in FEATURES):
+    for section in dict.fromkeys(f.section for f in rows):
         lines += [f"## {section}\n", "| tool | works | to know | test |", "|---|---|---|---|"]
         lines += [
-            f"| {f.tool} | {f.answer} | {f.note} | {f.test} |"
-            for f in FEATURES
-            if f.section == section
+            f"| {f.tool} | {f.answer} | {f.note} | {f.test} |" for f in rows if f.section == section
         ]
         lines.append("")
     classes = ", ".join(f"`{name}`" for name in sorted(ADAPTERS))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import threading
@@ -86,12 +87,11 @@ def test_threads() -> None:
 _FORK = """
 import os, sys, torch
 from tests.compat.models import images, pair
-fast, plain = pair()
-fast.eval()
 child = os.fork()
 if child == 0:  # the parent has run nothing yet: its threads are not there to be missed
-    y = fast(images())
-    same = torch.allclose(y, plain.eval()(images()), rtol=1e-4, atol=1e-5)
+    fast, plain = pair()
+    y, expected = fast.eval()(images()), plain.eval()(images())
+    same = torch.allclose(y, expected, rtol=1e-4, atol=1e-5)
     os._exit(0 if same else 3)
 _, status = os.waitpid(child, 0)
 sys.exit(os.waitstatus_to_exitcode(status))
@@ -109,3 +109,35 @@ def test_fork() -> None:
         [sys.executable, "-c", _FORK], cwd=ROOT, capture_output=True, text=True, timeout=240
     )
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+@feature(
+    SECTION,
+    "CUDA graphs",
+    "yes",
+    "shown on the host execution layer, not on a GPU: all launches go to the current stream, "
+    "depend on shapes alone, and nothing allocates past torch's allocator or synchronises",
+)
+def test_launches_can_be_captured() -> None:
+    from chattn_cuda import accelerate
+    from tests import host_backend
+    from tests.cuda_host import build, operators
+
+    host_backend.register()
+    if (reason := host_backend.load()) is not None:
+        pytest.skip(reason)
+    # the current stream is checked by the layer at every launch
+    host = operators.load()
+    fast, _ = pair()
+    accelerate(fast.eval(), host_backend.NAME)
+    logs = []
+    for x in (images(), images() * torch.nan, torch.zeros_like(images())):
+        host.reset()
+        with host.options():
+            fast(x).sum().backward()
+        logs.append(host.report().launches)
+    assert logs[0] and logs[0] == logs[1] == logs[2]
+    calls = re.compile(r"\bcuda(Malloc|Free|Memcpy|Memset|\w*Synchronize|EventQuery)\w*\s*\(")
+    for path in (build.ROOT / "csrc").rglob("*"):
+        if path.suffix in (".h", ".cuh", ".cu", ".cpp"):
+            assert not calls.search(path.read_text()), path

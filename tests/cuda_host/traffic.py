@@ -104,10 +104,12 @@ def _measure_se(
 ) -> dict[str, Report]:
     ops = torch.ops.chattn_cuda_host
     c = x.shape[1]
-    rd = rd or reduced(c)
-    w1, b1 = torch.randn(rd, c).to(x.dtype), torch.randn(rd).to(x.dtype)
-    w2, b2 = torch.randn(c, rd).to(x.dtype), torch.randn(c).to(x.dtype)
-    gate = (1, 0.0, 10, add_maxpool)  # ReLU, its parameter, sigmoid
+    rd = reduced(c) if rd is None else rd
+    w1 = b1 = None
+    if rd:
+        w1, b1 = torch.randn(rd, c).to(x.dtype), torch.randn(rd).to(x.dtype)
+    w2, b2 = torch.randn(c, rd or c).to(x.dtype), torch.randn(c).to(x.dtype)
+    gate = (1 if rd else 0, 0.0, 10, add_maxpool)  # ReLU (or nothing), its parameter, sigmoid
     saved: list[Tensor] = []
 
     def forward() -> None:
@@ -190,8 +192,8 @@ def measure(
         dtype: Of the map and the weights.
         layout: A name in LAYOUTS.
         sm: Device profile, 90 for compute capability 9.0.
-        **options: The block's own: SE's rd (by default as in timm) and add_maxpool; ECA's k (by
-            default as in timm), circular and per_channel.
+        **options: The block's own: SE's rd (by default as in timm; 0 for effective SE, with one
+            layer) and add_maxpool; ECA's k (by default as in timm), circular and per_channel.
 
     Returns:
         A call per direction.
