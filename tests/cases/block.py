@@ -48,6 +48,11 @@ class Block:
             derivatives.
         weights: ``weights(channels)``: shapes of the weights that it takes behind x.
         smooth: Keywords with which it is smooth.
+        is_map: Whether a parameter is a map like x, in its layout.
+        gate_shape: ``gate_shape(config)``: the shape of the gate that ``run`` returns.
+        maps: How many maps its function keeps for the backward.
+        operators: What a forward and a backward call, in order; by default one each.
+        forward_operators: How many of them are the forward's.
         variants: Keywords by name, some with weights of other shapes.
         constants: What its forward operator takes behind the tensors, in some variants.
     """
@@ -64,6 +69,16 @@ class Block:
     variants: dict[str, Variant] = field(default_factory=dict)
     constants: tuple[tuple[Any, ...], ...] = ()
     smooth: dict[str, Any] = field(default_factory=dict)
+    is_map: Callable[[str], bool] = lambda name: name == "x"
+    gate_shape: Callable[[Config], tuple[int, ...]] = lambda config: config.shape[:2]
+    maps: int = 1
+    operators: tuple[str, ...] = ()
+    forward_operators: int = 1
+
+    @property
+    def calls(self) -> list[str]:
+        """The operators of a forward and a backward call."""
+        return list(self.operators) or [f"{self.name}_forward", f"{self.name}_backward"]
 
 
 def name_of(options: dict[str, Any]) -> str:
