@@ -231,7 +231,8 @@ def test_func_grad_uses_the_kernels(block: Block, backend: str) -> None:
         )
     assert_same(grads, expected)
     # Where the derivatives are the formulas', only the forward is the kernels'.
-    assert recorder.names == (block.calls[: block.forward_operators] if block.operators else block.calls)
+    expected_calls = block.calls[: block.forward_operators] if block.operators else block.calls
+    assert recorder.names == expected_calls
 
 
 @all_backends
@@ -509,7 +510,8 @@ def test_autocast_is_more_exact_than_eager(block: Block, backend: str) -> None:
     assert_same(y, block.function(*tensors, backend="reference"), 1e-5)
 
 
-@fused
+@pytest.mark.parametrize("block", PAIRS, ids=lambda block: block.name)  # others have layers inside
+@on_fused
 def test_autocast_around_second_derivatives(block: Block, backend: str) -> None:
     tensors = make(block, backend, dtype=torch.float32)
 

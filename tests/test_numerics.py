@@ -52,7 +52,8 @@ def test_against_float64(case: Case) -> None:
             eager[name],
             dtype=accumulation_dtype(case.dtype) if name == "gate" else case.dtype,
             memory_format=memory_format,
-            allow_zero=case.config.shape[0] == 0,
+            # One branch is y, whatever the weights are.
+            allow_zero=case.config.shape[0] == 0 or options.get("m") == 1,
         )
 
 

@@ -154,6 +154,9 @@ def _derived(operator: Any, formula: Any, *args: Any) -> tuple[Tensor, ...]:
     """The operator; where it may be differentiated again, with the derivatives of its formula."""
     if torch.compiler.is_compiling():
         return operator(*args)
+    # What is_grads_batched of torch.autograd.grad makes has no rule for lists of tensors.
+    if any(isinstance(a, Tensor) and torch._C._functorch.is_legacy_batchedtensor(a) for a in args):
+        return formula(*args)
     return Derivable(operator, formula, len(args))(*args)
 
 
