@@ -10,6 +10,8 @@ from chattn_cuda.modules import (
     CircularEfficientChannelAttention,
     EfficientChannelAttention,
     EfficientChannelAttentionNS,
+    SelectiveKernel,
+    SelectiveKernelAttn,
     SqueezeExcite,
 )
 
@@ -19,6 +21,8 @@ __all__ = [
     "EfficientChannelAttentionNS",
     "Explanation",
     "Report",
+    "SelectiveKernel",
+    "SelectiveKernelAttn",
     "SqueezeExcite",
     "__version__",
     "accelerate",

@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import nn
 
-from chattn_cuda import activations, backends
+from chattn_cuda import activations, backends, convert_sk
 from chattn_cuda.modules.efficient_channel_attention import (
     CircularEfficientChannelAttentionForward,
     EfficientChannelAttentionForward,
@@ -76,6 +76,7 @@ ADAPTERS: dict[str, Adapter] = {
     "timm.layers.eca.CecaModule": Adapter(
         CircularEfficientChannelAttentionForward, _timm_eca_obstacle
     ),
+    **{name: Adapter(mixin, convert_sk.obstacle) for name, mixin in convert_sk.FORWARDS.items()},
 }
 
 
@@ -123,8 +124,8 @@ class Report:
 def accelerate(model: nn.Module, backend: str = "auto") -> Report:
     """Let the channel-attention blocks inside ``model`` run fused, in place.
 
-    Known so far: timm's ``SEModule``, ``EcaModule`` and ``CecaModule``. Results, state_dict keys,
-    parameters, hooks, ``isinstance``, deepcopy and pickle stay as they were. Modules that are
+    Known so far: timm's ``SEModule``, ``EcaModule``, ``CecaModule``, ``SelectiveKernelAttn``,
+    ``SelectiveKernel`` and ``SplitAttn``. Results, state_dict keys, parameters, hooks, ``isinstance``, deepcopy and pickle stay as they were. Modules that are
     already accelerated get the new ``backend``.
 
     Args:

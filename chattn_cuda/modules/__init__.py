@@ -7,6 +7,14 @@ from chattn_cuda.modules.efficient_channel_attention import (
     EfficientChannelAttentionNS,
     adaptive_kernel_size,
 )
+from chattn_cuda.modules.selective_kernel import SelectiveKernelAttn
+from chattn_cuda.modules.selective_kernel_blocks import (
+    SelectiveKernel,
+    SelectiveKernelConv,
+    SKConv,
+    SKNet,
+    SKUnit,
+)
 from chattn_cuda.modules.squeeze_excite import SqueezeExcite
 
 __all__ = [
@@ -17,6 +25,12 @@ __all__ = [
     "SEVar1",
     "SEVar2",
     "SEVar3",
+    "SKConv",
+    "SKNet",
+    "SKUnit",
+    "SelectiveKernel",
+    "SelectiveKernelAttn",
+    "SelectiveKernelConv",
     "SqueezeExcite",
     "adaptive_kernel_size",
 ]
