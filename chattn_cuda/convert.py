@@ -125,8 +125,9 @@ def accelerate(model: nn.Module, backend: str = "auto") -> Report:
     """Let the channel-attention blocks inside ``model`` run fused, in place.
 
     Known so far: timm's ``SEModule``, ``EcaModule``, ``CecaModule``, ``SelectiveKernelAttn``,
-    ``SelectiveKernel`` and ``SplitAttn``. Results, state_dict keys, parameters, hooks, ``isinstance``, deepcopy and pickle stay as they were. Modules that are
-    already accelerated get the new ``backend``.
+    ``SelectiveKernel`` and ``SplitAttn``. Results, state_dict keys, parameters, hooks,
+    ``isinstance``, deepcopy and pickle stay as they were. Modules that are already accelerated get
+    the new ``backend``.
 
     Args:
         model: Any module, also one of these blocks itself.

@@ -109,7 +109,6 @@ PYBIND11_MODULE(_C, m) {
         "The same of an efficient-channel-attention call; clusters: whether the GPU has them.");
 
   m.def("plan_sk", &plan_sk, py::arg("n"), py::arg("c"), py::arg("hw"), py::arg("branches") = 2,
-        py::arg("dtype") = "float32", py::arg("channels_last") = false,
-        py::arg("backward") = false,
+        py::arg("dtype") = "float32", py::arg("channels_last") = false, py::arg("backward") = false,
         "The same of a selective kernel, without the network between its two operators.");
 }

@@ -355,5 +355,3 @@ def test_whole_model() -> None:
         report = chattn_cuda.accelerate(model)
         assert len(report.changed) == 16 and not report.left
         torch.testing.assert_close(model(x), expected, rtol=1e-4, atol=1e-4)
-
-

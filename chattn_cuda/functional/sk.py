@@ -34,7 +34,7 @@ def selective_kernel(
     ``h = act(norm(w_reduce @ mean_hw(sum_m branches[m]) + b_reduce))``;
     ``s[m] = softmax_m(w_select @ h + b_select)``; ``y = sum_m s[m] * branches[m]``.
     Li et al., "Selective Kernel Networks", arXiv 1903.06586, equations 1 to 6; the same result as
-    timm's ``SelectiveKernelAttn`` on the stacked branches, which are never stacked or added up here.
+    timm's ``SelectiveKernelAttn`` on the stacked branches, which are not stacked or added up here.
     Gradients flow to the branches and the weights (and from the gate, where it is returned); they
     can be differentiated again.
 
@@ -139,9 +139,7 @@ def _explain(
     validation.check_selective_kernel(branches, w_reduce, b_reduce, w_select, b_select)
     x = branches[0]
     uncovered = why_not_fused(x, (*branches[1:], w_reduce, b_reduce, w_select, b_select))
-    return explain_call(
-        "selective_kernel", backend, x.device.type, x.dtype, uncovered, "reference"
-    )
+    return explain_call("selective_kernel", backend, x.device.type, x.dtype, uncovered, "reference")
 
 
 register_explainer(selective_kernel, _explain)

@@ -103,7 +103,7 @@ class SelectiveKernelAttnForward(FusedForward):
 
     @torch.jit.unused
     def fuse(self, branches: Sequence[Tensor]) -> Tensor:
-        """y of the branches, a list of ``num_paths`` maps (N, C, H, W), which are never stacked.
+        """Y of the branches, a list of ``num_paths`` maps (N, C, H, W), which are never stacked.
 
         Raises:
             TypeError: ``branches`` is no list of maps.

@@ -251,9 +251,7 @@ def _fake_select(branches: Sequence[Tensor], logits: Tensor) -> tuple[Tensor, Te
     return y, logits.new_empty((u.shape[0], len(branches), u.shape[1]))
 
 
-def _fake_dot(
-    dy: Tensor, dgate: Tensor | None, gate: Tensor, branches: Sequence[Tensor]
-) -> Tensor:
+def _fake_dot(dy: Tensor, dgate: Tensor | None, gate: Tensor, branches: Sequence[Tensor]) -> Tensor:
     return gate.new_empty(gate.shape)
 
 
@@ -264,8 +262,12 @@ def _fake_gradient(
     m = gate.shape[1]
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
     count, channels = (1, m * c) if stacked else (m, c)
-    form = {"dtype": dy.dtype, "device": dy.device, "memory_format": memory_format}
-    return [torch.empty((n, channels, h, w), **form) for _ in range(count)]
+    return [
+        torch.empty(
+            (n, channels, h, w), dtype=dy.dtype, device=dy.device, memory_format=memory_format
+        )
+        for _ in range(count)
+    ]
 
 
 #: By operator, without the namespace.

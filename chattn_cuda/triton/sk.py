@@ -85,7 +85,9 @@ def dot_launches(
     maps = tuple(host.dense(u, channels_last) for u in branches)
     dy = host.dense(dy, channels_last)
     dgate = None if dgate is None else dgate.contiguous()
-    samples, p = host.reduction(n, c, hw, cl, x.element_size(), 1 << m.bit_length())  # at least m + 1 tiles
+    samples, p = host.reduction(
+        n, c, hw, cl, x.element_size(), 1 << m.bit_length()
+    )  # at least m + 1 tiles
     parts = gate.new_empty((m, p.splits, n, c))
     reduce = (dy, maps, None, parts, None, *host.sizes(p, samples), *host.tiles(p))
     merge = (parts, dgate, gate.contiguous(), dlogits, n, c, p.splits, m, _PLANES)
@@ -108,9 +110,7 @@ def gradient_launches(
     dpooled = None if dpooled is None else dpooled.contiguous()
     p = plan_pass(n, c, hw, cl, dy.element_size(), max_splits=UNLIMITED, fill=host.FILL)
     args = (dy, gate.contiguous(), dpooled, tuple(outputs), *host.sizes(p, n), hw, m)
-    return outputs, [
-        host.Launch(select.select_spread_kernel, p.programs, (*args, *host.tiles(p)))
-    ]
+    return outputs, [host.Launch(select.select_spread_kernel, p.programs, (*args, *host.tiles(p)))]
 
 
 def sk_squeeze(branches: Sequence[Tensor]) -> Tensor:

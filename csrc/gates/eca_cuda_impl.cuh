@@ -99,8 +99,7 @@ Status eca_backward_as(const EcaBackward& p, void* scratch, void* stream) {
   }
   if (p.dx == nullptr) return Status{};
   const ConvBackwardGate<T> gate{conv, dz};
-  const ApplyIo<T, typename ConvBackwardGate<T>::Form> io{
-      {dy}, nullptr, {static_cast<T*>(p.dx)}};
+  const ApplyIo<T, typename ConvBackwardGate<T>::Form> io{{dy}, nullptr, {static_cast<T*>(p.dx)}};
   return launch_apply("eca_gradient", plan.apply, p.map, io, gate, stream);
 }
 

@@ -61,9 +61,9 @@ struct SpreadGate {
       const index_t at = static_cast<index_t>(n) * M * c + channel;
       CHATTN_UNROLL
       for (int b = 0; b < M; ++b) tiles.st(b * kTileSize + t, ld(gate + at + b * c));
-      tiles.st(M * kTileSize + t,
-               dpooled != nullptr ? ld(dpooled + static_cast<index_t>(n) * c + channel) / hw
-                                  : A(0));
+      tiles.st(M * kTileSize + t, dpooled != nullptr
+                                      ? ld(dpooled + static_cast<index_t>(n) * c + channel) / hw
+                                      : A(0));
     });
   }
 };

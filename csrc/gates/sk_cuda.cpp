@@ -64,8 +64,7 @@ Status run(const SkSelect& p, void* scratch, void* stream) {
 template <>
 Status run(const SkDot& p, void* scratch, void* stream) {
   CHATTN_TRY(check_size(p.map));
-  return by_type(p.map.dtype,
-                 [&](auto t) { return sk_dot_as<decltype(t)>(p, scratch, stream); });
+  return by_type(p.map.dtype, [&](auto t) { return sk_dot_as<decltype(t)>(p, scratch, stream); });
 }
 template <>
 Status run(const SkGradient& p, void* scratch, void* stream) {

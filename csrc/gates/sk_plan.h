@@ -25,10 +25,10 @@ inline std::vector<LaunchInfo> describe_sk(const MapShape& map, int m, bool back
   const int reduce_vector = reduce.vec * size_of(map.dtype);
   const int apply_vector = apply.vec * size_of(map.dtype);
   if (!backward)
-    return {{reduce_name, "squeeze", reduce.blocks, reduce_vector, m * bytes, 0},
-            {"branch_mean", "mean", merge_blocks, 0, 0, 0},
-            {apply_name, "softmax, y = sum gate * x", apply_blocks, apply_vector, m * bytes,
-             bytes}};
+    return {
+        {reduce_name, "squeeze", reduce.blocks, reduce_vector, m * bytes, 0},
+        {"branch_mean", "mean", merge_blocks, 0, 0, 0},
+        {apply_name, "softmax, y = sum gate * x", apply_blocks, apply_vector, m * bytes, bytes}};
   return {{reduce_name, "dgate = sum dy * x", reduce.blocks, reduce_vector, (m + 1) * bytes, 0},
           {"logit_gradient", "dlogits", merge_blocks, 0, 0, 0},
           {apply_name, "dx = gate * dy + dmean", apply_blocks, apply_vector, bytes, m * bytes}};

@@ -45,7 +45,8 @@ inline Branches in_place(std::vector<Tensor>& x, const MapShape& map) {
   Branches b;
   b.count = static_cast<int>(x.size());
   b.gap = gap_of(x[0], map.channels_last);
-  bool slices = b.count > 1 && b.gap > 0 && aligned_slices(map) && b.gap * size_of(map.dtype) % 16 == 0;
+  bool slices =
+      b.count > 1 && b.gap > 0 && aligned_slices(map) && b.gap * size_of(map.dtype) % 16 == 0;
   for (const Tensor& t : x)
     slices = slices && gap_of(t, map.channels_last) == b.gap &&
              reinterpret_cast<std::uintptr_t>(t.data_ptr()) % 16 == 0;

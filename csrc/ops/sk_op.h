@@ -1,5 +1,5 @@
-// The operators of the selective kernel: schema, memory-safety checks, allocation. What runs them is
-// the `Runner`: static run(const Tensor& x, const Params&).
+// The operators of the selective kernel: schema, memory-safety checks, allocation. What runs them
+// is the `Runner`: static run(const Tensor& x, const Params&).
 #pragma once
 #include <tuple>
 #include <vector>
@@ -40,8 +40,8 @@ std::tuple<Tensor, Tensor> sk_select(std::vector<Tensor> x, Tensor logits) {
   const index_t n = p.map.n, c = p.map.c, m = static_cast<index_t>(x.size());
   const ScalarType acc = acc_type(x[0].scalar_type());
   check_like(logits, x[0], acc, n * m * c, "logits");
-  Tensor y = new_tensor(x[0], {n, c, x[0].size(2), x[0].size(3)}, x[0].scalar_type(),
-                        p.map.channels_last);
+  Tensor y =
+      new_tensor(x[0], {n, c, x[0].size(2), x[0].size(3)}, x[0].scalar_type(), p.map.channels_last);
   Tensor gate = new_tensor(x[0], {n, m, c}, acc);
   if (n > 0) {
     p.x = in_place(x, p.map);

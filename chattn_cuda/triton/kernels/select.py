@@ -23,7 +23,7 @@ from .passes import (
 
 @triton.jit(do_not_specialize=("planes", "hw", "parts"))
 def mean_kernel(part_sum, pooled, planes, hw, parts, TP: tl.constexpr):
-    """pooled = merged part_sum / HW, for (N, C) planes."""
+    """Pooled = merged part_sum / HW, for (N, C) planes."""
     i = tl.program_id(0).to(tl.int64) * TP + tl.arange(0, TP)
     mask = i < planes
     tl.store(pooled + i, merge_sum(part_sum, i, mask, parts, planes) / hw, mask=mask)

@@ -88,8 +88,7 @@ struct Matrices {
     CHATTN_ISA::gate_backward<A>(f, static_cast<const A*>(gate), static_cast<const A*>(dgate),
                                  static_cast<A*>(grad), count);
   }
-  static void softmax(const void* logits, void* gate, index_t rows, index_t stride,
-                      index_t count) {
+  static void softmax(const void* logits, void* gate, index_t rows, index_t stride, index_t count) {
     CHATTN_ISA::softmax<A>(static_cast<const A*>(logits), static_cast<A*>(gate), rows, stride,
                            count);
   }

@@ -9,8 +9,8 @@
 
 namespace chattn::CHATTN_ISA {
 
-// One sample of M branches: branch m starts at base[m], and in channels_last its positions are `pitch`
-// elements apart.
+// One sample of M branches: branch m starts at base[m], and in channels_last its positions are
+// `pitch` elements apart.
 template <class P, int M>
 struct Sample {
   P base[M];
@@ -103,8 +103,8 @@ CHATTN_INLINE void write_run(T* out, index_t length, bool stream, Value&& value)
 
 // ---- (N, HW, C): a position is a contiguous row of channels
 
-// out[r][c] = sum of value(r, position, channel, count) over positions, for channels in [c0, c1) and
-// r in [0, R).
+// out[r][c] = sum of value(r, position, channel, count) over positions, for channels in [c0, c1)
+// and r in [0, R).
 //
 // Rows are read from end to end. One at a time, so that the prefetcher of a page follows one stream
 // (two streams in a page cost up to half of the bandwidth), unless rows are longer than a page:
@@ -150,8 +150,8 @@ CHATTN_INLINE void column_sums(const MapShape& s, index_t c0, index_t c1, acc_t<
 // ---- the table's functions
 
 template <class T, int M>
-void squeeze(const MapShape& s, const Sample<const T*, M>& u, index_t c0, index_t c1,
-             acc_t<T>* sum, acc_t<T>* peak) {
+void squeeze(const MapShape& s, const Sample<const T*, M>& u, index_t c0, index_t c1, acc_t<T>* sum,
+             acc_t<T>* peak) {
   using S = Simd<T>;
   if (!s.channels_last) {
     plane_sums<T, 1>(s, c0, c1, sum, [&](int, index_t offset, index_t count) {
@@ -196,8 +196,7 @@ void dot(const MapShape& s, const T* g, const Sample<const T*, M>& u, index_t n,
     return;
   }
   column_sums<T, M>(s, c0, c1, out, [&](int m, index_t p, index_t c, index_t count) {
-    return S::load_some(g + p * s.c + c, count) *
-           S::load_some(u.base[m] + p * u.pitch + c, count);
+    return S::load_some(g + p * s.c + c, count) * S::load_some(u.base[m] + p * u.pitch + c, count);
   });
   if (!peak) return;
   for (index_t c = c0; c < c1; ++c) count_out[c] = 0;

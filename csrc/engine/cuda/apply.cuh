@@ -125,9 +125,8 @@ apply_spans(ApplyShape shape, ApplyIo<T, typename Gate::Form> io, Gate gate) {
         for (int q = 0; q < Form::kInputs; ++q) values[q] = to_acc(v[q][k]);
         CHATTN_UNROLL
         for (int o = 0; o < Form::kOutputs; ++o)
-          r[o][k] =
-              from_acc<T>(apply_one<Form>(tiles, m * kApplyChannels + channel, o, values,
-                                          Form::kPeak ? to_acc(x[k]) : A(0)));
+          r[o][k] = from_acc<T>(apply_one<Form>(tiles, m * kApplyChannels + channel, o, values,
+                                                Form::kPeak ? to_acc(x[k]) : A(0)));
         if (++position == shape.hw) {
           position = 0;
           ++channel;

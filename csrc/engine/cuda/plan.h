@@ -48,8 +48,8 @@ inline int plan_vector(const MapShape& map) {
   return widest == 8 && map.c % 2 == 0 ? 2 : 1;
 }
 
-// `staged`: numbers that a position leaves in shared memory. `by_sample`: maps are dense in a sample
-// only, so that no run of planes goes on into the next one.
+// `staged`: numbers that a position leaves in shared memory. `by_sample`: maps are dense in a
+// sample only, so that no run of planes goes on into the next one.
 inline ReducePlan plan_reduce(const MapShape& map, int staged = 1, bool by_sample = false) {
   ReducePlan plan;
   const int widest = widest_vector(map.dtype);
@@ -71,8 +71,8 @@ inline ReducePlan plan_reduce(const MapShape& map, int staged = 1, bool by_sampl
   if (map.hw < kStagedPlane && (ragged || map.hw < 256)) {
     plan.kind = ReducePlan::tiles;
     // A multiple of `widest` planes starts on a 16-byte boundary whatever HW is.
-    plan.tile_planes = static_cast<int>(
-        std::max<index_t>(kStagedElements / staged / map.hw / widest * widest, ragged ? widest : 1));
+    plan.tile_planes = static_cast<int>(std::max<index_t>(
+        kStagedElements / staged / map.hw / widest * widest, ragged ? widest : 1));
     plan.lanes = 1;
     while (plan.lanes < 32 && plan.lanes * 2 * plan.tile_planes <= kThreads) plan.lanes *= 2;
     const index_t runs = by_sample ? map.n : 1;

@@ -2,8 +2,8 @@
 #include "gates/sk_cuda.h"
 #include "ops/sk_op.h"
 
-#include "cuda_host/ops/sk_buffers.h"
 #include "cuda_host/ops/host_runner.h"
+#include "cuda_host/ops/sk_buffers.h"
 
 STABLE_TORCH_LIBRARY_FRAGMENT(chattn_cuda_host, m) { chattn::ops::define_sk(m); }
 

@@ -5,18 +5,25 @@
 
 namespace chattn {
 
-// Slices of one map are one buffer, which begins with the first of them.
+// Neighbouring slices of one map are one buffer, which begins with the first of them.
 template <class Void, class Add>
 void each_branch(const BranchesOf<Void>& x, const MapShape& map, const char* name, Add&& add) {
   static const char* const kNames[2][kMaxBranches] = {{"x0", "x1", "x2", "x3"},
                                                       {"dx0", "dx1", "dx2", "dx3"}};
-  const auto bytes = static_cast<std::size_t>(map.bytes());
-  if (x.gap != 0) {
-    const index_t runs = map.channels_last ? map.n * map.hw : map.n;
-    add(x.at[0], bytes + static_cast<std::size_t>(runs * x.gap * size_of(map.dtype)), name);
+  const index_t runs = map.channels_last ? map.n * map.hw : map.n;
+  const index_t run = map.elements() / runs * size_of(map.dtype);
+  const index_t before_last = (runs - 1) * (run + x.gap * size_of(map.dtype));
+  bool neighbours = x.gap != 0;
+  for (int m = 1; m < x.count; ++m)
+    neighbours = neighbours && reinterpret_cast<std::uintptr_t>(x.at[m]) ==
+                                   reinterpret_cast<std::uintptr_t>(x.at[0]) +
+                                       static_cast<std::uintptr_t>(m * run);
+  if (neighbours) {
+    add(x.at[0], static_cast<std::size_t>(before_last + x.count * run), name);
     return;
   }
-  for (int m = 0; m < x.count; ++m) add(x.at[m], bytes, kNames[name[0] == 'd'][m]);
+  for (int m = 0; m < x.count; ++m)
+    add(x.at[m], static_cast<std::size_t>(before_last + run), kNames[name[0] == 'd'][m]);
 }
 
 inline std::size_t plane_bytes(const MapShape& map, int each = 1) {
@@ -53,9 +60,8 @@ inline void register_buffers(hostcuda::BufferScope& known, const SkGradient& p) 
   known.input(p.dy, static_cast<std::size_t>(p.map.bytes()), "dy");
   known.input(p.gate, plane_bytes(p.map, p.dx.count), "gate");
   if (p.dpooled) known.input(p.dpooled, plane_bytes(p.map), "dpooled");
-  each_branch(p.dx, p.map, "dx", [&](void* q, std::size_t bytes, const char* name) {
-    known.output(q, bytes, name);
-  });
+  each_branch(p.dx, p.map, "dx",
+              [&](void* q, std::size_t bytes, const char* name) { known.output(q, bytes, name); });
 }
 
 }  // namespace chattn
