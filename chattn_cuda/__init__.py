@@ -11,6 +11,8 @@ from chattn_cuda.modules import (
     EffectiveSqueezeExcite,
     EfficientChannelAttention,
     EfficientChannelAttentionNS,
+    SelectiveKernel,
+    SelectiveKernelAttn,
     SqueezeExcite,
     SqueezeExciteCl,
 )
@@ -22,6 +24,8 @@ __all__ = [
     "EfficientChannelAttentionNS",
     "Explanation",
     "Report",
+    "SelectiveKernel",
+    "SelectiveKernelAttn",
     "SqueezeExcite",
     "SqueezeExciteCl",
     "__version__",

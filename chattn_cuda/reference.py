@@ -7,7 +7,7 @@ in float32 (float64 for float64), whatever autocast says; differentiable to any 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -19,6 +19,8 @@ __all__ = [
     "efficient_channel_attention",
     "neighbouring_channels",
     "no_autocast",
+    "select_branches",
+    "squeeze_branches",
     "squeeze_excite",
     "squeeze_excite_scale_bias",
 ]
@@ -161,3 +163,39 @@ def efficient_channel_attention(
         s = gate((windows * weight.to(acc).flatten(1)).sum(2))
         y = (u * s[:, :, None, None]).to(x.dtype)
     return y, s
+
+
+def squeeze_branches(branches: Sequence[Tensor]) -> Tensor:
+    """The mean over positions of the branches' sum (Li et al., arXiv 1903.06586, equations 1, 2).
+
+    Args:
+        branches: M maps (N, C, H, W).
+
+    Returns:
+        (N, C) in the accumulation type.
+    """
+    acc = accumulation_dtype(branches[0].dtype)
+    p = branches[0].to(acc).mean((2, 3))
+    for u in branches[1:]:
+        p = p + u.to(acc).mean((2, 3))
+    return p
+
+
+def select_branches(branches: Sequence[Tensor], logits: Tensor) -> tuple[Tensor, Tensor]:
+    """The branches, weighed by a softmax over them (Li et al., arXiv 1903.06586, equations 5, 6).
+
+    ``s[n, m, c] = softmax_m(logits[n, m, c])``; ``y[n, c] = sum_m s[n, m, c] * branches[m][n, c]``.
+
+    Args:
+        branches: M maps (N, C, H, W).
+        logits: (N, M, C) in the accumulation type.
+
+    Returns:
+        y, of a branch's shape and type, and the gate s (N, M, C) in the accumulation type.
+    """
+    acc = accumulation_dtype(branches[0].dtype)
+    s = torch.softmax(logits, 1)
+    y = branches[0].to(acc) * s[:, 0, :, None, None]
+    for m, u in enumerate(branches[1:], 1):
+        y = y + u.to(acc) * s[:, m, :, None, None]
+    return y.to(branches[0].dtype), s

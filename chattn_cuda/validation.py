@@ -11,16 +11,19 @@ from chattn_cuda.backends import FUSED_DTYPES
 
 __all__ = [
     "check_bool",
+    "check_branches",
     "check_channel_dim",
     "check_effective_squeeze_excite",
     "check_efficient_channel_attention",
     "check_map",
     "check_padding_mode",
     "check_positive",
+    "check_selective_kernel",
     "check_squeeze_excite",
     "unify_dtypes",
 ]
 
+MAX_BRANCHES = 4  # of a selective kernel; kMaxBranches in csrc/engine/map.h
 _DTYPES = ", ".join(str(d).removeprefix("torch.") for d in FUSED_DTYPES)
 
 
@@ -212,6 +215,68 @@ def check_efficient_channel_attention(
             f"{name} must have a length of at most {2 * c + 1} for circular padding of {c} "
             f"channels, got {k}"
         )
+
+
+def check_branches(branches: Sequence[Tensor], channels: int | None = None) -> None:
+    """Raise unless ``branches`` are 1 to 4 maps of one shape, type and device.
+
+    Raises:
+        TypeError: Not a list or tuple; not maps as `check_map` accepts them.
+        ValueError: Another number; different shapes, types or devices.
+    """
+    if not isinstance(branches, (list, tuple)):
+        raise TypeError(
+            f"branches must be a list or tuple of tensors, got {type(branches).__name__}"
+        )
+    if not 1 <= len(branches) <= MAX_BRANCHES:
+        raise ValueError(f"branches must be 1 to {MAX_BRANCHES} maps, got {len(branches)}")
+    for m, u in enumerate(branches):
+        check_map(u, channels, f"branches[{m}]")
+        for what, value, expected in (
+            ("shape", tuple(u.shape), tuple(branches[0].shape)),
+            ("dtype", u.dtype, branches[0].dtype),
+            ("device", u.device, branches[0].device),
+        ):
+            if value != expected:
+                raise ValueError(
+                    f"branches[{m}] must have the {what} of branches[0] ({expected}), got {value}"
+                )
+
+
+def check_selective_kernel(
+    branches: Sequence[Tensor],
+    w_reduce: Tensor,
+    b_reduce: Tensor | None,
+    w_select: Tensor,
+    b_select: Tensor | None,
+) -> None:
+    """Raise unless the weights fit the branches, which `check_branches` accepted.
+
+    Raises:
+        TypeError: A weight is not a dense floating-point tensor.
+        ValueError: A weight has the wrong shape or is on another device.
+    """
+    x, m = branches[0], len(branches)
+    c = x.shape[1]
+    for w, name in ((w_reduce, "w_reduce"), (w_select, "w_select")):
+        check_weight(x, w, name)
+    shape = tuple(w_reduce.shape)
+    if len(shape) not in (2, 4) or shape[1:] != (c, 1, 1)[: len(shape) - 1] or shape[0] < 1:
+        raise ValueError(
+            f"w_reduce must have shape (d, {c}) or (d, {c}, 1, 1) for branches with {c} channels, "
+            f"got {shape}"
+        )
+    d, shape = shape[0], tuple(w_select.shape)
+    if len(shape) not in (2, 4) or shape != (m * c, d, 1, 1)[: len(shape)]:
+        raise ValueError(
+            f"w_select must have shape ({m * c}, {d}) or ({m * c}, {d}, 1, 1) for {m} branches "
+            f"with {c} channels, got {shape}"
+        )
+    for b, size, name in ((b_reduce, d, "b_reduce"), (b_select, m * c, "b_select")):
+        if b is not None:
+            check_weight(x, b, name)
+            if tuple(b.shape) != (size,):
+                raise ValueError(f"{name} must have shape ({size},), got {tuple(b.shape)}")
 
 
 def unify_dtypes(

@@ -7,6 +7,7 @@
 #include "engine/cpu/kernels.h"
 #include "gates/eca_plan.h"
 #include "gates/se_plan.h"
+#include "gates/sk_plan.h"
 
 namespace py = pybind11;
 
@@ -64,6 +65,15 @@ py::list plan_eca(std::int64_t n, std::int64_t c, std::int64_t hw, std::int64_t 
       chattn::cuda::describe(chattn::cuda::plan_eca(map, gate), map, gate, backward, clusters));
 }
 
+py::list plan_sk(std::int64_t n, std::int64_t c, std::int64_t hw, int branches,
+                 const std::string& dtype, bool channels_last, bool backward) {
+  if (n < 1 || c < 1 || hw < 1) throw py::value_error("n, c and hw must be positive");
+  if (branches < 1 || branches > chattn::kMaxBranches)
+    throw py::value_error("there must be 1 to 4 branches");
+  const chattn::MapShape map{dtype_of(dtype), channels_last, n, c, hw};
+  return as_list(chattn::cuda::describe_sk(map, branches, backward));
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -100,4 +110,8 @@ PYBIND11_MODULE(_C, m) {
         py::arg("per_channel") = false, py::arg("circular") = false, py::arg("backward") = false,
         py::arg("clusters") = true,
         "The same of an efficient-channel-attention call; clusters: whether the GPU has them.");
+
+  m.def("plan_sk", &plan_sk, py::arg("n"), py::arg("c"), py::arg("hw"), py::arg("branches") = 2,
+        py::arg("dtype") = "float32", py::arg("channels_last") = false, py::arg("backward") = false,
+        "The same of a selective kernel, without the network between its two operators.");
 }

@@ -160,6 +160,49 @@ def test_eca_planner_tells_what_was_counted(
         check_plan(planned, call)
 
 
+# ---- selective kernels: the network in between separates the two passes
+SK_STAGES = ((128, 56), (256, 28), (512, 14), (1024, 7))
+
+
+@pytest.mark.parametrize("m", [1, 2, 3, 4])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("stage", SK_STAGES, ids=name_of)
+def test_sk_map_traffic(stage: tuple[int, int], layout: str, dtype: torch.dtype, m: int) -> None:
+    """Two branches: 4R+1W forward, 4R+2W backward, to the byte."""
+    c, h = stage
+    calls = measure("sk", (2, c, h, h), dtype, layout, m=m)
+    for direction, (reads, writes) in {"forward": (2 * m, 1), "backward": (m + 2, m)}.items():
+        call = calls[direction]
+        assert sum(b.load_bytes for b in call.maps.values()) == reads * call.map_bytes
+        assert sum(b.store_bytes for b in call.maps.values()) == writes * call.map_bytes
+        assert call.passes == call.floors.two_pass.passes
+        assert len(call.report.launches) == 3
+        for name, buffer in call.maps.items():
+            assert buffer.sector_efficiency >= WORST_EFFICIENCY, f"{direction}: {name}"
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_sk_small_traffic_at_training_batch(layout: str) -> None:
+    for direction, call in measure("sk", (128, 1024, 7, 7), torch.bfloat16, layout).items():
+        share = {k: round(v.bytes / call.map_bytes, 4) for k, v in call.small.items()}
+        assert call.small_share <= WORST_SMALL_SHARE, f"{direction}, in maps: {share}"
+
+
+@pytest.mark.parametrize("m", [1, 2, 4])
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("stage", [*SK_STAGES, (24, 9)], ids=name_of)
+def test_sk_planner_tells_what_was_counted(stage: tuple[int, int], layout: str, m: int) -> None:
+    native = _native.module()
+    if native is None:
+        pytest.skip(str(_native.why_not_cpu()))
+    c, h = stage
+    for direction, call in measure("sk", (1, c, h, h), torch.float32, layout, m=m).items():
+        backward = direction == "backward"
+        planned = native.plan_sk(1, c, h * h, m, "float32", layout == "channels_last", backward)
+        check_plan(planned, call)
+
+
 def test_max_pooling_reads_the_map_once_more() -> None:
     """The positions of the maximum are looked up in x while the gradient is written."""
     calls = measure("se", (2, 64, 14, 14), torch.bfloat16, add_maxpool=True)

@@ -58,6 +58,7 @@ class Block:
         requires: Modules that must be importable.
         make: ``make(channels)`` builds the peer, which `chattn_cuda.accelerate` knows.
         shapes: Maps (N, C, H, W) to measure.
+        maps: How many of them a call takes.
     """
 
     name: str
@@ -66,6 +67,7 @@ class Block:
     requires: tuple[str, ...]
     make: Callable[[int], nn.Module]
     shapes: tuple[Shape, ...] = STAGES
+    maps: int = 1
 
 
 def _timm_se(channels: int) -> nn.Module:
@@ -80,11 +82,37 @@ def _timm_eca(channels: int) -> nn.Module:
     return EcaModule(channels)
 
 
+class _Branches(nn.Module):
+    """timm's fuse and select of two branches."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        from timm.layers.selective_kernel import SelectiveKernelAttn
+
+        self.attn = SelectiveKernelAttn(channels, 2, max(channels // 16, 32))
+
+    def forward(self, *branches: Tensor) -> Tensor:
+        fuse: Any = getattr(self.attn, "fuse", None)  # once it is accelerated
+        if fuse is not None:
+            return fuse(branches)
+        u = torch.stack(branches, 1)
+        return (u * self.attn(u)).sum(1)
+
+
 BLOCKS: dict[str, Block] = {
     b.name: b
     for b in (
         Block("se", "Squeeze-and-Excitation", "timm SEModule", ("timm",), _timm_se),
         Block("eca", "Efficient Channel Attention", "timm EcaModule", ("timm",), _timm_eca),
+        Block(
+            "sk",
+            "Selective Kernel, two branches",
+            "timm SelectiveKernelAttn",
+            ("timm",),
+            _Branches,
+            tuple((8, c, h, h) for c, h in ((128, 56), (256, 28), (512, 14), (1024, 7))),
+            maps=2,
+        ),
     )
 }
 
@@ -157,9 +185,14 @@ class Problem:
             torch.manual_seed(seed)
             self._peer = BLOCKS[row.block].make(row.shape[1]).to(row.device, row.dtype)
         self._training = row.direction == TRAINING
-        self._sets = [(tensor().requires_grad_(self._training), tensor()) for _ in range(copies)]
+        maps = BLOCKS[row.block].maps
+        self._sets = [
+            (tuple(tensor().requires_grad_(self._training) for _ in range(maps)), tensor())
+            for _ in range(copies)
+        ]
         parameters = [f"d {name}" for name, _ in self._peer.named_parameters()]
-        self.names = ("y", "d x", *parameters) if self._training else ("y",)
+        of_maps = ["d x"] if maps == 1 else [f"d x{m}" for m in range(maps)]
+        self.names = ("y", *of_maps, *parameters) if self._training else ("y",)
 
     def module(self, implementation: str) -> Any:
         """The row's module by "eager", "torch.compile" or one of the backends."""
@@ -179,21 +212,23 @@ class Problem:
 
     def exact(self) -> tuple[Tensor, ...]:
         """What the peer computes from the first inputs in float64."""
-        x, dy = self._sets[0]
-        doubled = x.detach().double().requires_grad_(self._training)
+        maps, dy = self._sets[0]
+        doubled = tuple(x.detach().double().requires_grad_(self._training) for x in maps)
         return self._run(
             copy.deepcopy(self._peer).double(), itertools.cycle([(doubled, dy.double())])
         )
 
-    def _run(self, module: Any, sets: Iterator[tuple[Tensor, Tensor]]) -> tuple[Tensor, ...]:
-        x, dy = next(sets)
+    def _run(
+        self, module: Any, sets: Iterator[tuple[tuple[Tensor, ...], Tensor]]
+    ) -> tuple[Tensor, ...]:
+        maps, dy = next(sets)
         if self._training:
-            return forward_backward(module, x, dy)
+            return forward_backward(module, maps, dy)
         with torch.no_grad():
-            return (module(x),)
+            return (module(*maps),)
 
 
-def forward_backward(module: Any, x: Tensor, dy: Tensor) -> tuple[Tensor, ...]:
-    """The output and the gradients of x and of all parameters."""
-    y = module(x)
-    return (y, *torch.autograd.grad(y, [x, *module.parameters()], dy))
+def forward_backward(module: Any, maps: Sequence[Tensor], dy: Tensor) -> tuple[Tensor, ...]:
+    """The output and the gradients of the maps and of all parameters."""
+    y = module(*maps)
+    return (y, *torch.autograd.grad(y, [*maps, *module.parameters()], dy))

@@ -331,9 +331,9 @@ def _check_blocks(
         module, fused = model.get_submodule(block), ours.get_submodule(block)
         double = copy.deepcopy(module).double()
         names = ("y", "d x", *(f"d {name}" for name, _ in module.named_parameters()))
-        exact = forward_backward(double, x.double().requires_grad_(), dy.double())
+        exact = forward_backward(double, [x.double().requires_grad_()], dy.double())
         eager, values = (
-            forward_backward(m, x.clone().requires_grad_(), dy) for m in (module, fused)
+            forward_backward(m, [x.clone().requires_grad_()], dy) for m in (module, fused)
         )
         for check, part in zip(checks, (slice(0, 1), slice(1, None)), strict=True):
             error, wrong = compare(names[part], values[part], exact[part], eager[part])

@@ -36,6 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--k", type=_positive, help="eca: length of the convolution (default: as timm)")  # fmt: skip  # noqa: E501
     parser.add_argument("--circular", action="store_true", help="eca: circular padding")
     parser.add_argument("--per-channel", action="store_true", help="eca: weights for every channel")
+    parser.add_argument("--branches", type=_positive, help="sk: number of branches (default: 2)")
     parser.add_argument("--sm", type=int, default=90, help="device profile (default: 90)")
 
 
@@ -56,6 +57,7 @@ def _shape(text: str) -> tuple[int, ...]:
 _OPTIONS = {
     "se": {"rd": "rd", "max_pool": "add_maxpool"},
     "eca": {"k": "k", "circular": "circular", "per_channel": "per_channel"},
+    "sk": {"branches": "m"},
 }
 
 
@@ -71,7 +73,10 @@ def _options(arguments: argparse.Namespace) -> dict[str, Any]:
                 raise UsageError(f"--{name.replace('_', '-')} is an option of the block {block}")
     if arguments.k is not None and arguments.k % 2 == 0:
         raise UsageError(f"--k must be odd, got {arguments.k}")
-    return {option: getattr(arguments, name) for name, option in _OPTIONS[arguments.block].items()}
+    if arguments.branches is not None and arguments.branches > 4:
+        raise UsageError(f"--branches must be 1 to 4, got {arguments.branches}")
+    given = {option: getattr(arguments, name) for name, option in _OPTIONS[arguments.block].items()}
+    return {option: value for option, value in given.items() if value is not None}
 
 
 def run(arguments: argparse.Namespace) -> int:

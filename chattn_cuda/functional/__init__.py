@@ -11,6 +11,7 @@ from chattn_cuda.functional.se_relatives import (
     run_effective_squeeze_excite,
     squeeze_excite_scale_bias,
 )
+from chattn_cuda.functional.sk import run_selective_kernel, selective_kernel
 
 __all__ = [
     "Resolved",
@@ -19,7 +20,9 @@ __all__ = [
     "from_map",
     "run_effective_squeeze_excite",
     "run_efficient_channel_attention",
+    "run_selective_kernel",
     "run_squeeze_excite",
+    "selective_kernel",
     "squeeze_excite",
     "squeeze_excite_scale_bias",
     "to_map",

@@ -14,6 +14,14 @@ from chattn_cuda.modules.se_relatives import (
     SqueezeExciteCl,
     SqueezeExciteScaleBias,
 )
+from chattn_cuda.modules.selective_kernel import SelectiveKernelAttn
+from chattn_cuda.modules.selective_kernel_blocks import (
+    SelectiveKernel,
+    SelectiveKernelConv,
+    SKConv,
+    SKNet,
+    SKUnit,
+)
 from chattn_cuda.modules.squeeze_excite import SqueezeExcite
 
 __all__ = [
@@ -26,6 +34,12 @@ __all__ = [
     "SEVar1",
     "SEVar2",
     "SEVar3",
+    "SKConv",
+    "SKNet",
+    "SKUnit",
+    "SelectiveKernel",
+    "SelectiveKernelAttn",
+    "SelectiveKernelConv",
     "SpatialChannelSqueezeExcite",
     "SqueezeExcite",
     "SqueezeExciteCl",

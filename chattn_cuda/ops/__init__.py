@@ -1,6 +1,7 @@
 """The operators of the blocks under autograd, torch.func and torch.compile."""
 
+from chattn_cuda.ops import sk
 from chattn_cuda.ops.autograd import BLOCKS, apply, register_fakes
 from chattn_cuda.ops.block import Block, memory_format_of
 
-__all__ = ["BLOCKS", "Block", "apply", "memory_format_of", "register_fakes"]
+__all__ = ["BLOCKS", "Block", "apply", "memory_format_of", "register_fakes", "sk"]

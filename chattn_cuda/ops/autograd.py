@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from chattn_cuda import reference
-from chattn_cuda.ops import eca, se
+from chattn_cuda.ops import eca, se, sk
 from chattn_cuda.ops.block import Block
+from chattn_cuda.ops.derivable import Derivable
 from chattn_cuda.ops.flops import register_flops
 
 __all__ = ["BLOCKS", "apply", "register_fakes"]
@@ -135,87 +135,35 @@ def _backward(ctx: Any, dy: Any, dgate: Any) -> tuple[Any, ...]:
     nothing = (None,) * len(ctx.constants)
     if dy is None and dgate is None:
         return (None, None, *(None for _ in needs), *nothing)
-    args = (ctx.block, ctx.namespace, needs[0], any(needs[1:]), dy, dgate, *ctx.saved_tensors)
-    if torch.compiler.is_compiling() or not torch.is_grad_enabled():
-        grads = _call_backward(*args, *ctx.constants)
-    elif torch._C._are_functorch_transforms_active():
-        grads = _TransformableBackward.apply(*args, *ctx.constants)
-    else:
-        grads = _Backward.apply(*args, *ctx.constants)
+    args = (dy, dgate, *ctx.saved_tensors, *ctx.constants)
+    call = functools.partial(_call_backward, ctx.block, ctx.namespace, needs[0], any(needs[1:]))
+    if torch.compiler.is_compiling():
+        grads = call(*args)
+    else:  # with derivatives of its own: those of the formulas
+        spec = BLOCKS[ctx.block]
+        formula = functools.partial(_first_derivatives, spec)
+        grads = Derivable(call, formula, 2 + spec.tensors)(*args)
     return (None, None, *(g if n else None for g, n in zip(grads, needs, strict=True)), *nothing)
 
 
-class _Backward(torch.autograd.Function):
-    """The backward operator, with derivatives of its own: those of the formulas."""
+def _first_derivatives(spec: Block, dy: Any, dgate: Any, *args: Any) -> tuple[Tensor, ...]:
+    """What the backward operator returns, by differentiating the formulas."""
+    given, _, constants = _split(spec, args)
+    tensors = list(given)
+    variables = [i for i, t in enumerate(tensors) if t is not None]
 
-    @staticmethod
-    def forward(ctx: Any, *args: Any) -> Any:
-        _save_backward(ctx, args)
-        return _call_backward(*args)
+    def formulas(*values: Tensor) -> tuple[Tensor, Tensor]:
+        for i, t in zip(variables, values, strict=True):
+            tensors[i] = t
+        return spec.formulas(*tensors, *constants)
 
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> Any:
-        return _double_backward(ctx, grads)
-
-
-class _TransformableBackward(torch.autograd.Function):
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(*args: Any) -> Any:
-        return _call_backward(*args)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        _save_backward(ctx, inputs)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> Any:
-        return _double_backward(ctx, grads)
-
-
-def _save_backward(ctx: Any, args: Sequence[Any]) -> None:
-    block, _, need_dx, need_dw, dy, dgate, *rest = args
-    tensors, _, ctx.constants = _split(BLOCKS[block], rest)
-    ctx.save_for_backward(dy, dgate, *tensors)
-    ctx.block, ctx.need_dx, ctx.need_dw = block, need_dx, need_dw
-    ctx.set_materialize_grads(False)
-
-
-def _double_backward(ctx: Any, grads: Sequence[Any]) -> tuple[Any, ...]:
-    """Derivatives of ``(dy, dgate, *tensors) -> gradients``, by differentiating the formulas."""
-    spec = BLOCKS[ctx.block]
-    inputs = ctx.saved_tensors
-    present = [i for i, t in enumerate(inputs) if t is not None]
-    wanted = [i for i, g in enumerate(grads) if g is not None and inputs[2 + i] is not None]
-
-    def first_derivatives(*operands: Tensor) -> tuple[Tensor, ...]:
-        full: list[Any] = [None] * len(inputs)
-        for i, t in zip(present, operands, strict=True):
-            full[i] = t
-        dy, dgate, *tensors = full
-        variables = [i for i, t in enumerate(tensors) if t is not None]
-
-        def formulas(*values: Tensor) -> tuple[Tensor, Tensor]:
-            for i, t in zip(variables, values, strict=True):
-                tensors[i] = t
-            return spec.formulas(*tensors, *ctx.constants)
-
-        (y, gate), pull, *_ = torch.func.vjp(formulas, *(tensors[i] for i in variables))
-        dy = torch.zeros_like(y) if dy is None else dy
-        dgate = torch.zeros_like(gate) if dgate is None else dgate
-        result = dict(zip(variables, pull((dy, dgate)), strict=True))
-        return tuple(result[i] for i in wanted)
-
-    result: list[Any] = [None] * len(inputs)
-    if wanted:
-        with reference.no_autocast(grads[wanted[0]].device.type):
-            _, pull, *_ = torch.func.vjp(first_derivatives, *(inputs[i] for i in present))
-            pulled = pull(tuple(grads[i] for i in wanted))
-        for i, g in zip(present, pulled, strict=True):
-            result[i] = g
-    rest = (None,) * (spec.saved + len(ctx.constants))
-    return (None, None, None, None, *result, *rest)
+    (y, gate), pull, *_ = torch.func.vjp(formulas, *(tensors[i] for i in variables))
+    dy = torch.zeros_like(y) if dy is None else dy
+    dgate = torch.zeros_like(gate) if dgate is None else dgate
+    result: list[Any] = [None] * spec.tensors
+    for i, g in zip(variables, pull((dy, dgate)), strict=True):
+        result[i] = g
+    return tuple(result)
 
 
 _registered: set[str] = set()
@@ -225,32 +173,43 @@ def register_fakes(namespace: str) -> None:
     """Register shapes, strides and the vmap rule for the operators of ``namespace``, once."""
     if namespace in _registered:
         return
+    fakes = dict(sk.FAKES)
     for block in BLOCKS.values():
-        for direction, fake in (
-            ("forward", block.fake_forward),
-            ("backward", block.fake_backward),
-        ):
-            name = f"{namespace}::{block.name}_{direction}"
-            torch.library.register_fake(name, fake)
-            torch.library.register_vmap(
-                name, functools.partial(_loop, _operator(namespace, block.name, direction))
-            )
+        fakes[f"{block.name}_forward"] = block.fake_forward
+        fakes[f"{block.name}_backward"] = block.fake_backward
+    for name, fake in fakes.items():
+        torch.library.register_fake(f"{namespace}::{name}", fake)
+        operator = getattr(getattr(torch.ops, namespace), name).default
+        torch.library.register_vmap(f"{namespace}::{name}", functools.partial(_loop, operator))
     register_flops(namespace)
     _registered.add(namespace)
 
 
 def _loop(operator: Any, info: Any, in_dims: Sequence[Any], *args: Any) -> tuple[Any, Any]:
     """vmap, sample by sample: the samples may have weights of their own."""
+
+    def sample(value: Any, dim: Any, i: int) -> Any:
+        if isinstance(value, (list, tuple)):
+            dims = dim if isinstance(dim, (list, tuple)) else [dim] * len(value)
+            return [sample(v, d, i) for v, d in zip(value, dims, strict=True)]
+        if dim is None:
+            return value
+        if info.batch_size == 0:
+            return value.new_zeros((*value.shape[:dim], *value.shape[dim + 1 :]))
+        return value.select(dim, i)
+
     if info.batch_size == 0:  # only the shapes are wanted: those of a sample of zeros
-        sample = (
-            a if d is None else a.new_zeros((*a.shape[:d], *a.shape[d + 1 :]))
-            for a, d in zip(args, in_dims, strict=True)
-        )
-        empty = tuple(o.new_empty((0, *o.shape)) for o in operator(*sample))
-        return empty, (0,) * len(empty)
+        outputs = operator(*(sample(a, d, 0) for a, d in zip(args, in_dims, strict=True)))
+        if isinstance(outputs, Tensor):
+            return outputs.new_empty((0, *outputs.shape)), 0
+        empty = type(outputs)(o.new_empty((0, *o.shape)) for o in outputs)
+        return empty, type(outputs)(0 for _ in empty)
     outputs = [
-        operator(*(a if d is None else a.select(d, i) for a, d in zip(args, in_dims, strict=True)))
+        operator(*(sample(a, d, i) for a, d in zip(args, in_dims, strict=True)))
         for i in range(info.batch_size)
     ]
-    stacked = tuple(torch.stack(column) for column in zip(*outputs, strict=True))
-    return stacked, (0,) * len(stacked)
+    if isinstance(outputs[0], Tensor):
+        return torch.stack(outputs), 0
+    kind = type(outputs[0])
+    stacked = kind(torch.stack(column) for column in zip(*outputs, strict=True))
+    return stacked, kind(0 for _ in stacked)

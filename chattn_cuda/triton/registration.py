@@ -15,7 +15,7 @@ import torch
 NAMESPACE = "chattn_cuda_triton"
 
 #: Modules of this package with a block each: its SCHEMAS, and a function for each, of its name.
-BLOCKS = ("se", "eca")
+BLOCKS = ("se", "eca", "sk")
 
 _library: torch.library.Library | None = None
 _lock = threading.Lock()

@@ -18,4 +18,21 @@ struct MapShape {
   index_t bytes() const { return elements() * size_of(dtype); }
 };
 
+constexpr int kMaxBranches = 4;
+
+// M maps of one shape that share a pass. They are dense, or channel slices of one larger map: `gap`
+// elements of the other slices then lie between a map's samples, or in channels_last between its
+// positions. One pointer is a dense map.
+template <class Pointer>
+struct BranchesOf {
+  Pointer at[kMaxBranches] = {};
+  int count = 1;
+  index_t gap = 0;
+
+  BranchesOf() = default;
+  BranchesOf(Pointer map) : at{map} {}  // NOLINT: meant to convert
+};
+using Branches = BranchesOf<const void*>;
+using MutableBranches = BranchesOf<void*>;
+
 }  // namespace chattn

@@ -89,7 +89,8 @@ CHATTN_DEVICE void convolve(const Convolution<T>& conv, const Shared<acc_t<T>>& 
 template <class T>
 struct ConvForwardGate {
   using A = acc_t<T>;
-  static constexpr int kTiles = 1, kShared = kConvShared;
+  using Form = ApplyForm<>;
+  static constexpr int kShared = kConvShared;
   Convolution<T> conv;
   Partials<A> total;
   A *pooled, *scale;
@@ -112,7 +113,8 @@ struct ConvForwardGate {
 template <class T>
 struct ConvBackwardGate {
   using A = acc_t<T>;
-  static constexpr int kTiles = 2, kShared = kConvShared;
+  using Form = ApplyForm<1, 1, true>;
+  static constexpr int kShared = kConvShared;
   Convolution<T> conv;
   ConvGateGrad<A> dz;
 

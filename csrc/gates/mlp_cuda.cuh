@@ -228,7 +228,8 @@ using ApplyMatmul = MatmulTile<A, kApplySamples, kApplyChannels, sizeof(A) == 8 
 template <class T>
 struct MlpForwardGate {
   using A = acc_t<T>;
-  static constexpr int kTiles = 1, kShared = ApplyMatmul<A>::kShared;
+  using Form = ApplyForm<>;
+  static constexpr int kShared = ApplyMatmul<A>::kShared;
   MlpShape<A> shape;
   const A* hidden;
   Weights<T> w2, b2;
@@ -252,7 +253,8 @@ struct MlpForwardGate {
 template <class T, bool kMax>
 struct MlpBackwardGate {
   using A = acc_t<T>;
-  static constexpr int kTiles = kMax ? 4 : 2, kShared = ApplyMatmul<A>::kShared;
+  using Form = ApplyForm<1, 1, true, kMax>;
+  static constexpr int kShared = ApplyMatmul<A>::kShared;
   MlpShape<A> shape;
   const A* dhidden;
   Weights<T> w1;

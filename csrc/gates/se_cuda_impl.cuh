@@ -103,7 +103,7 @@ Status se_forward_as(const SeForward& p, void* scratch, void* stream) {
   gate.w2 = {p.w2, wide};
   gate.b2 = {p.b2, wide};
   gate.scale_out = static_cast<A*>(p.scale);
-  const ApplyIo<T> io{x, nullptr, static_cast<T*>(p.y)};
+  const ApplyIo<T> io{{x}, nullptr, {static_cast<T*>(p.y)}};
   return launch_apply("se_rescale", plan.apply, p.map, io, gate, stream);
 }
 
@@ -117,8 +117,8 @@ Status launch_gradient(const SeBackward& p, const SePlan& plan, const SeScratch&
   gate.scale = static_cast<const acc_t<T>*>(p.scale);
   gate.peak = static_cast<const acc_t<T>*>(p.peak);
   gate.count = {work + at.second, plan.reduce.splits, p.map.planes()};
-  const ApplyIo<T> io{static_cast<const T*>(p.dy), static_cast<const T*>(p.x),
-                      static_cast<T*>(p.dx)};
+  const ApplyIo<T, typename MlpBackwardGate<T, kMax>::Form> io{
+      {static_cast<const T*>(p.dy)}, static_cast<const T*>(p.x), {static_cast<T*>(p.dx)}};
   return launch_apply(kMax ? "se_gradient_max" : "se_gradient", plan.apply, p.map, io, gate,
                       stream);
 }

@@ -55,6 +55,11 @@ class Block:
         smooth: Keywords with which it is smooth.
         operator_tensors: From the tensors of the function to those of the forward operator.
         operator: Prefix of its operators, where it is not its name; empty without any.
+        is_map: Whether a parameter is a map like x, in its layout.
+        gate_shape: ``gate_shape(config)``: the shape of the gate that ``run`` returns.
+        maps: How many maps its function keeps for the backward.
+        operators: What a forward and a backward call, in order; by default one each.
+        forward_operators: How many of them are the forward's.
         variants: Keywords by name, some with weights of other shapes.
         constants: What its forward operator takes behind the tensors, in some variants.
     """
@@ -73,10 +78,20 @@ class Block:
     smooth: dict[str, Any] = field(default_factory=dict)
     operator_tensors: Callable[[list[Any]], list[Any]] = lambda tensors: tensors
     operator: str | None = None
+    is_map: Callable[[str], bool] = lambda name: name == "x"
+    gate_shape: Callable[[Config], tuple[int, ...]] = lambda config: config.shape[:2]
+    maps: int = 1
+    operators: tuple[str, ...] = ()
+    forward_operators: int = 1
 
     @property
     def op(self) -> str:
         return self.name if self.operator is None else self.operator
+
+    @property
+    def calls(self) -> list[str]:
+        """The operators of a forward and a backward call."""
+        return list(self.operators) or [f"{self.op}_forward", f"{self.op}_backward"]
 
 
 def name_of(options: dict[str, Any]) -> str:

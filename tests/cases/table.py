@@ -6,7 +6,7 @@ write without this package, whose error is the yardstick). Everything else is ge
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from chattn_cuda import backends
 from tests import host_backend
-from tests.cases import eca, ese, scale_bias, se
+from tests.cases import eca, ese, scale_bias, se, sk
 from tests.cases.block import Block, Config
 from tests.cases.layouts import LAYOUTS
 
@@ -27,7 +27,7 @@ _LARGE = {torch.float16: "nchw", torch.bfloat16: "nhwc", torch.float64: "nchw"}
 
 #: A new block adds its line here.
 BLOCKS: dict[str, Block] = {
-    block.name: block for block in (se.BLOCK, eca.BLOCK, ese.BLOCK, scale_bias.BLOCK)
+    block.name: block for block in (se.BLOCK, eca.BLOCK, ese.BLOCK, scale_bias.BLOCK, sk.BLOCK)
 }
 
 
@@ -136,13 +136,15 @@ class Inputs:
     dtype: torch.dtype
     layout: str
     grad_layout: str
+    is_map: Callable[[str], bool]
 
     def to(self, dtype: torch.dtype, device: str = "cpu") -> tuple[Tensor, dict[str, Any], Tensor]:
-        x = LAYOUTS[self.layout](self.x.to(device, dtype)).detach().requires_grad_()
-        parameters = {
-            k: None if p is None else p.to(device, dtype).detach().requires_grad_()
-            for k, p in self.parameters.items()
-        }
+        def leaf(name: str, t: Tensor) -> Tensor:
+            t = t.to(device, dtype)
+            return (LAYOUTS[self.layout](t) if self.is_map(name) else t).detach().requires_grad_()
+
+        x = leaf("x", self.x)
+        parameters = {k: None if p is None else leaf(k, p) for k, p in self.parameters.items()}
         if self.grad_layout == "sum":
             dy = torch.ones((), dtype=dtype, device=device).expand(x.shape)
         else:
@@ -161,15 +163,21 @@ def make_inputs(case: Case, seed: int = 0) -> Inputs:
     def rounded(t: Tensor) -> Tensor:
         return t.to(case.dtype).double()
 
-    n, c, _, _ = case.config.shape
-    parameters = BLOCKS[case.block].parameters(case.config, random)
+    c, block = case.config.shape[1], BLOCKS[case.block]
+    parameters = block.parameters(case.config, random)
     x = random(*case.config.shape) + random(1, c, 1, 1) + case.config.options.get("offset", 0.0)
+    parameters = {k: None if p is None else rounded(p) for k, p in parameters.items()}
+    # An expanded map has the values of its layout.
+    for name, p in parameters.items():
+        if p is not None and block.is_map(name):
+            parameters[name] = LAYOUTS[case.layout](p)
     return Inputs(
         LAYOUTS[case.layout](rounded(x)),
-        {k: None if p is None else rounded(p) for k, p in parameters.items()},
+        parameters,
         rounded(random(*case.config.shape)),
-        random(n, c),
+        random(*block.gate_shape(case.config)),
         case.dtype,
         case.layout,
         case.grad_layout,
+        block.is_map,
     )

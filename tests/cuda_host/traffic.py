@@ -25,7 +25,7 @@ Shape = tuple[int, int, int, int]
 
 LAYOUTS = {"nchw": torch.contiguous_format, "channels_last": torch.channels_last}
 #: feature maps that somebody has to move; everything else is small
-MAPS = ("x", "y", "dy", "dx")
+MAPS = ("x", "y", "dy", "dx", *(f"{name}{m}" for name in ("x", "dx") for m in range(4)))
 SECTOR = 32
 
 
@@ -143,29 +143,58 @@ def _measure_eca(
     return {"forward": count(forward), "backward": count(backward)}
 
 
+def _measure_sk(
+    x: Tensor,
+    dy: Tensor,
+    count: Callable[[Callable[[], object]], Report],
+    m: int = 2,
+) -> dict[str, Report]:
+    ops = torch.ops.chattn_cuda_host
+    branches = [x, *(x.clone() for _ in range(m - 1))]
+    n, c = x.shape[:2]
+    acc = torch.float64 if x.dtype == torch.float64 else torch.float32
+    logits = torch.randn(n, m, c, dtype=acc)
+    gates: list[Tensor] = []
+
+    def forward() -> None:
+        ops.sk_squeeze(branches)
+        gates.append(ops.sk_select(branches, logits)[1])
+
+    def backward() -> None:
+        ops.sk_dot(dy, None, *gates, branches)
+        channels_last = x.is_contiguous(memory_format=torch.channels_last)
+        ops.sk_gradient(dy, *gates, logits[:, 0], channels_last and not x.is_contiguous(), False)
+
+    return {"forward": count(forward), "backward": count(backward)}
+
+
+def _floors_sk(m: int = 2) -> dict[str, Floors]:
+    """Eager, by the operations of timm and their gradients: stack, sum, mean, mul, sum."""
+    return {
+        "forward": Floors(Floor(4 * m + 1, 2 * m + 2), Floor(2 * m, 1), Floor(m, 1)),
+        "backward": Floors(Floor(3 * m + 2, 3 * m), Floor(m + 2, m), Floor(m + 1, m)),
+    }
+
+
 @dataclass(frozen=True)
 class Block:
     """A block: how to run it, and its floors by direction."""
 
     measure: Callable[..., dict[str, Report]]
-    floors: dict[str, Floors]
+    floors: Callable[..., dict[str, Floors]]
+
+
+def _floors_of_one_map(**options: Any) -> dict[str, Floors]:
+    return {
+        "forward": Floors(Floor(2, 1), Floor(2, 1), Floor(1, 1)),
+        "backward": Floors(Floor(6, 4), Floor(3, 1), Floor(2, 1)),
+    }
 
 
 BLOCKS = {
-    "se": Block(
-        _measure_se,
-        {
-            "forward": Floors(Floor(2, 1), Floor(2, 1), Floor(1, 1)),
-            "backward": Floors(Floor(6, 4), Floor(3, 1), Floor(2, 1)),
-        },
-    ),
-    "eca": Block(
-        _measure_eca,
-        {
-            "forward": Floors(Floor(2, 1), Floor(2, 1), Floor(1, 1)),
-            "backward": Floors(Floor(6, 4), Floor(3, 1), Floor(2, 1)),
-        },
-    ),
+    "se": Block(_measure_se, _floors_of_one_map),
+    "eca": Block(_measure_eca, _floors_of_one_map),
+    "sk": Block(_measure_sk, _floors_sk),
 }
 
 
@@ -193,7 +222,8 @@ def measure(
         layout: A name in LAYOUTS.
         sm: Device profile, 90 for compute capability 9.0.
         **options: The block's own: SE's rd (by default as in timm; 0 for effective SE, with one
-            layer) and add_maxpool; ECA's k (by default as in timm), circular and per_channel.
+            layer) and add_maxpool; ECA's k (by default as in timm), circular and per_channel; SK's
+            m, the number of branches.
 
     Returns:
         A call per direction.
@@ -213,4 +243,5 @@ def measure(
 
     reports = BLOCKS[block].measure(x, dy, count, **options)
     map_bytes = x.numel() * x.element_size()
-    return {k: Call(BLOCKS[block].floors[k], shape, map_bytes, r) for k, r in reports.items()}
+    floors = BLOCKS[block].floors(**options)
+    return {k: Call(floors[k], shape, map_bytes, r) for k, r in reports.items()}

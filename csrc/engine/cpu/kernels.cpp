@@ -11,6 +11,16 @@
 namespace chattn::CHATTN_ISA {
 namespace {
 
+// body(a constant equal to the number of branches)
+template <int M = 1, class Body>
+void with_count(int count, Body&& body) {
+  if (count == M) {
+    body(std::integral_constant<int, M>{});
+  } else if constexpr (M < kMaxBranches) {
+    with_count<M + 1>(count, body);
+  }
+}
+
 // Typed functions behind the untyped tables.
 template <class T>
 struct Passes {
@@ -19,25 +29,31 @@ struct Passes {
   static const A* acc(const void* p) { return static_cast<const A*>(p); }
   static A* acc(void* p) { return static_cast<A*>(p); }
 
-  static void squeeze(const MapShape& s, const void* x, index_t n, index_t c0, index_t c1,
+  static void squeeze(const MapShape& s, const Branches& x, index_t n, index_t c0, index_t c1,
                       void* sum, void* peak) {
-    const T* u[] = {in(x)};
-    CHATTN_ISA::squeeze<T, 1>(s, u, n, c0, c1, acc(sum), acc(peak));
+    with_count(x.count, [&](auto m) {
+      CHATTN_ISA::squeeze<T, m()>(s, {s, x, n}, c0, c1, acc(sum), acc(peak));
+    });
   }
-  static void dot(const MapShape& s, const void* g, const void* x, index_t n, index_t c0,
+  static void dot(const MapShape& s, const void* g, const Branches& x, index_t n, index_t c0,
                   index_t c1, void* out, const void* peak, void* count) {
-    CHATTN_ISA::dot<T>(s, in(g), in(x), n, c0, c1, acc(out), acc(peak), acc(count));
+    with_count(x.count, [&](auto m) {
+      CHATTN_ISA::dot<T, m()>(s, in(g), {s, x, n}, n, c0, c1, acc(out), acc(peak), acc(count));
+    });
   }
-  static void rescale(const MapShape& s, const void* x, index_t n, index_t c0, index_t c1,
+  static void rescale(const MapShape& s, const Branches& x, index_t n, index_t c0, index_t c1,
                       const void* gate, void* y, bool stream) {
-    const T* u[] = {in(x)};
-    CHATTN_ISA::rescale<T, 1>(s, u, n, c0, c1, acc(gate), static_cast<T*>(y), stream);
+    with_count(x.count, [&](auto m) {
+      CHATTN_ISA::rescale<T, m()>(s, {s, x, n}, n, c0, c1, acc(gate), static_cast<T*>(y), stream);
+    });
   }
   static void gradient(const MapShape& s, const void* g, const void* x, index_t n, index_t c0,
                        index_t c1, const void* gate, const void* dmean, const void* peak,
-                       const void* dpeak, void* dx, bool stream) {
-    CHATTN_ISA::gradient<T>(s, in(g), in(x), n, c0, c1, acc(gate), acc(dmean), acc(peak),
-                            acc(dpeak), static_cast<T*>(dx), stream);
+                       const void* dpeak, const MutableBranches& dx, bool stream) {
+    with_count(dx.count, [&](auto m) {
+      CHATTN_ISA::gradient<T, m()>(s, in(g), in(x), n, c0, c1, acc(gate), acc(dmean), acc(peak),
+                                   acc(dpeak), {s, dx, n}, stream);
+    });
   }
   static constexpr cpu::PassKernels table() { return {squeeze, dot, rescale, gradient}; }
 };
@@ -72,8 +88,18 @@ struct Matrices {
     CHATTN_ISA::gate_backward<A>(f, static_cast<const A*>(gate), static_cast<const A*>(dgate),
                                  static_cast<A*>(grad), count);
   }
+  static void softmax(const void* logits, void* gate, index_t rows, index_t stride, index_t count) {
+    CHATTN_ISA::softmax<A>(static_cast<const A*>(logits), static_cast<A*>(gate), rows, stride,
+                           count);
+  }
+  static void softmax_backward(const void* gate, const void* dgate, void* grad, index_t rows,
+                               index_t stride, index_t count) {
+    CHATTN_ISA::softmax_backward<A>(static_cast<const A*>(gate), static_cast<const A*>(dgate),
+                                    static_cast<A*>(grad), rows, stride, count);
+  }
   static constexpr cpu::MatrixKernels table() {
-    return {rows, columns, outer, activate, activate_backward, gate_backward};
+    return {rows,          columns, outer,           activate, activate_backward,
+            gate_backward, softmax, softmax_backward};
   }
 };
 

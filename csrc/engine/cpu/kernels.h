@@ -10,20 +10,21 @@ namespace chattn::cpu {
 
 // All passes work on one sample `n` and its channels [c0, c1). Arrays over channels are in the
 // accumulation type and indexed by the channel itself (so they start at channel 0 of the sample).
+// With M branches, `gate` and `dot` have M rows of C. A maximum (`peak`) is of one map.
 struct PassKernels {
-  // sum[c] = sum_hw x; with `peak`, also peak[c] = max_hw x.
-  void (*squeeze)(const MapShape&, const void* x, index_t n, index_t c0, index_t c1, void* sum,
+  // sum[c] = sum_hw sum_m x_m; with `peak`, also peak[c] = max_hw x.
+  void (*squeeze)(const MapShape&, const Branches& x, index_t n, index_t c0, index_t c1, void* sum,
                   void* peak);
-  // dot[c] = sum_hw g*x; with `peak`, also count[c] = number of positions where x == peak[c].
-  void (*dot)(const MapShape&, const void* g, const void* x, index_t n, index_t c0, index_t c1,
+  // dot[m][c] = sum_hw g*x_m; with `peak`, also count[c] = number of positions where x == peak[c].
+  void (*dot)(const MapShape&, const void* g, const Branches& x, index_t n, index_t c0, index_t c1,
               void* dot, const void* peak, void* count);
-  // y = gate[c]*x. `stream`: write past the caches.
-  void (*rescale)(const MapShape&, const void* x, index_t n, index_t c0, index_t c1,
+  // y = sum_m gate[m][c]*x_m. `stream`: write past the caches.
+  void (*rescale)(const MapShape&, const Branches& x, index_t n, index_t c0, index_t c1,
                   const void* gate, void* y, bool stream);
-  // dx = gate[c]*g + dmean[c]; with `peak`, also + dpeak[c] where x == peak[c].
+  // dx_m = gate[m][c]*g + dmean[c]; with `peak`, also + dpeak[c] where x == peak[c].
   void (*gradient)(const MapShape&, const void* g, const void* x, index_t n, index_t c0, index_t c1,
                    const void* gate, const void* dmean, const void* peak, const void* dpeak,
-                   void* dx, bool stream);
+                   const MutableBranches& dx, bool stream);
 };
 
 // Products of small row-major matrices, and activations. `w` has the weights' type, everything else
@@ -46,6 +47,11 @@ struct MatrixKernels {
                             index_t count);
   // grad[i] = (grad[i] + dgate[i]) * f' where f is gate[i]; dgate may be null
   void (*gate_backward)(Act f, const void* gate, const void* dgate, void* grad, index_t count);
+  // For the first `count` columns of `rows` rows, `stride` apart: gate = softmax of a column.
+  void (*softmax)(const void* logits, void* gate, index_t rows, index_t stride, index_t count);
+  // grad = the gradient before the softmax, from grad + dgate behind it; dgate may be null.
+  void (*softmax_backward)(const void* gate, const void* dgate, void* grad, index_t rows,
+                           index_t stride, index_t count);
 };
 
 struct Kernels {

@@ -1,13 +1,27 @@
 // The passes over the map, for one sample and a range of its channels. Compiled per instruction
 // set.
 //
-// M inputs share a pass (a selective kernel has M branches): the squeeze sums over them, the
-// rescale weighs them. `gate` then has M rows of C.
+// M branches share a pass (a selective kernel has several): the squeeze sums over them, the rescale
+// weighs them, the dot multiplies each with g, the gradient writes all. `gate` has M rows of C.
 #pragma once
 #include "engine/cpu/simd.h"
 #include "engine/map.h"
 
 namespace chattn::CHATTN_ISA {
+
+// One sample of M branches: branch m starts at base[m], and in channels_last its positions are
+// `pitch` elements apart.
+template <class P, int M>
+struct Sample {
+  P base[M];
+  index_t pitch;
+
+  template <class Void>
+  Sample(const MapShape& s, const BranchesOf<Void>& x, index_t n) : pitch(s.c + x.gap) {
+    const index_t start = s.channels_last ? n * s.hw * pitch : n * (s.c * s.hw + x.gap);
+    for (int m = 0; m < M; ++m) base[m] = static_cast<P>(x.at[m]) + start;
+  }
+};
 
 // ---- (N, C, HW): a channel is a contiguous plane
 
@@ -19,7 +33,7 @@ CHATTN_INLINE index_t part_of_sum(index_t count, index_t least) {
 }
 
 // Sum over [0, length) of value(offset), a vector of lanes, lane by lane; four chains hide the
-// adder's latency.
+// adder's latency. Long sums are made of parts, whose number the error grows with.
 template <class S, class Value>
 CHATTN_INLINE typename S::V sum_of(index_t length, Value&& value) {
   constexpr index_t kL = S::kLanes;
@@ -43,21 +57,24 @@ CHATTN_INLINE typename S::V sum_of(index_t length, Value&& value) {
   return total;
 }
 
-// out[c] = sum over [0, hw) of value(offset, count) at the offsets of plane c, for c in [c0, c1).
-template <class T, class Value>
-CHATTN_INLINE void plane_sums(const MapShape& s, index_t n, index_t c0, index_t c1, acc_t<T>* out,
+// out[r][c] = sum over [0, hw) of value(r, offset, count) at the offsets of plane c in its sample,
+// for c in [c0, c1) and r in [0, R).
+template <class T, int R, class Value>
+CHATTN_INLINE void plane_sums(const MapShape& s, index_t c0, index_t c1, acc_t<T>* out,
                               Value&& value) {
   using S = Simd<T>;
   constexpr index_t kL = S::kLanes;
   for (index_t c = c0; c < c1; c += kL) {
     const index_t planes = c1 - c < kL ? c1 - c : kL;
-    typename S::V parts[kL];
-    for (index_t p = 0; p < kL; ++p) {
-      const index_t offset = (n * s.c + c + p) * s.hw;
-      parts[p] = sum_of<S>(p < planes ? s.hw : 0,
-                           [&](index_t i, index_t count) { return value(offset + i, count); });
+    for (int r = 0; r < R; ++r) {
+      typename S::V parts[kL];
+      for (index_t p = 0; p < kL; ++p) {
+        const index_t offset = (c + p) * s.hw;
+        parts[p] = sum_of<S>(p < planes ? s.hw : 0,
+                             [&](index_t i, index_t count) { return value(r, offset + i, count); });
+      }
+      Simd<acc_t<T>>::store_some(out + r * s.c + c, S::sums(parts), planes);
     }
-    Simd<acc_t<T>>::store_some(out + c, S::sums(parts), planes);
   }
 }
 
@@ -94,39 +111,50 @@ CHATTN_INLINE void write_run(T* out, index_t length, bool stream, Value&& value)
 
 // ---- (N, HW, C): a position is a contiguous row of channels
 
-// out[c] = sum of value(position, channel, count) over positions, for channels in [c0, c1).
+// out[r][c] = sum of value(r, position, channel, count) over positions, for channels in [c0, c1)
+// and r in [0, R).
 //
 // Rows are read from end to end. One at a time, so that the prefetcher of a page follows one stream
 // (two streams in a page cost up to half of the bandwidth), unless rows are longer than a page:
-// then each starts with misses, which four at a time overlap. The sums of a chunk of rows stay in
-// the first-level cache.
-template <class T, class Value>
+// then each starts with misses, which four at a time overlap. Partial sums of a chunk of rows stay
+// in the first-level cache; the error grows with the number of chunks and not of positions.
+template <class T, int R, class Value>
 CHATTN_INLINE void column_sums(const MapShape& s, index_t c0, index_t c1, acc_t<T>* out,
                                Value&& value) {
   using SA = Simd<acc_t<T>>;
   using V = typename SA::V;
   constexpr index_t kL = SA::kLanes, kVectors = 64, kPageBytes = 4096;
-  const index_t chunk = part_of_sum(s.hw, 64);
+  // Sums of sums of sums: of a chunk of rows, of a span of chunks, of all.
+  constexpr index_t kChunk = 64;
+  const index_t span = kChunk * part_of_sum(s.hw / kChunk, 8);
   const bool long_rows = s.c * static_cast<index_t>(sizeof(T)) > kPageBytes;
-  V sums[kVectors];
+  V sums[R][kVectors], totals[R][kVectors];
   for (index_t b0 = c0; b0 < c1; b0 += kVectors * kL) {
     const index_t width = c1 - b0 < kVectors * kL ? c1 - b0 : kVectors * kL;
-    for (index_t p0 = 0; p0 < s.hw; p0 += chunk) {
-      const index_t p1 = p0 + chunk < s.hw ? p0 + chunk : s.hw;
-      for (V& sum : sums) sum = V{};
+    for (index_t p0 = 0; p0 < s.hw; p0 += kChunk) {
+      const index_t p1 = p0 + kChunk < s.hw ? p0 + kChunk : s.hw;
+      for (auto& row : sums)
+        for (V& sum : row) sum = V{};
       index_t p = p0;
       for (; long_rows && p + 4 <= p1; p += 4)
         for_vectors<kL>(width, [&](index_t i, index_t count) {
           const index_t c = b0 + i;
-          sums[i / kL] += (value(p, c, count) + value(p + 1, c, count)) +
-                          (value(p + 2, c, count) + value(p + 3, c, count));
+          for (int r = 0; r < R; ++r)
+            sums[r][i / kL] += (value(r, p, c, count) + value(r, p + 1, c, count)) +
+                               (value(r, p + 2, c, count) + value(r, p + 3, c, count));
         });
       for (; p < p1; ++p)
-        for_vectors<kL>(width,
-                        [&](index_t i, index_t count) { sums[i / kL] += value(p, b0 + i, count); });
+        for_vectors<kL>(width, [&](index_t i, index_t count) {
+          for (int r = 0; r < R; ++r) sums[r][i / kL] += value(r, p, b0 + i, count);
+        });
+      const bool starts = p0 % span == 0, ends = p1 % span == 0 || p1 == s.hw;
       for_vectors<kL>(width, [&](index_t i, index_t count) {
-        acc_t<T>* o = out + b0 + i;
-        SA::store_some(o, p0 > 0 ? SA::load_some(o, count) + sums[i / kL] : sums[i / kL], count);
+        for (int r = 0; r < R; ++r) {
+          V& total = totals[r][i / kL];
+          total = starts ? sums[r][i / kL] : total + sums[r][i / kL];
+          acc_t<T>* o = out + r * s.c + b0 + i;
+          if (ends) SA::store_some(o, p1 > span ? SA::load_some(o, count) + total : total, count);
+        }
       });
     }
   }
@@ -135,29 +163,29 @@ CHATTN_INLINE void column_sums(const MapShape& s, index_t c0, index_t c1, acc_t<
 // ---- the table's functions
 
 template <class T, int M>
-void squeeze(const MapShape& s, const T* const* u, index_t n, index_t c0, index_t c1, acc_t<T>* sum,
+void squeeze(const MapShape& s, const Sample<const T*, M>& u, index_t c0, index_t c1, acc_t<T>* sum,
              acc_t<T>* peak) {
   using S = Simd<T>;
   if (!s.channels_last) {
-    plane_sums<T>(s, n, c0, c1, sum, [&](index_t offset, index_t count) {
-      auto v = S::load_some(u[0] + offset, count);
-      for (int m = 1; m < M; ++m) v += S::load_some(u[m] + offset, count);
+    plane_sums<T, 1>(s, c0, c1, sum, [&](int, index_t offset, index_t count) {
+      auto v = S::load_some(u.base[0] + offset, count);
+      for (int m = 1; m < M; ++m) v += S::load_some(u.base[m] + offset, count);
       return v;
     });
     if (!peak) return;
-    for (index_t c = c0; c < c1; ++c) peak[c] = plane_max(u[0] + (n * s.c + c) * s.hw, s.hw);
+    for (index_t c = c0; c < c1; ++c) peak[c] = plane_max(u.base[0] + c * s.hw, s.hw);
     return;
   }
-  const index_t base = n * s.hw * s.c;
-  column_sums<T>(s, c0, c1, sum, [&](index_t p, index_t c, index_t count) {
-    auto v = S::load_some(u[0] + base + p * s.c + c, count);
-    for (int m = 1; m < M; ++m) v += S::load_some(u[m] + base + p * s.c + c, count);
+  column_sums<T, 1>(s, c0, c1, sum, [&](int, index_t p, index_t c, index_t count) {
+    const index_t offset = p * u.pitch + c;
+    auto v = S::load_some(u.base[0] + offset, count);
+    for (int m = 1; m < M; ++m) v += S::load_some(u.base[m] + offset, count);
     return v;
   });
   if (!peak) return;
   using SA = Simd<acc_t<T>>;
   for (index_t p = 0; p < s.hw; ++p) {
-    const T* row = u[0] + base + p * s.c;
+    const T* row = u.base[0] + p * u.pitch;
     for_vectors<S::kLanes>(c1 - c0, [&](index_t i, index_t count) {
       auto v = S::load_some(row + c0 + i, count);
       if (p > 0) v = S::max(SA::load_some(peak + c0 + i, count), v);
@@ -166,97 +194,104 @@ void squeeze(const MapShape& s, const T* const* u, index_t n, index_t c0, index_
   }
 }
 
-template <class T>
-void dot(const MapShape& s, const T* g, const T* x, index_t n, index_t c0, index_t c1,
-         acc_t<T>* out, const acc_t<T>* peak, acc_t<T>* count_out) {
+template <class T, int M>
+void dot(const MapShape& s, const T* g, const Sample<const T*, M>& u, index_t n, index_t c0,
+         index_t c1, acc_t<T>* out, const acc_t<T>* peak, acc_t<T>* count_out) {
   using S = Simd<T>;
+  g += n * s.c * s.hw;
+  const T* x = u.base[0];
   if (!s.channels_last) {
-    plane_sums<T>(s, n, c0, c1, out, [&](index_t offset, index_t count) {
-      return S::load_some(g + offset, count) * S::load_some(x + offset, count);
+    plane_sums<T, M>(s, c0, c1, out, [&](int m, index_t offset, index_t count) {
+      return S::load_some(g + offset, count) * S::load_some(u.base[m] + offset, count);
     });
     if (!peak) return;
-    for (index_t c = c0; c < c1; ++c)
-      count_out[c] = plane_count(x + (n * s.c + c) * s.hw, s.hw, peak[c]);
+    for (index_t c = c0; c < c1; ++c) count_out[c] = plane_count(x + c * s.hw, s.hw, peak[c]);
     return;
   }
-  const index_t base = n * s.hw * s.c;
-  column_sums<T>(s, c0, c1, out, [&](index_t p, index_t c, index_t count) {
-    const index_t offset = base + p * s.c + c;
-    return S::load_some(g + offset, count) * S::load_some(x + offset, count);
+  column_sums<T, M>(s, c0, c1, out, [&](int m, index_t p, index_t c, index_t count) {
+    return S::load_some(g + p * s.c + c, count) * S::load_some(u.base[m] + p * u.pitch + c, count);
   });
   if (!peak) return;
   for (index_t c = c0; c < c1; ++c) count_out[c] = 0;
   for (index_t p = 0; p < s.hw; ++p)
-    for (index_t c = c0; c < c1; ++c) count_out[c] += to_acc(x[base + p * s.c + c]) == peak[c];
+    for (index_t c = c0; c < c1; ++c) count_out[c] += to_acc(x[p * s.c + c]) == peak[c];
 }
 
 template <class T, int M>
-void rescale(const MapShape& s, const T* const* u, index_t n, index_t c0, index_t c1,
+void rescale(const MapShape& s, const Sample<const T*, M>& u, index_t n, index_t c0, index_t c1,
              const acc_t<T>* gate, T* y, bool stream) {
   using S = Simd<T>;
   using SA = Simd<acc_t<T>>;
+  y += n * s.c * s.hw;
   if (!s.channels_last) {
     for (index_t c = c0; c < c1; ++c) {
-      const index_t offset = (n * s.c + c) * s.hw;
+      const index_t offset = c * s.hw;
       typename S::V g[M];
       for (int m = 0; m < M; ++m) g[m] = S::broadcast(gate[m * s.c + c]);
       write_run(y + offset, s.hw, stream, [&](index_t i, index_t count) {
-        auto v = g[0] * S::load_some(u[0] + offset + i, count);
-        for (int m = 1; m < M; ++m) v += g[m] * S::load_some(u[m] + offset + i, count);
+        auto v = g[0] * S::load_some(u.base[0] + offset + i, count);
+        for (int m = 1; m < M; ++m) v += g[m] * S::load_some(u.base[m] + offset + i, count);
         return v;
       });
     }
     return;
   }
   for (index_t p = 0; p < s.hw; ++p) {
-    const index_t offset = (n * s.hw + p) * s.c + c0;
-    write_run(y + offset, c1 - c0, stream, [&](index_t i, index_t count) {
-      auto v = SA::load_some(gate + c0 + i, count) * S::load_some(u[0] + offset + i, count);
+    const index_t offset = p * u.pitch + c0;
+    write_run(y + p * s.c + c0, c1 - c0, stream, [&](index_t i, index_t count) {
+      auto v = SA::load_some(gate + c0 + i, count) * S::load_some(u.base[0] + offset + i, count);
       for (int m = 1; m < M; ++m)
-        v += SA::load_some(gate + m * s.c + c0 + i, count) * S::load_some(u[m] + offset + i, count);
+        v += SA::load_some(gate + m * s.c + c0 + i, count) *
+             S::load_some(u.base[m] + offset + i, count);
       return v;
     });
   }
 }
 
-template <class T>
+template <class T, int M>
 void gradient(const MapShape& s, const T* g, const T* x, index_t n, index_t c0, index_t c1,
               const acc_t<T>* gate, const acc_t<T>* dmean, const acc_t<T>* peak,
-              const acc_t<T>* dpeak, T* dx, bool stream) {
+              const acc_t<T>* dpeak, const Sample<T*, M>& dx, bool stream) {
   using S = Simd<T>;
   using SA = Simd<acc_t<T>>;
   using V = typename S::V;
   const V zero{};
+  g += n * s.c * s.hw;
+  if (peak) x += n * s.c * s.hw;
   if (!s.channels_last) {
     for (index_t c = c0; c < c1; ++c) {
-      const index_t offset = (n * s.c + c) * s.hw;
-      const V scale = S::broadcast(gate[c]), mean = S::broadcast(dmean[c]);
-      if (!peak) {
-        write_run(dx + offset, s.hw, stream, [&](index_t i, index_t count) {
-          return scale * S::load_some(g + offset + i, count) + mean;
+      const index_t offset = c * s.hw;
+      const V mean = S::broadcast(dmean[c]);
+      for (int m = 0; m < M; ++m) {
+        const V scale = S::broadcast(gate[m * s.c + c]);
+        if (!peak) {
+          write_run(dx.base[m] + offset, s.hw, stream, [&](index_t i, index_t count) {
+            return scale * S::load_some(g + offset + i, count) + mean;
+          });
+          continue;
+        }
+        const V top = S::broadcast(peak[c]), share = S::broadcast(dpeak[c]);
+        write_run(dx.base[m] + offset, s.hw, stream, [&](index_t i, index_t count) {
+          const V hit = S::load_some(x + offset + i, count) == top ? share : zero;
+          return scale * S::load_some(g + offset + i, count) + (mean + hit);
         });
-        continue;
       }
-      const V top = S::broadcast(peak[c]), share = S::broadcast(dpeak[c]);
-      write_run(dx + offset, s.hw, stream, [&](index_t i, index_t count) {
-        const V hit = S::load_some(x + offset + i, count) == top ? share : zero;
-        return scale * S::load_some(g + offset + i, count) + (mean + hit);
-      });
     }
     return;
   }
   for (index_t p = 0; p < s.hw; ++p) {
-    const index_t offset = (n * s.hw + p) * s.c + c0;
-    write_run(dx + offset, c1 - c0, stream, [&](index_t i, index_t count) {
-      V v = SA::load_some(gate + c0 + i, count) * S::load_some(g + offset + i, count) +
-            SA::load_some(dmean + c0 + i, count);
-      if (peak) {
-        const V top = SA::load_some(peak + c0 + i, count);
-        v += S::load_some(x + offset + i, count) == top ? SA::load_some(dpeak + c0 + i, count)
-                                                        : zero;
-      }
-      return v;
-    });
+    const index_t offset = p * s.c + c0;
+    for (int m = 0; m < M; ++m)
+      write_run(dx.base[m] + p * dx.pitch + c0, c1 - c0, stream, [&](index_t i, index_t count) {
+        V v = SA::load_some(gate + m * s.c + c0 + i, count) * S::load_some(g + offset + i, count) +
+              SA::load_some(dmean + c0 + i, count);
+        if (peak) {
+          const V top = SA::load_some(peak + c0 + i, count);
+          v += S::load_some(x + offset + i, count) == top ? SA::load_some(dpeak + c0 + i, count)
+                                                          : zero;
+        }
+        return v;
+      });
   }
 }
 

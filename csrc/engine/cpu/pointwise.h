@@ -84,4 +84,58 @@ void gate_backward(Act f, const A* gate, const A* dgate, A* grad, index_t count)
   });
 }
 
+template <class A>
+CHATTN_INLINE typename Simd<A>::V exp_lanes(typename Simd<A>::V x) {
+  if constexpr (std::is_same_v<A, float>) {
+    return exp_vector(x);
+  } else {
+    for (int i = 0; i < Simd<A>::kLanes; ++i) x[i] = exp(x[i]);
+    return x;
+  }
+}
+
+// The largest logit is subtracted first, so that nothing overflows.
+template <class A>
+void softmax(const A* logits, A* gate, index_t rows, index_t stride, index_t count) {
+  using S = Simd<A>;
+  using V = typename S::V;
+  for_vectors<S::kLanes>(count, [&](index_t i, index_t lanes) {
+    V top = S::load_some(logits + i, lanes), total{};
+    for (index_t r = 1; r < rows; ++r)
+      top = S::max(top, S::load_some(logits + r * stride + i, lanes));
+    for (index_t r = 0; r < rows; ++r) {
+      const V e = exp_lanes<A>(S::load_some(logits + r * stride + i, lanes) - top);
+      total += e;
+      S::store_some(gate + r * stride + i, e, lanes);
+    }
+    const V scale = S::broadcast(A(1)) / total;
+    for (index_t r = 0; r < rows; ++r) {
+      A* g = gate + r * stride + i;
+      S::store_some(g, S::load_some(g, lanes) * scale, lanes);
+    }
+  });
+}
+
+template <class A>
+void softmax_backward(const A* gate, const A* dgate, A* grad, index_t rows, index_t stride,
+                      index_t count) {
+  using S = Simd<A>;
+  using V = typename S::V;
+  for_vectors<S::kLanes>(count, [&](index_t i, index_t lanes) {
+    V total{};
+    for (index_t r = 0; r < rows; ++r) {
+      A* g = grad + r * stride + i;
+      if (dgate)
+        S::store_some(g, S::load_some(g, lanes) + S::load_some(dgate + r * stride + i, lanes),
+                      lanes);
+      total += S::load_some(gate + r * stride + i, lanes) * S::load_some(g, lanes);
+    }
+    for (index_t r = 0; r < rows; ++r) {
+      A* g = grad + r * stride + i;
+      const V s = S::load_some(gate + r * stride + i, lanes);
+      S::store_some(g, s * (S::load_some(g, lanes) - total), lanes);
+    }
+  });
+}
+
 }  // namespace chattn::CHATTN_ISA

@@ -36,15 +36,23 @@ struct Schedule {
   }
 };
 
-// body(sample, first channel, last channel) over the whole map; a task is a run of channels.
+// body(sample, first channel, last channel) over the whole map; a task is a run of channels. A pass
+// that finds in the cache what the pass before it read last goes `backwards`.
 inline void for_channels(const MapShape& map, const Parallel& parallel,
-                         const std::function<void(index_t, index_t, index_t)>& body) {
+                         const std::function<void(index_t, index_t, index_t)>& body,
+                         bool backwards = false) {
   // channels_last: a task keeps at least a cache line of every row.
   const index_t width = map.channels_last ? 32 : 1;
   const index_t blocks = (map.c + width - 1) / width;
   const index_t block_bytes = width * map.hw * size_of(map.dtype);
   const index_t grain = std::max<index_t>(1, 65536 / std::max<index_t>(1, block_bytes));
   parallel.run(0, map.n * blocks, grain, [&](index_t first, index_t last) {
+    while (backwards && first < last) {
+      const index_t n = (last - 1) / blocks, b1 = last - n * blocks;
+      const index_t b0 = std::max<index_t>(0, b1 - (last - first));
+      body(n, b0 * width, std::min(map.c, b1 * width));
+      last -= b1 - b0;
+    }
     while (first < last) {
       const index_t n = first / blocks, b0 = first % blocks;
       const index_t b1 = std::min(blocks, b0 + (last - first));

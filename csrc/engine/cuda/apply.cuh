@@ -1,10 +1,10 @@
-// The passes that write a map: y = gate*x, and dx = gate*g + dmean (+ dpeak where x is the
-// maximum).
+// The passes that write maps: y = gate*x, and dx = gate*g + dmean (+ dpeak where x is the maximum).
+// With M branches: y = sum_m gate_m*x_m, and dx_m = gate_m*g + dmean.
 //
 // A block owns a tile of (samples x channels) gates, which a Gate computes into shared memory, and
 // then streams the part of the map under it: one read of every input, one write. The Gate is all
 // that a new block has to bring:
-//   kTiles            numbers per gate: 1 scale; 2 + shift; 4 + peak, + share of the peak
+//   Form              numbers per gate, and how many maps they are for: see ApplyForm
 //   kShared           accumulators of scratch that prepare() needs
 //   prepare(scratch, tiles, place)   fills tiles[q*kTileSize + sample*kApplyChannels + channel]
 #pragma once
@@ -15,9 +15,20 @@
 
 namespace chattn::cuda {
 
+// Numbers that a gate has: a scale for every input or output, and a shift, and the peak and the
+// peak's share. kSlices: the branches may be slices of a larger map.
+template <int Inputs = 1, int Outputs = 1, bool Shift = false, bool Peak = false,
+          bool Slices = false>
+struct ApplyForm {
+  static_assert(Inputs == 1 || Outputs == 1);
+  static constexpr int kInputs = Inputs, kOutputs = Outputs, kScales = Inputs * Outputs;
+  static constexpr bool kShift = Shift, kPeak = Peak, kSlices = Slices;
+  static constexpr int kTiles = kScales + (Shift ? 1 : 0) + (Peak ? 2 : 0);
+};
+
 // Blocks that must fit on a multiprocessor, for enough loads in flight.
 template <class T, int V, class Gate>
-constexpr int kApplyBlocks = sizeof(acc_t<T>) == 8 || Gate::kTiles >= 4 || V == 1 ? 2 : 3;
+constexpr int kApplyBlocks = sizeof(acc_t<T>) == 8 || Gate::Form::kTiles >= 4 || V == 1 ? 2 : 3;
 constexpr int kTileSize = kApplySamples * kApplyChannels;
 
 // Which gates a block owns. part == 0: nobody else computes them, so this block also stores them.
@@ -46,20 +57,33 @@ struct ApplyShape {
   }
 };
 
-template <class T>
+template <class T, class Form = ApplyForm<>>
 struct ApplyIo {
-  const T* in;  // x, or g in the backward pass
-  const T* x;   // only where the maximum's positions are needed
-  T* out;
+  const T* in[Form::kInputs];  // x, or g in the backward pass
+  const T* x;                  // only where the maximum's positions are needed
+  T* out[Form::kOutputs];
+  index_t gap = 0;  // of the branches: elements between samples (channels_last: positions)
+
+  // What lies between a dense offset and the branches' own, behind i samples or positions.
+  CHATTN_DEVICE index_t skipped_in(index_t i) const {
+    return Form::kSlices && Form::kInputs > 1 ? i * gap : 0;
+  }
+  CHATTN_DEVICE index_t skipped_out(index_t i) const {
+    return Form::kSlices && Form::kOutputs > 1 ? i * gap : 0;
+  }
 };
 
-// One element: tiles at index t.
-template <class Gate, class A>
-CHATTN_DEVICE A apply_one(const Shared<A>& tiles, int t, A value, A x) {
-  A r = tiles.ld(t) * value;
-  if constexpr (Gate::kTiles >= 2) r += tiles.ld(kTileSize + t);
-  if constexpr (Gate::kTiles >= 4) {
-    if (x == tiles.ld(2 * kTileSize + t)) r += tiles.ld(3 * kTileSize + t);
+// One element: output o of the inputs' values, tiles at index t.
+template <class Form, class A>
+CHATTN_DEVICE A apply_one(const Shared<A>& tiles, int t, int o, const A (&values)[Form::kInputs],
+                          A x) {
+  A r = tiles.ld(o * kTileSize + t) * values[0];
+  CHATTN_UNROLL
+  for (int m = 1; m < Form::kInputs; ++m) r += tiles.ld(m * kTileSize + t) * values[m];
+  if constexpr (Form::kShift) r += tiles.ld(Form::kScales * kTileSize + t);
+  if constexpr (Form::kPeak) {
+    constexpr int kPeakAt = (Form::kScales + 1) * kTileSize;
+    if (x == tiles.ld(kPeakAt + t)) r += tiles.ld(kPeakAt + kTileSize + t);
   }
   return r;
 }
@@ -67,13 +91,13 @@ CHATTN_DEVICE A apply_one(const Shared<A>& tiles, int t, A value, A x) {
 // ---- NCHW: a sample's channels of the tile are one contiguous span
 template <class T, int V, class Gate>
 CHATTN_KERNEL(kThreads, (kApplyBlocks<T, V, Gate>))
-apply_spans(ApplyShape shape, ApplyIo<T> io, Gate gate) {
+apply_spans(ApplyShape shape, ApplyIo<T, typename Gate::Form> io, Gate gate) {
   using A = acc_t<T>;
-  constexpr bool kNeedX = Gate::kTiles >= 4;
+  using Form = typename Gate::Form;
   const int tid = static_cast<int>(threadIdx.x);
   const TilePlace p = shape.place();
   Shared<A> scratch = shared<A>(0, Gate::kShared);
-  Shared<A> tiles = shared<A>(sizeof(A) * Gate::kShared, Gate::kTiles * kTileSize);
+  Shared<A> tiles = shared<A>(sizeof(A) * Gate::kShared, Gate::Form::kTiles * kTileSize);
   gate.prepare(scratch, tiles, p);
   __syncthreads();
 
@@ -85,30 +109,41 @@ apply_spans(ApplyShape shape, ApplyIo<T> io, Gate gate) {
   for (int i = first + tid; i < last; i += kThreads) {
     const int m = shape.by_slots.quotient(i);
     const index_t base = static_cast<index_t>((p.n0 + m) * shape.c + p.c0) * shape.hw;
+    const index_t from = base + io.skipped_in(p.n0 + m), to = base + io.skipped_out(p.n0 + m);
     const int skew = static_cast<int>(base % V);
     const int e = (i - m * slots) * V - skew;  // on a 16-byte boundary of the map
     if (e >= 0 && e + V <= length) {
-      const Vec<T, V> v = load_stream<V>(io.in + base + e);
-      Vec<T, V> x, r;
-      if constexpr (kNeedX) x = load_stream<V>(io.x + base + e);
+      Vec<T, V> v[Form::kInputs], x, r[Form::kOutputs];
+      CHATTN_UNROLL
+      for (int q = 0; q < Form::kInputs; ++q) v[q] = load_stream<V>(io.in[q] + from + e);
+      if constexpr (Form::kPeak) x = load_stream<V>(io.x + base + e);
       int channel = shape.by_hw.quotient(e), position = e - channel * shape.hw;
       CHATTN_UNROLL
       for (int k = 0; k < V; ++k) {
-        const A a = apply_one<Gate>(tiles, m * kApplyChannels + channel, to_acc(v[k]),
-                                    kNeedX ? to_acc(x[k]) : A(0));
-        r[k] = from_acc<T>(a);
+        A values[Form::kInputs];
+        CHATTN_UNROLL
+        for (int q = 0; q < Form::kInputs; ++q) values[q] = to_acc(v[q][k]);
+        CHATTN_UNROLL
+        for (int o = 0; o < Form::kOutputs; ++o)
+          r[o][k] = from_acc<T>(apply_one<Form>(tiles, m * kApplyChannels + channel, o, values,
+                                                Form::kPeak ? to_acc(x[k]) : A(0)));
         if (++position == shape.hw) {
           position = 0;
           ++channel;
         }
       }
-      store_vec(io.out + base + e, r);
+      CHATTN_UNROLL
+      for (int o = 0; o < Form::kOutputs; ++o) store_vec(io.out[o] + to + e, r[o]);
     } else {  // the words that the span shares with its neighbours
-      for (int q = e < 0 ? 0 : e; q < e + V && q < length; ++q) {
-        const A a = apply_one<Gate>(tiles, m * kApplyChannels + shape.by_hw.quotient(q),
-                                    to_acc(ld(io.in + base + q)),
-                                    kNeedX ? to_acc(ld(io.x + base + q)) : A(0));
-        st(io.out + base + q, from_acc<T>(a));
+      for (int i = e < 0 ? 0 : e; i < e + V && i < length; ++i) {
+        A values[Form::kInputs];
+        CHATTN_UNROLL
+        for (int q = 0; q < Form::kInputs; ++q) values[q] = to_acc(ld(io.in[q] + from + i));
+        const A x = Form::kPeak ? to_acc(ld(io.x + base + i)) : A(0);
+        const int t = m * kApplyChannels + shape.by_hw.quotient(i);
+        CHATTN_UNROLL
+        for (int o = 0; o < Form::kOutputs; ++o)
+          st(io.out[o] + to + i, from_acc<T>(apply_one<Form>(tiles, t, o, values, x)));
       }
     }
   }
@@ -117,14 +152,14 @@ apply_spans(ApplyShape shape, ApplyIo<T> io, Gate gate) {
 // ---- channels_last: a position's channels of the tile are one short row
 template <class T, int V, class Gate>
 CHATTN_KERNEL(kThreads, (kApplyBlocks<T, V, Gate>))
-apply_rows(ApplyShape shape, ApplyIo<T> io, Gate gate) {
+apply_rows(ApplyShape shape, ApplyIo<T, typename Gate::Form> io, Gate gate) {
   using A = acc_t<T>;
-  constexpr bool kNeedX = Gate::kTiles >= 4;
+  using Form = typename Gate::Form;
   constexpr int kCols = kApplyChannels / V, kRows = kThreads / kCols;
   const int tid = static_cast<int>(threadIdx.x);
   const TilePlace p = shape.place();
   Shared<A> scratch = shared<A>(0, Gate::kShared);
-  Shared<A> tiles = shared<A>(sizeof(A) * Gate::kShared, Gate::kTiles * kTileSize);
+  Shared<A> tiles = shared<A>(sizeof(A) * Gate::kShared, Gate::Form::kTiles * kTileSize);
   gate.prepare(scratch, tiles, p);
   __syncthreads();
 
@@ -136,16 +171,26 @@ apply_rows(ApplyShape shape, ApplyIo<T> io, Gate gate) {
     const int t = m * kApplyChannels + channel;
     CHATTN_UNROLL_BY(4)
     for (int i = begin + tid / kCols; i < end; i += kRows) {
-      const index_t offset =
-          (static_cast<index_t>(p.n0 + m) * shape.hw + i) * shape.c + p.c0 + channel;
-      const Vec<T, V> v = load_stream<V>(io.in + offset);
-      Vec<T, V> x, r;
-      if constexpr (kNeedX) x = load_stream<V>(io.x + offset);
+      const index_t row = static_cast<index_t>(p.n0 + m) * shape.hw + i;
+      const index_t offset = row * shape.c + p.c0 + channel;
+      Vec<T, V> v[Form::kInputs], x, r[Form::kOutputs];
       CHATTN_UNROLL
-      for (int k = 0; k < V; ++k)
-        r[k] =
-            from_acc<T>(apply_one<Gate>(tiles, t + k, to_acc(v[k]), kNeedX ? to_acc(x[k]) : A(0)));
-      store_vec(io.out + offset, r);
+      for (int q = 0; q < Form::kInputs; ++q)
+        v[q] = load_stream<V>(io.in[q] + offset + io.skipped_in(row));
+      if constexpr (Form::kPeak) x = load_stream<V>(io.x + offset);
+      CHATTN_UNROLL
+      for (int k = 0; k < V; ++k) {
+        A values[Form::kInputs];
+        CHATTN_UNROLL
+        for (int q = 0; q < Form::kInputs; ++q) values[q] = to_acc(v[q][k]);
+        CHATTN_UNROLL
+        for (int o = 0; o < Form::kOutputs; ++o)
+          r[o][k] = from_acc<T>(
+              apply_one<Form>(tiles, t + k, o, values, Form::kPeak ? to_acc(x[k]) : A(0)));
+      }
+      CHATTN_UNROLL
+      for (int o = 0; o < Form::kOutputs; ++o)
+        store_vec(io.out[o] + offset + io.skipped_out(row), r[o]);
     }
   }
 }
@@ -153,7 +198,7 @@ apply_rows(ApplyShape shape, ApplyIo<T> io, Gate gate) {
 // ---- launch
 template <class T, class Gate>
 Status launch_apply(const char* name, const ApplyPlan& plan, const MapShape& map,
-                    const ApplyIo<T>& io, const Gate& gate, void* stream) {
+                    const ApplyIo<T, typename Gate::Form>& io, const Gate& gate, void* stream) {
   using A = acc_t<T>;
   constexpr int kWidest = 16 / static_cast<int>(sizeof(T));
   ApplyShape shape;
@@ -170,7 +215,7 @@ Status launch_apply(const char* name, const ApplyPlan& plan, const MapShape& map
   LaunchConfig config;
   config.grid = dim3(static_cast<unsigned>(plan.sample_tiles * plan.channel_tiles * plan.parts));
   config.block = dim3(kThreads);
-  config.shared_bytes = sizeof(A) * (Gate::kShared + Gate::kTiles * kTileSize);
+  config.shared_bytes = sizeof(A) * (Gate::kShared + Gate::Form::kTiles * kTileSize);
   config.stream = stream;
   if (!map.channels_last)
     return launch(name, apply_spans<T, kWidest, Gate>, config, shape, io, gate);

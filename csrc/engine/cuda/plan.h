@@ -48,7 +48,9 @@ inline int plan_vector(const MapShape& map) {
   return widest == 8 && map.c % 2 == 0 ? 2 : 1;
 }
 
-inline ReducePlan plan_reduce(const MapShape& map) {
+// `staged`: numbers that a position leaves in shared memory. `by_sample`: maps are dense in a
+// sample only, so that no run of planes goes on into the next one.
+inline ReducePlan plan_reduce(const MapShape& map, int staged = 1, bool by_sample = false) {
   ReducePlan plan;
   const int widest = widest_vector(map.dtype);
   plan.vec = plan_vector(map);
@@ -69,11 +71,12 @@ inline ReducePlan plan_reduce(const MapShape& map) {
   if (map.hw < kStagedPlane && (ragged || map.hw < 256)) {
     plan.kind = ReducePlan::tiles;
     // A multiple of `widest` planes starts on a 16-byte boundary whatever HW is.
-    plan.tile_planes = static_cast<int>(
-        std::max<index_t>(kStagedElements / map.hw / widest * widest, ragged ? widest : 1));
+    plan.tile_planes = static_cast<int>(std::max<index_t>(
+        kStagedElements / staged / map.hw / widest * widest, ragged ? widest : 1));
     plan.lanes = 1;
     while (plan.lanes < 32 && plan.lanes * 2 * plan.tile_planes <= kThreads) plan.lanes *= 2;
-    plan.blocks = ceil_div(map.planes(), plan.tile_planes);
+    const index_t runs = by_sample ? map.n : 1;
+    plan.blocks = runs * ceil_div(map.planes() / runs, plan.tile_planes);
     return plan;
   }
   plan.kind = ReducePlan::planes;

@@ -15,12 +15,13 @@ namespace chattn::cuda {
 // ---- what is reduced
 // An Op turns the
 // inputs' values at a position into kStaged numbers, and folds those into kOutputs. `reference` is
-// a number per plane that the fold compares with (only if kReference).
+// a number per plane that the fold compares with (only if kReference). Inputs from kBranches on may
+// be slices of a larger map (kBranches < 0: none).
 
 template <class T, int M = 1>
 struct SumOp {  // sum over M inputs
   using A = acc_t<T>;
-  static constexpr int kInputs = M, kStaged = 1, kOutputs = 1;
+  static constexpr int kInputs = M, kStaged = 1, kOutputs = 1, kBranches = M > 1 ? 0 : -1;
   static constexpr bool kReference = false;
   CHATTN_DEVICE static void stage(const A (&in)[kInputs], A (&out)[kStaged]) {
     out[0] = in[0];
@@ -35,7 +36,7 @@ struct SumOp {  // sum over M inputs
 template <class T>
 struct SumMaxOp {  // sum and max of one input
   using A = acc_t<T>;
-  static constexpr int kInputs = 1, kStaged = 1, kOutputs = 2;
+  static constexpr int kInputs = 1, kStaged = 1, kOutputs = 2, kBranches = -1;
   static constexpr bool kReference = false;
   CHATTN_DEVICE static void stage(const A (&in)[1], A (&out)[1]) { out[0] = in[0]; }
   CHATTN_DEVICE static A first(int o) { return o == 0 ? A(0) : -A(INFINITY); }
@@ -49,7 +50,7 @@ struct SumMaxOp {  // sum and max of one input
 template <class T>
 struct DotOp {  // sum of g*x
   using A = acc_t<T>;
-  static constexpr int kInputs = 2, kStaged = 1, kOutputs = 1;
+  static constexpr int kInputs = 2, kStaged = 1, kOutputs = 1, kBranches = -1;
   static constexpr bool kReference = false;
   CHATTN_DEVICE static void stage(const A (&in)[2], A (&out)[1]) { out[0] = in[0] * in[1]; }
   CHATTN_DEVICE static A first(int) { return A(0); }
@@ -60,7 +61,7 @@ struct DotOp {  // sum of g*x
 template <class T>
 struct DotCountOp {  // sum of g*x, and how many x equal the plane's maximum
   using A = acc_t<T>;
-  static constexpr int kInputs = 2, kStaged = 2, kOutputs = 2;
+  static constexpr int kInputs = 2, kStaged = 2, kOutputs = 2, kBranches = -1;
   static constexpr bool kReference = true;
   CHATTN_DEVICE static void stage(const A (&in)[2], A (&out)[2]) {
     out[0] = in[0] * in[1];
@@ -74,19 +75,43 @@ struct DotCountOp {  // sum of g*x, and how many x equal the plane's maximum
   CHATTN_DEVICE static A merge(int, A a, A b) { return a + b; }
 };
 
+template <class T, int M>
+struct DotsOp {  // sums of g*x_m for M branches
+  using A = acc_t<T>;
+  static constexpr int kInputs = M + 1, kStaged = M, kOutputs = M, kBranches = 1;
+  static constexpr bool kReference = false;
+  CHATTN_DEVICE static void stage(const A (&in)[kInputs], A (&out)[M]) {
+    CHATTN_UNROLL
+    for (int m = 0; m < M; ++m) out[m] = in[0] * in[m + 1];
+  }
+  CHATTN_DEVICE static A first(int) { return A(0); }
+  CHATTN_DEVICE static void fold(A (&s)[M], const A (&v)[M], A) {
+    CHATTN_UNROLL
+    for (int m = 0; m < M; ++m) s[m] += v[m];
+  }
+  CHATTN_DEVICE static A merge(int, A a, A b) { return a + b; }
+};
+
 template <class T, class Op>
 struct ReduceIo {
   using A = acc_t<T>;
+  static constexpr bool kSlices = Op::kBranches >= 0;
   const T* in[Op::kInputs];
   A* out[Op::kOutputs];
   const A* reference;  // per plane, or null
   Arrivals arrivals;   // cleared for the next launch
+  index_t gap = 0;     // of the branches: elements between samples (channels_last: positions)
+  index_t sample_planes = 1;
+
+  // Elements that the branches' samples (channels_last: positions) before the i-th skip.
+  CHATTN_DEVICE index_t skipped(index_t i) const { return kSlices ? i * gap : 0; }
 
   template <int V>
-  CHATTN_DEVICE void stage(index_t offset, A (&staged)[V][Op::kStaged]) const {
+  CHATTN_DEVICE void stage(index_t offset, index_t skip, A (&staged)[V][Op::kStaged]) const {
     Vec<T, V> v[Op::kInputs];
     CHATTN_UNROLL
-    for (int m = 0; m < Op::kInputs; ++m) v[m] = load_vec<V>(in[m] + offset);
+    for (int m = 0; m < Op::kInputs; ++m)
+      v[m] = load_vec<V>(in[m] + offset + (kSlices && m >= Op::kBranches ? skip : 0));
     CHATTN_UNROLL
     for (int k = 0; k < V; ++k) {
       A values[Op::kInputs];
@@ -126,8 +151,17 @@ reduce_tiles(ReduceIo<T, Op> io, index_t planes, int hw, int tile_planes, int la
   using A = acc_t<T>;
   io.arrivals.clear();
   const int tid = static_cast<int>(threadIdx.x);
-  const index_t first = static_cast<index_t>(blockIdx.x) * tile_planes;
-  const int count = static_cast<int>(planes - first < tile_planes ? planes - first : tile_planes);
+  index_t first = static_cast<index_t>(blockIdx.x) * tile_planes, end = planes, skip = 0;
+  if constexpr (ReduceIo<T, Op>::kSlices) {
+    if (io.gap != 0) {  // a sample's planes are a run of their own
+      const index_t tiles = (io.sample_planes + tile_planes - 1) / tile_planes;
+      const index_t n = blockIdx.x / tiles;
+      first = n * io.sample_planes + (blockIdx.x - n * tiles) * tile_planes;
+      end = (n + 1) * io.sample_planes;
+      skip = io.skipped(n);
+    }
+  }
+  const int count = static_cast<int>(end - first < tile_planes ? end - first : tile_planes);
   const int length = count * hw, capacity = tile_planes * hw;
   const index_t base = first * hw;
   Shared<A> tile = shared<A>(0, Op::kStaged * capacity);
@@ -136,7 +170,7 @@ reduce_tiles(ReduceIo<T, Op> io, index_t planes, int hw, int tile_planes, int la
   CHATTN_UNROLL_BY(2)
   for (int i = tid; i < vectors; i += kThreads) {
     A staged[V][Op::kStaged];
-    io.template stage<V>(base + i * V, staged);
+    io.template stage<V>(base + i * V, skip, staged);
     CHATTN_UNROLL
     for (int q = 0; q < Op::kStaged; ++q) {
       constexpr int kWord = V * sizeof(A) <= 16 ? V : 16 / static_cast<int>(sizeof(A));
@@ -151,7 +185,7 @@ reduce_tiles(ReduceIo<T, Op> io, index_t planes, int hw, int tile_planes, int la
   }
   for (int i = vectors * V + tid; i < length; i += kThreads) {
     A staged[1][Op::kStaged];
-    io.template stage<1>(base + i, staged);
+    io.template stage<1>(base + i, skip, staged);
     CHATTN_UNROLL
     for (int q = 0; q < Op::kStaged; ++q) tile.st(q * capacity + i, staged[0][q]);
   }
@@ -200,6 +234,7 @@ reduce_planes(ReduceIo<T, Op> io, index_t planes, int hw, int warps_per_plane, i
   const int begin = split_at(hw, split, splits);
   const int end = split_at(hw, split + 1, splits);
   const index_t base = plane * hw;
+  const index_t skip = io.kSlices ? io.skipped(plane / io.sample_planes) : 0;
   const int skew = static_cast<int>((base + begin) % V);
   const int body = min(end, begin + (skew ? V - skew : 0));
   const int tail = body + (end - body) / V * V;
@@ -210,13 +245,13 @@ reduce_planes(ReduceIo<T, Op> io, index_t planes, int hw, int warps_per_plane, i
   CHATTN_UNROLL_BY(4)
   for (int i = body + me * V; i < tail; i += others * V) {
     A staged[V][Op::kStaged];
-    io.template stage<V>(base + i, staged);
+    io.template stage<V>(base + i, skip, staged);
     CHATTN_UNROLL
     for (int k = 0; k < V; ++k) Op::fold(s, staged[k], reference);
   }
   const auto fold_one = [&](int i) {
     A staged[1][Op::kStaged];
-    io.template stage<1>(base + i, staged);
+    io.template stage<1>(base + i, skip, staged);
     Op::fold(s, staged[0], reference);
   };
   if (me < body - begin) fold_one(begin + me);
@@ -277,7 +312,7 @@ reduce_rows(ReduceIo<T, Op> io, index_t n_count, index_t c_count, int hw, int co
     CHATTN_UNROLL_BY(4)
     for (int i = begin + row; i < end; i += rows) {
       A staged[V][Op::kStaged];
-      io.template stage<V>((n * hw + i) * c_count + c, staged);
+      io.template stage<V>((n * hw + i) * c_count + c, io.skipped(n * hw + i), staged);
       CHATTN_UNROLL
       for (int k = 0; k < V; ++k) Op::fold(s[k], staged[k], reference[k]);
     }

@@ -1,0 +1,145 @@
+"""The selective kernel as a function."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from chattn_cuda import activations, backends, ops, reference, validation
+from chattn_cuda.activations import ActivationSpec
+from chattn_cuda.explanation import Explanation, explain_call, register_explainer
+from chattn_cuda.functional.common import why_not_fused
+
+__all__ = ["run_selective_kernel", "selective_kernel"]
+
+_WEIGHTS = ("w_reduce", "b_reduce", "w_select", "b_select")
+
+
+def selective_kernel(
+    branches: Sequence[Tensor],
+    w_reduce: Tensor,
+    b_reduce: Tensor | None,
+    w_select: Tensor,
+    b_select: Tensor | None,
+    *,
+    norm: Callable[[Tensor], Tensor] | None = None,
+    act: ActivationSpec = "relu",
+    return_gate: bool = False,
+    backend: str = "auto",
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Weigh M branches against each other: the fuse and select of a selective kernel.
+
+    ``h = act(norm(w_reduce @ mean_hw(sum_m branches[m]) + b_reduce))``;
+    ``s[m] = softmax_m(w_select @ h + b_select)``; ``y = sum_m s[m] * branches[m]``.
+    Li et al., "Selective Kernel Networks", arXiv 1903.06586, equations 1 to 6; the same result as
+    timm's ``SelectiveKernelAttn`` on the stacked branches, which are not stacked or added up here.
+    Gradients flow to the branches and the weights (and from the gate, where it is returned); they
+    can be differentiated again.
+
+    Args:
+        branches: 1 to 4 maps (N, C, H, W) of one shape, type and device: float32, float16, bfloat16
+            or float64. Any strides; slices of the channels of one map are read in place.
+        w_reduce: (d, C) as a Linear's weight or (d, C, 1, 1) as a 1x1 convolution's.
+        b_reduce: Its bias (d,), or None.
+        w_select: (M * C, d) or (M * C, d, 1, 1): the rows of the first branch first.
+        b_select: Its bias (M * C,), or None.
+        norm: A function of the hidden values (N, d) in the accumulation type, such as an
+            ``nn.BatchNorm1d``; None for none. Batch statistics need N >= 2.
+        act: Activation behind it: a name, a module class or instance, a partial, or any function of
+            a tensor.
+        return_gate: Also return the gate.
+        backend: "auto" or one of "cuda", "triton", "cpu", "reference".
+
+    The weights have the branches' type; under autocast they may have another. What lies between
+    the mean and the logits runs in PyTorch, in float32 (float64 for float64 branches).
+
+    Returns:
+        y with a branch's shape and type and the memory format of the first (contiguous or
+        channels_last). With ``return_gate`` also the gate (N, M, C), float32 (float64 for float64
+        branches), which adds up to 1 over the branches.
+
+    Raises:
+        TypeError: ``branches`` is no sequence, an argument is not a dense floating-point tensor, or
+            a specification is of the wrong type.
+        ValueError: No or more than 4 branches, wrong shape, device, or type mix; unknown activation
+            or backend; a named backend that cannot run here.
+
+    Complexity: 2 * M reads and 1 write of a branch's size forward, M + 2 reads and M writes
+    backward. Memory besides y: 2 * M * N * C numbers at once, in training also the hidden values;
+    kept for the backward: the branches and (M + 1) * N * C numbers.
+
+    Example:
+        >>> u = [torch.randn(2, 64, 8, 8) for _ in range(2)]
+        >>> y = selective_kernel(u, torch.randn(32, 64), None, torch.randn(128, 32), None)
+    """
+    validation.check_branches(branches)
+    x = branches[0]
+    validation.check_selective_kernel(branches, w_reduce, b_reduce, w_select, b_select)
+    weights = validation.unify_dtypes(x, (w_reduce, b_reduce, w_select, b_select), _WEIGHTS)
+    name = backends.select(backend, x.device.type, x.dtype)
+    act_function = activations.as_callable(act, "act")
+    acc = reference.accumulation_dtype(x.dtype)
+
+    def logits(pooled: Tensor) -> Tensor:
+        w1, b1, w2, b2 = (None if w is None else w.to(acc) for w in weights)
+        assert w1 is not None and w2 is not None
+        with reference.no_autocast(x.device.type):
+            h = F.linear(pooled, w1.flatten(1), b1)
+            h = act_function(h if norm is None else norm(h))
+            return F.linear(h, w2.flatten(1), b2).unflatten(1, (len(branches), -1))
+
+    if why_not_fused(x, (*branches[1:], *weights)) is not None:
+        name = "reference"
+    y, s = run_selective_kernel(name, branches, logits)
+    return (y, s) if return_gate else y
+
+
+def run_selective_kernel(
+    backend: str,
+    branches: Sequence[Tensor],
+    logits: Callable[[Tensor], Tensor],
+    slices: int = 1,
+) -> tuple[Tensor, Tensor]:
+    """Returns y and the gate by ``backend``, on arguments that were checked.
+
+    Args:
+        backend: Its name.
+        branches: M maps (N, C, H, W) or, with ``slices``, one map (N, slices * C, H, W).
+        logits: ``logits(pooled)``: the logits (N, M, C) for the mean (N, C), both in the
+            accumulation type.
+        slices: How many branches lie in one map.
+    """
+    namespace = backends.get(backend).namespace
+    if namespace is not None:
+        return ops.sk.attend(namespace, branches, slices, logits)
+    memory_format = ops.memory_format_of(branches[0])
+    if slices > 1:
+        branches = branches[0].chunk(slices, 1)
+    with reference.no_autocast(branches[0].device.type):
+        z = logits(reference.squeeze_branches(branches))
+        y, s = reference.select_branches(branches, z)
+    return y.contiguous(memory_format=memory_format), s
+
+
+def _explain(
+    branches: Sequence[Tensor],
+    w_reduce: Tensor,
+    b_reduce: Tensor | None,
+    w_select: Tensor,
+    b_select: Tensor | None,
+    *,
+    norm: Callable[[Tensor], Tensor] | None = None,
+    act: ActivationSpec = "relu",
+    return_gate: bool = False,
+    backend: str = "auto",
+) -> Explanation:
+    validation.check_branches(branches)
+    validation.check_selective_kernel(branches, w_reduce, b_reduce, w_select, b_select)
+    x = branches[0]
+    uncovered = why_not_fused(x, (*branches[1:], w_reduce, b_reduce, w_select, b_select))
+    return explain_call("selective_kernel", backend, x.device.type, x.dtype, uncovered, "reference")
+
+
+register_explainer(selective_kernel, _explain)

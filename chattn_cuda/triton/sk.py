@@ -1,0 +1,170 @@
+"""The selective kernel on Triton: plans, allocates and launches.
+
+Forward is three launches: squeeze, mean, softmax + select. Backward is three: reduce (dy * x_m),
+gradient of the logits, gradients of the branches. Branches that are slices of one map are copied
+first, and a stacked gradient is put together from its parts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from . import host
+from .kernels import passes, select
+from .launch import UNLIMITED, plan_pass
+
+SCHEMAS = (
+    "sk_squeeze(Tensor[] branches) -> Tensor pooled",
+    "sk_select(Tensor[] branches, Tensor logits) -> (Tensor y, Tensor gate)",
+    "sk_dot(Tensor dy, Tensor? dgate, Tensor gate, Tensor[] branches) -> Tensor dlogits",
+    "sk_gradient(Tensor dy, Tensor gate, Tensor? dpooled, bool channels_last, bool stacked) "
+    "-> Tensor[] dbranches",
+)
+_PLANES = 256  # of a program of the kernels that have no map
+
+
+def _shape(x: Tensor, channels_last: bool) -> tuple[int, int, int, bool]:
+    """N, C, HW, and whether channels are adjacent: at HW = 1 both formats are the same bytes."""
+    n, c, h, w = x.shape
+    return n, c, h * w, channels_last or h * w == 1
+
+
+def _programs(planes: int) -> int:
+    return -(-planes // _PLANES)
+
+
+def squeeze_launches(branches: Sequence[Tensor]) -> tuple[Tensor, list[host.Launch]]:
+    """Output pooled, not yet computed, and the launches that do."""
+    x = branches[0]
+    channels_last = host.is_channels_last(x)
+    n, c, hw, cl = _shape(x, channels_last)
+    pooled = x.new_empty((n, c), dtype=host.accumulator(x.dtype))
+    if n == 0:
+        return pooled, []
+    maps = tuple(host.dense(u, channels_last) for u in branches)
+    samples, p = host.reduction(n, c, hw, cl, x.element_size(), 1)
+    part_sum = pooled.new_empty((p.splits, n, c))
+    squeeze = (maps, part_sum, None, *host.sizes(p, samples), *host.tiles(p))
+    mean = (part_sum, pooled, n * c, hw, p.splits, _PLANES)
+    return pooled, [
+        host.Launch(passes.squeeze_kernel, p.programs, squeeze),
+        host.Launch(select.mean_kernel, _programs(n * c), mean),
+    ]
+
+
+def select_launches(
+    branches: Sequence[Tensor], logits: Tensor
+) -> tuple[tuple[Tensor, Tensor], list[host.Launch]]:
+    """Outputs (y, gate), not yet computed, and the launches that do."""
+    x, m = branches[0], len(branches)
+    channels_last = host.is_channels_last(x)
+    n, c, hw, cl = _shape(x, channels_last)
+    y = host.empty_map(x, channels_last)
+    gate = x.new_empty((n, m, c), dtype=host.accumulator(x.dtype))
+    if n == 0:
+        return (y, gate), []
+    maps = tuple(host.dense(u, channels_last) for u in branches)
+    p = plan_pass(n, c, hw, cl, x.element_size(), max_splits=UNLIMITED, fill=host.FILL)
+    args = (maps, y, logits.contiguous(), gate, *host.sizes(p, n), m, *host.tiles(p))
+    return (y, gate), [host.Launch(select.select_kernel, p.programs, args)]
+
+
+def dot_launches(
+    dy: Tensor, dgate: Tensor | None, gate: Tensor, branches: Sequence[Tensor]
+) -> tuple[Tensor, list[host.Launch]]:
+    """Output dlogits, not yet computed, and the launches that do."""
+    x, m = branches[0], len(branches)
+    channels_last = host.is_channels_last(x)
+    n, c, hw, cl = _shape(x, channels_last)
+    dlogits = gate.new_empty((n, m, c))
+    if n == 0:
+        return dlogits, []
+    maps = tuple(host.dense(u, channels_last) for u in branches)
+    dy = host.dense(dy, channels_last)
+    dgate = None if dgate is None else dgate.contiguous()
+    samples, p = host.reduction(
+        n, c, hw, cl, x.element_size(), 1 << m.bit_length()
+    )  # at least m + 1 tiles
+    parts = gate.new_empty((m, p.splits, n, c))
+    reduce = (dy, maps, None, parts, None, *host.sizes(p, samples), *host.tiles(p))
+    merge = (parts, dgate, gate.contiguous(), dlogits, n, c, p.splits, m, _PLANES)
+    return dlogits, [
+        host.Launch(passes.reduce_kernel, p.programs, reduce),
+        host.Launch(select.logit_gradient_kernel, _programs(n * c), merge),
+    ]
+
+
+def gradient_launches(
+    dy: Tensor, gate: Tensor, dpooled: Tensor | None, channels_last: bool
+) -> tuple[list[Tensor], list[host.Launch]]:
+    """Outputs: a gradient per branch, not yet computed, and the launch that computes them."""
+    n, c, hw, cl = _shape(dy, channels_last)
+    m = gate.shape[1]
+    outputs = [host.empty_map(dy, channels_last) for _ in range(m)]
+    if n == 0:
+        return outputs, []
+    dy = host.dense(dy, channels_last)
+    dpooled = None if dpooled is None else dpooled.contiguous()
+    p = plan_pass(n, c, hw, cl, dy.element_size(), max_splits=UNLIMITED, fill=host.FILL)
+    args = (dy, gate.contiguous(), dpooled, tuple(outputs), *host.sizes(p, n), hw, m)
+    return outputs, [host.Launch(select.select_spread_kernel, p.programs, (*args, *host.tiles(p)))]
+
+
+def sk_squeeze(branches: Sequence[Tensor]) -> Tensor:
+    """Operator ``sk_squeeze``: the mean (N, C) of the branches' sum, in accumulators.
+
+    Args:
+        branches: 1 to 4 maps (N, C, H, W) of one shape and type, any strides.
+
+    Raises:
+        RuntimeError: for CPU tensors outside Triton's interpreter; so do the other operators.
+    """
+    pooled, launches = squeeze_launches(branches)
+    host.run(launches, branches[0])
+    return pooled
+
+
+def sk_select(branches: Sequence[Tensor], logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Operator ``sk_select``: y in the first branch's format, and the gate (N, M, C).
+
+    Args:
+        branches: as above.
+        logits: (N, M, C) in the accumulation type.
+    """
+    outputs, launches = select_launches(branches, logits)
+    host.run(launches, branches[0])
+    return outputs
+
+
+def sk_dot(dy: Tensor, dgate: Tensor | None, gate: Tensor, branches: Sequence[Tensor]) -> Tensor:
+    """Operator ``sk_dot``: the gradient of the logits (N, M, C).
+
+    Args:
+        dy: gradient of y, any strides.
+        dgate: gradient of the gate, or None.
+        gate: from the forward.
+        branches: the forward's.
+    """
+    dlogits, launches = dot_launches(dy, dgate, gate, branches)
+    host.run(launches, dy)
+    return dlogits
+
+
+def sk_gradient(
+    dy: Tensor, gate: Tensor, dpooled: Tensor | None, channels_last: bool, stacked: bool
+) -> list[Tensor]:
+    """Operator ``sk_gradient``: the gradients of the branches that ``gate`` has rows for.
+
+    Args:
+        dy: gradient of y, any strides.
+        gate: (N, M, C).
+        dpooled: gradient of the mean (N, C), or None.
+        channels_last: the format of the results.
+        stacked: return one map (N, M * C, H, W), put together by a copy.
+    """
+    outputs, launches = gradient_launches(dy, gate, dpooled, channels_last)
+    host.run(launches, dy)
+    return [torch.cat(outputs, 1)] if stacked else outputs

@@ -1,0 +1,108 @@
+// The softmax over branches on a GPU, for the apply pass, and what follows the sums over a plane.
+#pragma once
+#include "engine/cuda/apply.cuh"
+#include "gates/operands_cuda.cuh"
+//
+#include "common/device.cuh"
+
+namespace chattn::cuda {
+
+// Calls body(sample, channel) for the gates of a block's tile.
+template <class Body>
+CHATTN_DEVICE void for_gates(const TilePlace& p, Body&& body) {
+  for (int t = static_cast<int>(threadIdx.x); t < p.samples * kApplyChannels; t += kThreads)
+    if (t % kApplyChannels < p.channels) body(t / kApplyChannels, t % kApplyChannels);
+}
+
+// Forward: gate = softmax over M logits, both (N, M, C).
+template <class T, int M>
+struct SoftmaxGate {
+  using A = acc_t<T>;
+  using Form = ApplyForm<M, 1, false, false, true>;
+  static constexpr int kShared = 0;
+  int c;
+  const A* logits;
+  A* gate;
+
+  CHATTN_DEVICE void prepare(const Shared<A>&, const Shared<A>& tiles, const TilePlace& p) const {
+    for_gates(p, [&](int m, int i) {
+      const index_t at = static_cast<index_t>(p.n0 + m) * M * c + p.c0 + i;
+      A z[M], top = ld(logits + at), total = A(0);
+      CHATTN_UNROLL
+      for (int b = 0; b < M; ++b) {
+        z[b] = ld(logits + at + b * c);
+        top = nan_max(top, z[b]);  // subtracted, so that nothing overflows
+      }
+      CHATTN_UNROLL
+      for (int b = 0; b < M; ++b) total += z[b] = exp(z[b] - top);
+      CHATTN_UNROLL
+      for (int b = 0; b < M; ++b) {
+        const A s = z[b] / total;
+        tiles.st(b * kTileSize + m * kApplyChannels + i, s);
+        if (p.part == 0) st(gate + at + b * c, s);
+      }
+    });
+  }
+};
+
+// Backward: dx_m = gate_m * g + dpooled / HW.
+template <class T, int M>
+struct SpreadGate {
+  using A = acc_t<T>;
+  using Form = ApplyForm<1, M, true, false, true>;
+  static constexpr int kShared = 0;
+  int c;
+  const A *gate, *dpooled;  // dpooled may be null
+  A hw;
+
+  CHATTN_DEVICE void prepare(const Shared<A>&, const Shared<A>& tiles, const TilePlace& p) const {
+    for_gates(p, [&](int m, int i) {
+      const int n = p.n0 + m, channel = p.c0 + i, t = m * kApplyChannels + i;
+      const index_t at = static_cast<index_t>(n) * M * c + channel;
+      CHATTN_UNROLL
+      for (int b = 0; b < M; ++b) tiles.st(b * kTileSize + t, ld(gate + at + b * c));
+      tiles.st(M * kTileSize + t, dpooled != nullptr
+                                      ? ld(dpooled + static_cast<index_t>(n) * c + channel) / hw
+                                      : A(0));
+    });
+  }
+};
+
+// pooled = the merged sums / HW; a thread per plane.
+template <class A>
+CHATTN_KERNEL(kThreads)
+branch_mean(Partials<A> sum, int planes, A hw, A* pooled) {
+  const int i = static_cast<int>(blockIdx.x) * kThreads + static_cast<int>(threadIdx.x);
+  if (i < planes) st(pooled + i, sum.sum(i) / hw);
+}
+
+template <class A, int M>
+struct LogitGradient {
+  Partials<A> dot[M];
+  const A *gate, *dgate;  // (N, M, C); dgate may be null
+  A* dlogits;
+  int planes;
+  FastDiv by_c;
+};
+
+// dlogits_m = gate_m (ds_m - sum_k gate_k ds_k); a thread per plane.
+template <class A, int M>
+CHATTN_KERNEL(kThreads)
+logit_gradient(LogitGradient<A, M> a) {
+  const int i = static_cast<int>(blockIdx.x) * kThreads + static_cast<int>(threadIdx.x);
+  if (i >= a.planes) return;
+  const int c = static_cast<int>(a.by_c.divisor), n = a.by_c.quotient(i);
+  const index_t at = static_cast<index_t>(n) * M * c + (i - n * c);
+  A s[M], ds[M], total = A(0);
+  CHATTN_UNROLL
+  for (int b = 0; b < M; ++b) {
+    s[b] = ld(a.gate + at + b * c);
+    ds[b] = a.dot[b].sum(i);
+    if (a.dgate != nullptr) ds[b] += ld(a.dgate + at + b * c);
+    total += s[b] * ds[b];
+  }
+  CHATTN_UNROLL
+  for (int b = 0; b < M; ++b) st(a.dlogits + at + b * c, s[b] * (ds[b] - total));
+}
+
+}  // namespace chattn::cuda

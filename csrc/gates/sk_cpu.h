@@ -1,0 +1,16 @@
+#pragma once
+#include "engine/cpu/parallel.h"
+#include "gates/select.h"
+
+namespace chattn::cpu {
+
+template <>
+void run(const SkSqueeze& p, const Parallel& parallel);
+template <>
+void run(const SkSelect& p, const Parallel& parallel);
+template <>
+void run(const SkDot& p, const Parallel& parallel);
+template <>
+void run(const SkGradient& p, const Parallel& parallel);
+
+}  // namespace chattn::cpu

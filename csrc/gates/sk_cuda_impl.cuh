@@ -1,0 +1,104 @@
+// The launchers of the selective kernel, for one map type. Each sk_cuda_*.cu instantiates one type,
+// so that they compile in parallel.
+#pragma once
+#include "engine/cuda/reduce.cuh"
+#include "gates/select_cuda.cuh"
+#include "gates/sk_cuda.h"
+#include "gates/sk_plan.h"
+//
+#include "common/device.cuh"
+
+namespace chattn::cuda {
+
+// body(a constant equal to the number of branches)
+template <int M = 1, class Body>
+Status with_branches(int count, Body&& body) {
+  if (count == M) return body(std::integral_constant<int, M>{});
+  if constexpr (M < kMaxBranches) return with_branches<M + 1>(count, body);
+  return Status::error("%d branches", count);
+}
+
+template <class A>
+LaunchConfig per_plane(index_t planes, void* stream) {
+  LaunchConfig config;
+  config.grid = dim3(static_cast<unsigned>(ceil_div(planes, kThreads)));
+  config.block = dim3(kThreads);
+  config.stream = stream;
+  return config;
+}
+
+template <class T>
+Status sk_squeeze_as(const SkSqueeze& p, void* scratch, void* stream) {
+  using A = acc_t<T>;
+  return with_branches(p.x.count, [&](auto m) {
+    const ReducePlan plan = plan_sk_reduce(p.map, 1, p.x.gap);
+    ReduceIo<T, SumOp<T, m()>> io{};
+    for (int b = 0; b < m(); ++b) io.in[b] = static_cast<const T*>(p.x.at[b]);
+    io.out[0] = static_cast<A*>(scratch);
+    io.gap = p.x.gap;
+    io.sample_planes = p.map.c;
+    CHATTN_TRY(launch_reduce("sk_squeeze", plan, p.map, io, stream));
+    const Partials<A> sum{io.out[0], plan.splits, p.map.planes()};
+    return launch("sk_mean", branch_mean<A>, per_plane<A>(p.map.planes(), stream), sum,
+                  static_cast<int>(p.map.planes()), static_cast<A>(p.map.hw),
+                  static_cast<A*>(p.pooled));
+  });
+}
+
+template <class T>
+Status sk_select_as(const SkSelect& p, void*, void* stream) {
+  using A = acc_t<T>;
+  return with_branches(p.x.count, [&](auto m) {
+    using Gate = SoftmaxGate<T, m()>;
+    const Gate gate{static_cast<int>(p.map.c), static_cast<const A*>(p.logits),
+                    static_cast<A*>(p.gate)};
+    ApplyIo<T, typename Gate::Form> io{};
+    for (int b = 0; b < m(); ++b) io.in[b] = static_cast<const T*>(p.x.at[b]);
+    io.out[0] = static_cast<T*>(p.y);
+    io.gap = p.x.gap;
+    return launch_apply("sk_select", plan_sk_apply(p.map), p.map, io, gate, stream);
+  });
+}
+
+template <class T>
+Status sk_dot_as(const SkDot& p, void* scratch, void* stream) {
+  using A = acc_t<T>;
+  return with_branches(p.x.count, [&](auto m) {
+    const ReducePlan plan = plan_sk_reduce(p.map, m(), p.x.gap);
+    const index_t planes = p.map.planes();
+    ReduceIo<T, DotsOp<T, m()>> io{};
+    LogitGradient<A, m()> args{};
+    io.in[0] = static_cast<const T*>(p.dy);
+    for (int b = 0; b < m(); ++b) {
+      io.in[b + 1] = static_cast<const T*>(p.x.at[b]);
+      io.out[b] = static_cast<A*>(scratch) + b * plan.splits * planes;
+      args.dot[b] = {io.out[b], plan.splits, planes};
+    }
+    io.gap = p.x.gap;
+    io.sample_planes = p.map.c;
+    CHATTN_TRY(launch_reduce("sk_dot", plan, p.map, io, stream));
+    args.gate = static_cast<const A*>(p.gate);
+    args.dgate = static_cast<const A*>(p.dgate);
+    args.dlogits = static_cast<A*>(p.dlogits);
+    args.planes = static_cast<int>(planes);
+    args.by_c = FastDiv(static_cast<std::uint32_t>(p.map.c));
+    return launch("sk_logit_gradient", logit_gradient<A, m()>, per_plane<A>(planes, stream), args);
+  });
+}
+
+template <class T>
+Status sk_gradient_as(const SkGradient& p, void*, void* stream) {
+  using A = acc_t<T>;
+  return with_branches(p.dx.count, [&](auto m) {
+    using Gate = SpreadGate<T, m()>;
+    const Gate gate{static_cast<int>(p.map.c), static_cast<const A*>(p.gate),
+                    static_cast<const A*>(p.dpooled), static_cast<A>(p.map.hw)};
+    ApplyIo<T, typename Gate::Form> io{};
+    io.in[0] = static_cast<const T*>(p.dy);
+    for (int b = 0; b < m(); ++b) io.out[b] = static_cast<T*>(p.dx.at[b]);
+    io.gap = p.dx.gap;
+    return launch_apply("sk_gradient", plan_sk_apply(p.map), p.map, io, gate, stream);
+  });
+}
+
+}  // namespace chattn::cuda

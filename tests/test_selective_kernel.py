@@ -1,0 +1,357 @@
+"""Selective kernels: the operators, memory, and the modules against timm's."""
+
+from __future__ import annotations
+
+import copy
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+import chattn_cuda
+from chattn_cuda import backends, functional
+from chattn_cuda.modules import (
+    SelectiveKernel,
+    SelectiveKernelAttn,
+    SelectiveKernelConv,
+    SKConv,
+    SKNet,
+    SKUnit,
+)
+from tests import cases
+
+timm = pytest.importorskip("timm")
+timm_sk = pytest.importorskip("timm.layers.selective_kernel")
+SplitAttn = pytest.importorskip("timm.layers.split_attn").SplitAttn
+
+on_fused = pytest.mark.parametrize("backend", cases.fused_backends())
+
+
+def branches_of(m: int = 2, shape: Any = (2, 6, 3, 5), dtype: Any = torch.float32) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(shape, generator=generator).to(dtype) for _ in range(m)]
+
+
+# ---- the operators
+def samples() -> dict[str, Callable[[], list[Tensor]]]:
+    def slices(memory_format: torch.memory_format) -> list[Tensor]:
+        stacked = torch.cat(branches_of(2, (2, 8, 3, 5)), 1).contiguous(memory_format=memory_format)
+        return list(stacked.chunk(2, 1))
+
+    return {
+        "two": branches_of,
+        "four": lambda: branches_of(4),
+        "one": lambda: branches_of(1),
+        "half": lambda: branches_of(3, dtype=torch.half),
+        "empty": lambda: branches_of(2, (0, 6, 3, 5)),
+        "channels_last": lambda: [
+            u.contiguous(memory_format=torch.channels_last) for u in branches_of(3)
+        ],
+        "mixed": lambda: [cases.LAYOUTS["nhwc"](branches_of()[0]), branches_of()[1]],
+        "slices": lambda: slices(torch.contiguous_format),
+        "slices_channels_last": lambda: slices(torch.channels_last),
+        "expanded": lambda: [u[:, :, :1].expand(u.shape) for u in branches_of()],
+    }
+
+
+@on_fused
+@pytest.mark.parametrize("sample", samples())
+def test_opcheck(backend: str, sample: str) -> None:
+    cases.require(backend)
+    operators = getattr(torch.ops, str(backends.get(backend).namespace))
+    device = cases.device_of(backend)
+    branches = [u.to(device) for u in samples()[sample]()]
+    (n, c), m = branches[0].shape[:2], len(branches)
+    logits = torch.randn(n, m, c, device=device)
+    torch.library.opcheck(operators.sk_squeeze.default, (branches,))
+    torch.library.opcheck(operators.sk_select.default, (branches, logits))
+    y, gate = operators.sk_select(branches, logits)
+    for dgate in (None, torch.ones_like(gate)):
+        torch.library.opcheck(operators.sk_dot.default, (y, dgate, gate, branches))
+    dy = y.new_ones(()).expand(y.shape)
+    channels_last = sample.endswith("channels_last")
+    for dpooled, grad in ((None, dy), (torch.randn(n, c, device=device), y)):
+        arguments = (grad, gate, dpooled, channels_last, "slices" in sample)
+        torch.library.opcheck(operators.sk_gradient.default, arguments)
+
+
+@on_fused
+@pytest.mark.parametrize("layout", ["nchw", "nhwc"])
+@pytest.mark.parametrize("hw", [(1, 1), (7, 7), (23, 24), (40, 40)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_slices_are_as_good_as_maps(
+    backend: str, layout: str, hw: tuple[int, int], dtype: torch.dtype
+) -> None:
+    """The same bits, whether the branches lie in one map or in three."""
+    cases.require(backend)
+    branches = branches_of(3, (2, 16, *hw), dtype)
+    stacked = cases.LAYOUTS[layout](torch.cat(branches, 1)).to(cases.device_of(backend))
+    w1, w2 = torch.randn(4, 16).to(stacked), torch.randn(48, 4).to(stacked)
+
+    def logits(pooled: Tensor) -> Tensor:
+        return (pooled @ w1.to(pooled).T @ w2.to(pooled).T).unflatten(1, (3, -1))
+
+    def run(maps: list[Tensor], slices: int) -> tuple[Tensor, ...]:
+        for u in maps:
+            u.requires_grad_()
+        y, gate = functional.run_selective_kernel(backend, maps, logits, slices)
+        grads = torch.autograd.grad(y.sin().sum() + gate.square().sum(), maps)
+        if slices == 1:
+            grads = (torch.cat(grads, 1),)
+        return y, gate, *grads
+
+    lists = [cases.LAYOUTS[layout](u.clone()) for u in stacked.chunk(3, 1)]
+    for one, other in zip(run([stacked], 3), run(lists, 1), strict=True):
+        assert torch.equal(one, other)
+        assert one.shape == other.shape
+
+
+@pytest.mark.parametrize("backend", [*cases.fused_backends(), pytest.param("reference")])
+@pytest.mark.parametrize("m", [1, 2, 3, 4])
+def test_gates_of_the_branches_add_up_to_one(backend: str, m: int) -> None:
+    cases.require(backend)
+    device = cases.device_of(backend)
+    u = [t.to(device) for t in branches_of(m)]
+    w1, w2 = torch.randn(3, 6, device=device), 20 * torch.randn(6 * m, 3, device=device)
+    _, gate = functional.selective_kernel(u, w1, None, w2, None, return_gate=True, backend=backend)
+    assert gate.shape == (2, m, 6)
+    torch.testing.assert_close(gate.sum(1), torch.ones_like(gate[:, 0]), rtol=0, atol=3e-7)
+
+
+@on_fused
+def test_large_logits_do_not_overflow(backend: str) -> None:
+    cases.require(backend)
+    device = cases.device_of(backend)
+    u = [t.to(device) for t in branches_of()]
+    logits = torch.tensor([[1e4] * 6, [-1e4] * 6], device=device).expand(2, 2, 6)
+    y, gate = functional.run_selective_kernel(backend, u, lambda pooled: logits)
+    torch.testing.assert_close(gate[:, 0], torch.ones_like(gate[:, 0]))
+    torch.testing.assert_close(y, u[0])
+
+
+class Live(TorchDispatchMode):
+    """The most bytes of tensors made under it that were alive at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.most = 0
+        self.known: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = {t.untyped_storage()._cdata for t in tree_leaves(args) if isinstance(t, Tensor)}
+        result = func(*args, **(kwargs or {}))
+        for t in tree_leaves(result):
+            if not isinstance(t, Tensor):
+                continue
+            storage = t.untyped_storage()
+            if storage._cdata in given or storage._cdata in self.known:
+                continue
+            self.known.add(storage._cdata)
+            self.now += storage.nbytes()
+            weakref.finalize(storage, self._gone, storage._cdata, storage.nbytes())
+        self.most = max(self.most, self.now)
+        return result
+
+    def _gone(self, key: int, size: int) -> None:
+        self.known.discard(key)
+        self.now -= size
+
+
+def test_forward_allocates_its_output_and_a_few_numbers_per_plane() -> None:
+    n, c, m = 4, 64, 2
+    u = branches_of(m, (n, c, 16, 16))
+    w1, w2 = torch.randn(8, c), torch.randn(m * c, 8)
+    with torch.no_grad(), Live() as live:
+        y = functional.selective_kernel(u, w1, None, w2, None, backend="cpu")
+    planes = 4 * n * c
+    assert 4 * y.numel() < live.most <= 4 * y.numel() + (m + 2) * planes
+    with torch.no_grad(), Live() as eager:
+        stacked = torch.stack(u, 1)
+        (stacked * stacked.sum(1).mean((2, 3))[:, None, :, None, None]).sum(1)
+    assert eager.most > 3 * 4 * y.numel()  # the measure sees maps
+
+
+def test_second_use_of_the_graph() -> None:
+    """retain_graph: the backward keeps nothing on the side."""
+    u = [t.requires_grad_() for t in branches_of()]
+    w1, w2 = torch.randn(3, 6), torch.randn(12, 3)
+    y = functional.selective_kernel(u, w1, None, w2, None)
+    first = torch.autograd.grad(y.sin().sum(), u, retain_graph=True)
+    torch.autograd.grad(y.sum(), u, retain_graph=True)
+    assert all(map(torch.equal, first, torch.autograd.grad(y.sin().sum(), u)))
+
+
+# ---- modules against timm
+def randomise(module: nn.Module) -> None:
+    generator = torch.Generator().manual_seed(1)
+    for p in module.parameters():
+        p.data.add_(0.3 * torch.randn(p.shape, generator=generator, dtype=p.dtype))
+
+
+def compare(ours: Any, theirs: Any, x: Tensor, **tolerance: float) -> None:
+    x, other = x.clone().requires_grad_(), x.clone().requires_grad_()
+    y, expected = ours(x), theirs(other)
+    torch.testing.assert_close(y, expected, **tolerance)
+    grads = torch.autograd.grad(y.sin().sum(), [x, *ours.parameters()])
+    wanted = torch.autograd.grad(expected.sin().sum(), [other, *theirs.parameters()])
+    torch.testing.assert_close(grads, wanted, **tolerance)
+    for one, two in zip(ours.buffers(), theirs.buffers(), strict=True):
+        torch.testing.assert_close(one, two)
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"kernel_size": [3, 5, 7], "split_input": False}, {"stride": 2, "groups": 2},
+     {"keep_3x3": False, "rd_channels": 7}, {"out_channels": 24, "act_layer": nn.SiLU}],
+    ids=str,
+)  # fmt: skip
+def test_selective_kernel_matches_timm(options: dict[str, Any], training: bool) -> None:
+    theirs = timm_sk.SelectiveKernel(12, **options).double().train(training)
+    randomise(theirs)
+    theirs.attn.act = nn.SiLU() if "act_layer" in options else theirs.attn.act
+    ours = SelectiveKernel(12, **options).double().train(training)
+    ours.load_state_dict(theirs.state_dict())
+    copy.deepcopy(theirs).load_state_dict(ours.state_dict())
+    x = torch.randn(3, 12, 9, 8, dtype=torch.float64)
+    assert chattn_cuda.explain(ours, x).path == "fused"
+    compare(ours, theirs, x)
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_accelerated_timm(training: bool, memory_format: torch.memory_format) -> None:
+    x = torch.randn(3, 12, 8, 8, dtype=torch.float64).contiguous(memory_format=memory_format)
+    for make in (
+        lambda: timm_sk.SelectiveKernel(12),
+        lambda: SplitAttn(12, radix=2, norm_layer=nn.BatchNorm2d),
+        lambda: SplitAttn(12, 24, radix=3, groups=2),
+    ):
+        theirs = make().double().train(training)
+        randomise(theirs)
+        ours = copy.deepcopy(theirs)
+        report = chattn_cuda.accelerate(ours, "cpu")
+        assert report.changed and not report.left
+        assert chattn_cuda.explain(ours, x).path == "fused"
+        compare(ours, theirs, x)
+        if make().__class__.__name__ == "SelectiveKernel":
+            assert ours(x).is_contiguous(memory_format=memory_format)
+        chattn_cuda.restore(ours)
+        assert type(ours) is type(theirs)
+
+
+def test_radix_of_one_is_left() -> None:
+    report = chattn_cuda.accelerate(SplitAttn(16, radix=1))
+    assert not report.changed and "2 to 4" in report.left[0].note
+
+
+@pytest.mark.parametrize("m", [1, 2, 4, 5])
+def test_attn_returns_the_gate_of_a_stacked_map(m: int) -> None:
+    theirs = timm_sk.SelectiveKernelAttn(12, m, 5).double()
+    randomise(theirs)
+    ours = SelectiveKernelAttn(12, m, 5).double()
+    ours.load_state_dict(theirs.state_dict())
+    u = torch.randn(3, m, 12, 4, 5, dtype=torch.float64)
+    compare(ours, theirs, u)
+    if m <= 4:
+        ours.eval(), theirs.eval()
+        expected = (u * theirs(u)).sum(1)
+        torch.testing.assert_close(ours.fuse(list(u.unbind(1))), expected)
+
+
+def test_hooks_on_the_layers_between_run() -> None:
+    block, seen = SelectiveKernel(8), []
+    block.attn.fc_select.register_forward_hook(lambda *_: seen.append(1))
+    block(torch.randn(2, 8, 4, 4)).sum().backward()
+    block.attn.register_forward_hook(lambda *_: seen.append(2))
+    assert chattn_cuda.explain(block, torch.randn(2, 8, 4, 4)).path == "eager"
+    block(torch.randn(2, 8, 4, 4)).sum().backward()
+    assert seen == [1, 1, 2]
+
+
+def test_one_sample_in_training() -> None:
+    x = torch.randn(1, 32, 5, 5)
+    with pytest.raises(ValueError, match=r"fc='plain'"):
+        SKConv(32, 5, 2, 8, 2)(x)
+    SKConv(32, 5, 2, 8, 2, fc="plain")(x).sum().backward()
+    SelectiveKernel(32, attn_norm_layer=None)(x).sum().backward()
+    SelectiveKernelAttn(32, norm_layer=None).fuse([x, x]).sum()
+    block = SelectiveKernel(32)
+    block.attn.bn.eval()
+    block(x).sum().backward()
+
+
+def test_paper_constructor() -> None:
+    block = SelectiveKernelConv(64, branches=3, groups=32, reduction=16, min_channels=32)
+    assert block.attn.fc_reduce.weight.shape == (32, 64, 1, 1)
+    assert block.attn.fc_select.weight.shape == (192, 32, 1, 1)
+    assert [p.conv.dilation for p in block.paths] == [(1, 1), (2, 2), (3, 3)]
+    assert {p.conv.kernel_size for p in block.paths} == {(3, 3)}
+    assert block.attn.fc_reduce.bias is None and type(block.attn.bn) is nn.BatchNorm2d
+
+
+def test_widely_copied_signatures() -> None:
+    x = torch.randn(2, 64, 10, 12)
+    assert SKConv(64, 32, 3, 8, 2)(x).shape == x.shape
+    assert SKConv(64, 32, 2, 8, 2, 2, 16)(x).shape == (2, 64, 5, 6)
+    assert SKUnit(64, 128, 32, 2, 8, 2, stride=2)(x).shape == (2, 128, 5, 6)
+    net = SKNet(10)
+    logits = net(torch.randn(2, 3, 40, 40))
+    assert logits.shape == (2, 10)
+    logits.square().sum().backward()
+    assert all(p.grad is not None for p in net.parameters())
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"kernel_size": 4}, "odd"),
+        ({"kernel_size": (3, 2)}, "odd"),
+        ({"kernel_size": (3, 5, 7)}, "multiple of the 3 branches"),
+    ],
+)
+def test_constructor_says_what_is_wrong(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        SelectiveKernel(8, **options)
+
+
+U = branches_of()
+W1, W2 = torch.randn(3, 6), torch.randn(12, 3)
+ERRORS = {
+    "no list": ((U[0], W1, None, W2, None), TypeError, "branches must be a list or tuple"),
+    "none": (([], W1, None, W2, None), ValueError, "1 to 4 maps, got 0"),
+    "five": ((U * 3, W1, None, W2, None), ValueError, "1 to 4 maps, got 6"),
+    "shapes": (([U[0], U[1][:, :, :2]], W1, None, W2, None), ValueError, "shape of branches"),
+    "types": (([U[0], U[1].half()], W1, None, W2, None), ValueError, "dtype of branches"),
+    "rank": (([U[0][0]], W1, None, W2, None), ValueError, "branches.0. must have shape"),
+    "w_reduce": ((U, W2, None, W2, None), ValueError, "w_reduce must have shape"),
+    "w_select": ((U, W1, None, W1, None), ValueError, "w_select must have shape"),
+    "b_select": ((U, W1, None, W2, W1[0]), ValueError, "b_select must have shape"),
+    "weights": ((U, None, None, W2, None), TypeError, "w_reduce must be a tensor"),
+    "mixed": ((U, W1.half(), None, W2, None), ValueError, "w_reduce must have the dtype of x"),
+}
+
+
+@pytest.mark.parametrize("name", ERRORS)
+def test_errors(name: str) -> None:
+    arguments, error, words = ERRORS[name]
+    with pytest.raises(error, match=words):
+        functional.selective_kernel(*arguments)
+    with pytest.raises(error) as info:
+        functional.selective_kernel(*arguments, backend="reference")
+    assert words.split(" ")[0].split(".")[0] in str(info.value)
+
+
+def test_whole_model() -> None:
+    model = timm.create_model("skresnet18", num_classes=7).eval()
+    x = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        expected = model(x)
+        report = chattn_cuda.accelerate(model)
+        assert len(report.changed) == 16 and not report.left
+        torch.testing.assert_close(model(x), expected, rtol=1e-4, atol=1e-4)
