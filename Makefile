@@ -51,8 +51,11 @@ FAILURES ?= --maxfail=20
 # Another torch that the built module must run with; empty skips that test.
 OTHER_TORCH ?= torch==2.13.0
 
+# Processes that share the tests.
+WORKERS ?= auto
+
 test: $(VENV)/.built
-	CHATTN_TEST_TORCH="$(OTHER_TORCH)" $(BIN)/python -m pytest tests -q $(FAILURES)
+	CHATTN_TEST_TORCH="$(OTHER_TORCH)" $(BIN)/python -m pytest tests -q -n $(WORKERS) --dist worksteal $(FAILURES)
 
 # The checks of docs/testing.md that are too slow for every run of the tests.
 sanitize: $(VENV)/.built

@@ -154,4 +154,5 @@ def test_float32_weights_with_a_16_bit_map(
         outputs = block.run(x, parameters, options, backend)
     for key, value in results(outputs, x, parameters, dy, inputs.dgate).items():
         kind = dtype if key == "y" or block.is_map(key[1:]) else torch.float32
-        assert_close(key, value, exact[key], eager[key], dtype=kind)
+        empty = config.shape[0] == 0
+        assert_close(key, value, exact[key], eager[key], dtype=kind, allow_zero=empty)

@@ -13,11 +13,21 @@ from typing import Any
 
 from gpu_steps import device
 
-BLOCKS = ("se", "eca")
 STAGES = ((256, 56), (512, 28), (1024, 14), (2048, 7))
-# Maps moved, by direction: with every input read once, and as the two-pass kernels do.
-SINGLE_READ = {"forward": 2, "forward+backward": 5}
-TWO_PASS = {"forward": 3, "forward+backward": 7}
+BRANCHED = ((128, 56), (256, 28), (512, 14), (1024, 7))
+BLOCKS = {"se": STAGES, "eca": STAGES, "sk": BRANCHED}  # sk: two branches
+DIRECTIONS = ("forward+backward", "forward")
+# Maps moved, by block and direction: with every input read once, and as the two-pass kernels do.
+SINGLE_READ = {
+    "se": {"forward": 2, "forward+backward": 5},
+    "eca": {"forward": 2, "forward+backward": 5},
+    "sk": {"forward": 3, "forward+backward": 8},
+}
+TWO_PASS = {
+    "se": {"forward": 3, "forward+backward": 7},
+    "eca": {"forward": 3, "forward+backward": 7},
+    "sk": {"forward": 5, "forward+backward": 11},
+}
 
 
 @dataclass(frozen=True)
@@ -35,7 +45,7 @@ def bench_rows(rehearse: bool) -> list[Row]:
     """Rows, those that matter most first."""
     if rehearse:
         shapes = [(2, 32, 14, 14), (2, 64, 7, 7)]
-        rows = itertools.product(BLOCKS, shapes, SINGLE_READ)
+        rows = itertools.product(BLOCKS, shapes, DIRECTIONS)
         return [Row(block, s, "float32", "nchw", d) for block, s, d in rows]
     rows = []
     for n, dtype, layout, block in itertools.product(
@@ -43,8 +53,8 @@ def bench_rows(rehearse: bool) -> list[Row]:
     ):
         rows += [
             Row(block, (n, c, h, h), dtype, layout, direction)
-            for direction in ("forward+backward", "forward")
-            for c, h in STAGES
+            for direction in DIRECTIONS
+            for c, h in BLOCKS[block]
         ]
     return rows
 
@@ -75,7 +85,10 @@ def bench_row(row: Row, names: list[str], seconds: float) -> dict[str, float]:
 
     torch.manual_seed(0)
     peer = cases.BLOCKS[row.block].make(row.shape[1]).to(where, dtype)
-    sets = [(tensor().requires_grad_(training), tensor()) for _ in range(copies)]
+    sets = [
+        ([tensor().requires_grad_(training) for _ in range(cases.BLOCKS[row.block].maps)], tensor())
+        for _ in range(copies)
+    ]
 
     def make(name: str) -> Callable[[], list[Any]]:
         module: Any = copy.deepcopy(peer)
@@ -86,12 +99,12 @@ def bench_row(row: Row, names: list[str], seconds: float) -> dict[str, float]:
         turn = itertools.cycle(sets)
 
         def call() -> list[Any]:
-            x, dy = next(turn)
+            maps, dy = next(turn)
             if not training:
                 with torch.no_grad():
-                    return [module(x)]
-            y = module(x)
-            return [y, *torch.autograd.grad(y, [x, *module.parameters()], dy)]
+                    return [module(*maps)]
+            y = module(*maps)
+            return [y, *torch.autograd.grad(y, [*maps, *module.parameters()], dy)]
 
         return call
 
@@ -178,8 +191,8 @@ def figures(row: Row, ms: float) -> tuple[float, float]:
     n, c, h, w = row.shape
     size = n * c * h * w * {"float32": 4, "bfloat16": 2}[row.dtype]
     return (
-        TWO_PASS[row.direction] * size / ms / 1e6,
-        SINGLE_READ[row.direction] * size / ms / 1e6,
+        TWO_PASS[row.block][row.direction] * size / ms / 1e6,
+        SINGLE_READ[row.block][row.direction] * size / ms / 1e6,
     )
 
 

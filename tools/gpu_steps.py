@@ -47,9 +47,43 @@ def eca_call(ops: Any, t: Tensors, variant: bool) -> Tensors:
     return dict(zip(("y", "pooled", "gate", "dx", "dweight"), (y, *saved, *grads), strict=True))
 
 
+def ese_weights(c: int, random: Callable[..., Tensor], variant: bool) -> Tensors:
+    """Of an effective squeeze-and-excitation gate."""
+    return {"w2": random(c, c) / c**0.5, "b2": random(c)}
+
+
+def ese_call(ops: Any, t: Tensors, variant: bool) -> Tensors:
+    """As se_call, with the second layer alone."""
+    gate = (0, 0.0, 11, variant)  # no activation, hard_sigmoid
+    y, *saved = ops.se_forward(t["x"], None, None, t["w2"], t["b2"], *gate)
+    grads = ops.se_backward(t["dy"], None, t["x"], *saved, None, t["w2"], *gate, True, True)
+    names = ("y", "pooled", "peak", "hidden", "gate", "dx", "dw1", "db1", "dw2", "db2")
+    return dict(zip(names, (y, *saved, *grads), strict=True))
+
+
+def sk_weights(c: int, random: Callable[..., Tensor], variant: bool) -> Tensors:
+    """None: the layers lie between the operators."""
+    return {}
+
+
+def sk_call(ops: Any, t: Tensors, variant: bool) -> Tensors:
+    """A selective kernel's operators; `variant`: three branches instead of two."""
+    branches = [t["x"], t["dy"], 0.5 * t["x"]][: 3 if variant else 2]
+    last = not t["x"].is_contiguous()
+    pooled = ops.sk_squeeze(branches)
+    logits = torch.stack([pooled * m for m in range(len(branches))], 1)
+    y, gate = ops.sk_select(branches, logits)
+    dlogits = ops.sk_dot(t["dy"], None, gate, branches)
+    grads = ops.sk_gradient(t["dy"], gate, dlogits.sum(1), last, False)
+    named = {f"dx{m}": g for m, g in enumerate(grads)}
+    return {"pooled": pooled, "y": y, "gate": gate, "dlogits": dlogits, **named}
+
+
 BLOCKS: dict[str, tuple[Callable[..., Tensors], Callable[..., Tensors]]] = {
     "se": (se_weights, se_call),
     "eca": (eca_weights, eca_call),
+    "ese": (ese_weights, ese_call),
+    "sk": (sk_weights, sk_call),
 }
 
 
@@ -123,7 +157,7 @@ def step_compare(rehearse: bool) -> int:
         line = []
         acc = torch.float64 if case.dtype == torch.float64 else torch.float32
         for name, e in expected.items():
-            if e.numel() == 0:
+            if e is None or e.numel() == 0:
                 continue
             g = got[name].cpu()
             if not torch.equal(g, again[name].cpu()):

@@ -63,6 +63,8 @@ def _constant(value: float) -> float:
 
 
 def _operator(namespace: str, block: str, direction: str) -> Any:
+    if not torch.compiler.is_compiling() and torch._C._len_torch_dispatch_stack() > 0:
+        register_flops(namespace)
     return getattr(getattr(torch.ops, namespace), f"{block}_{direction}").default
 
 
@@ -181,7 +183,6 @@ def register_fakes(namespace: str) -> None:
         torch.library.register_fake(f"{namespace}::{name}", fake)
         operator = getattr(getattr(torch.ops, namespace), name).default
         torch.library.register_vmap(f"{namespace}::{name}", functools.partial(_loop, operator))
-    register_flops(namespace)
     _registered.add(namespace)
 
 

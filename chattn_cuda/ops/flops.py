@@ -6,10 +6,12 @@ for pooling, activations and rescaling.
 
 from __future__ import annotations
 
+import functools
+import sys
 from typing import Any
 
 import torch
-from torch.utils.flop_counter import register_flop_formula
+from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 __all__ = ["register_flops"]
 
@@ -53,7 +55,26 @@ _FORMULAS: dict[str, Any] = {
 
 
 def register_flops(namespace: str) -> None:
-    """Register the formulas for the operators of ``namespace``; once per namespace."""
-    operators = getattr(torch.ops, namespace)
-    for name, formula in _FORMULAS.items():
-        register_flop_formula(getattr(operators, name))(formula)
+    """Register the formulas for the operators of ``namespace``, where somebody counts.
+
+    Called while a dispatch mode is active and not before, because importing the counter takes
+    longer than importing this package. A counter copies the formulas when it is made: those that
+    are active get them, too.
+    """
+    if "torch.utils.flop_counter" not in sys.modules:
+        return
+    formulas = _registered(namespace)
+    for mode in _get_current_dispatch_mode_stack():
+        registry = getattr(getattr(mode, "counter", None), "flop_registry", None)
+        if isinstance(registry, dict):
+            registry.update(formulas)
+
+
+@functools.cache
+def _registered(namespace: str) -> dict[Any, Any]:
+    from torch.utils.flop_counter import flop_registry, register_flop_formula
+
+    operators = [getattr(getattr(torch.ops, namespace), name) for name in _FORMULAS]
+    for operator, formula in zip(operators, _FORMULAS.values(), strict=True):
+        register_flop_formula(operator)(formula)
+    return {operator: flop_registry[operator] for operator in operators}
