@@ -171,7 +171,7 @@ def _compare(
             continue
         errors[kind], worst[kind] = 0.0, ""
         # what is zero but for rounding has no digits to compare
-        least = 1e-6 * max((float(t.abs().max()) for t in tensors.values()), default=0.0)
+        least = 1e-5 * max((float(t.abs().max()) for t in tensors.values()), default=0.0)
         for name, tensor in tensors.items():
             difference = float((actual[kind][name] - tensor).abs().max())
             error = difference / max(float(tensor.abs().max()), least, 1e-300)
