@@ -24,6 +24,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -211,61 +212,31 @@ def _loops(lines: list[str]) -> Iterator[Loop]:
             )
 
 
-# ---- what the planner asks for ------------------------------------------------------------------
-# Launch -> its kernel, from the planner's name for it, the map's type, the vector's length and the
-# hidden units of a tile.
-_KERNELS = {
-    "squeeze": "{kernel}<{t}, {v}, SumOp<{t}, 1>>",
-    "squeeze_max": "{kernel}<{t}, {v}, SumMaxOp<{t}>>",
-    "se_dot": "{kernel}<{t}, {v}, DotOp<{t}>>",
-    "se_dot_count": "{kernel}<{t}, {v}, DotCountOp<{t}>>",
-    "se_hidden": "{kernel}<{a}, {j}, PooledRows<{a}>, WeightMatrix<{t}, true>, HiddenOut<{t}>>",
-    "se_hidden_grad": "{kernel}<{a}, {j}, GateGradRows<{a}>, WeightMatrix<{t}, false>, "
-    "HiddenGradOut<{a}>>",
-    "se_pooled": "{kernel}<{a}, PooledRows<{a}>>",
-    "se_gate_grad": "{kernel}<{a}, GateGradRows<{a}>>",
-    "se_weight_grads": "{kernel}<{t}>",
-    "se_rescale": "{kernel}<{t}, {v}, MlpForwardGate<{t}>>",
-    "se_gradient": "{kernel}<{t}, {v}, MlpBackwardGate<{t}, false>>",
-    "se_gradient_max": "{kernel}<{t}, {v}, MlpBackwardGate<{t}, true>>",
-}
-_TYPES = {torch.float32: "float", torch.float16: "half_t", torch.bfloat16: "bfloat16_t",
-          torch.float64: "double"}  # fmt: skip
-# (shape, rd, hidden units of a tile) that use every kernel, each with as much shared memory as any.
-_SHAPES = {
-    "nchw": (
-        ((1, 4, 8, 8), 4, 32), ((1, 4, 32, 32), 4, 32), ((65, 4, 1, 1), 33, 128),
-        ((1, 4, 8, 8), 0, 32),
-    ),
-    "channels_last": (
-        ((1, 256, 2, 2), 4, 32), ((1, 66, 2, 2), 4, 32), ((1, 33, 2, 2), 4, 32)
-    ),
-}  # fmt: skip
+# ---- shared memory ------------------------------------------------------------------------------
+# Calls that use every kernel, each with as much shared memory as any: block, shapes, options.
+_CALLS: tuple[tuple[str, tuple[tuple[int, ...], ...], tuple[dict[str, Any], ...]], ...] = (
+    ("se", ((1, 4, 8, 8), (1, 4, 32, 32), (1, 256, 2, 2), (1, 66, 2, 2), (1, 33, 2, 2)),
+     ({"rd": 4}, {"rd": 4, "add_maxpool": True}, {"rd": 0}, {"rd": 0, "add_maxpool": True})),
+    ("se", ((65, 4, 1, 1),), ({"rd": 33}, {"rd": 33, "add_maxpool": True})),
+    ("eca", ((1, 4, 8, 8), (1, 4, 128, 128), (1, 256, 2, 2), (1, 66, 2, 2), (1, 33, 2, 2),
+             (4, 2048, 7, 7)),
+     ({}, {"per_channel": True})),
+    ("sk", ((1, 4, 8, 8), (1, 4, 32, 32), (1, 256, 2, 2), (1, 66, 2, 2), (1, 33, 2, 2)),
+     ({"m": 1}, {"m": 2}, {"m": 3}, {"m": 4})),
+)  # fmt: skip
+_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
 def planned_shared() -> dict[str, int]:
     """Kernel -> bytes of dynamic shared memory, from launches on the host execution layer."""
-    native = _native.module()
-    if native is None:
-        raise ToolError(str(_native.why_not_cpu()))
     most: dict[str, int] = defaultdict(int)
-    for (dtype, t), layout, add_maxpool in itertools.product(
-        _TYPES.items(), _SHAPES, (False, True)
-    ):
-        name = str(dtype).removeprefix("torch.")
-        for shape, rd, hidden in _SHAPES[layout]:
-            calls = traffic.measure("se", shape, dtype, layout, rd=rd, add_maxpool=add_maxpool)
-            n, c, h, w = shape
-            for direction, call in calls.items():
-                plans = native.plan_se(n, c, h * w, rd, name, layout == "channels_last",
-                                       add_maxpool, direction == "backward")  # fmt: skip
-                for plan, launch in zip(plans, call.report.launches, strict=True):
-                    kernel = _KERNELS[launch.kernel].format(
-                        kernel=plan["kernel"], t=t, a="double" if t == "double" else "float",
-                        v=plan["vector_bytes"] // dtype.itemsize, j=hidden,
-                    )  # fmt: skip
-                    most[kernel] = max(most[kernel], launch.shared_bytes)
-    return dict(most)
+    for block, shapes, options in _CALLS:
+        every = itertools.product(shapes, options, _DTYPES, traffic.LAYOUTS)
+        for shape, option, dtype, layout in every:
+            for call in traffic.measure(block, shape, dtype, layout, **option).values():
+                for launch in call.report.launches:
+                    most[launch.symbol] = max(most[launch.symbol], launch.shared_bytes)
+    return {name: most[symbol] for symbol, name in demangle(most).items()}
 
 
 # ---- the table ----------------------------------------------------------------------------------

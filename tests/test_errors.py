@@ -432,7 +432,7 @@ def _twice(z: Tensor) -> Tensor:
         "selu",
         torch.nn.functional.softsign,
     ],
-    ids=str,
+    ids=["module", "class", "function", "lambda", "partial", "partial of a class", "name", "torch"],
 )
 def test_any_activation_runs_the_formulas(act: Any) -> None:
     y = squeeze_excite(**arguments(), act=act)

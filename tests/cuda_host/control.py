@@ -29,6 +29,7 @@ class LaunchRecord:
     """One launch, in order."""
 
     kernel: str
+    symbol: str
     grid: tuple[int, int, int]
     block: tuple[int, int, int]
     shared_bytes: int

@@ -1,5 +1,7 @@
 #include "cuda_host/counters.h"
 
+#include <dlfcn.h>
+
 #include <bit>
 #include <mutex>
 #include <sstream>
@@ -81,9 +83,12 @@ std::string quoted(const std::string& s) {
 
 }  // namespace
 
-std::size_t record_launch(const char* name, const chattn::LaunchConfig& config) {
+std::size_t record_launch(const char* name, const chattn::LaunchConfig& config,
+                          const void* kernel) {
+  Dl_info info{};
+  const bool known = dladdr(kernel, &info) != 0 && info.dli_sname != nullptr;
   const std::lock_guard lock(report_mutex);
-  report().launches.push_back({name, config});
+  report().launches.push_back({name, config, known ? info.dli_sname : ""});
   return report().launches.size() - 1;
 }
 
@@ -105,7 +110,8 @@ std::string report_json() {
   out << "{\"launches\": [";
   for (std::size_t i = 0; i < r.launches.size(); ++i) {
     const LaunchRecord& l = r.launches[i];
-    out << (i ? ", " : "") << "{\"kernel\": " << quoted(l.kernel) << ", ";
+    out << (i ? ", " : "") << "{\"kernel\": " << quoted(l.kernel)
+        << ", \"symbol\": " << quoted(l.symbol) << ", ";
     write(out, "grid", l.config.grid);
     out << ", ";
     write(out, "block", l.config.block);

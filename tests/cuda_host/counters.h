@@ -64,6 +64,7 @@ class RequestTable {
 struct LaunchRecord {
   std::string kernel;
   chattn::LaunchConfig config;
+  std::string symbol;  // of the kernel; empty where it is not exported
 };
 
 // Everything since reset_report().
@@ -74,7 +75,7 @@ struct Report {
 };
 
 // Adds one launch, and returns how many came before; safe from any thread.
-std::size_t record_launch(const char* name, const chattn::LaunchConfig& config);
+std::size_t record_launch(const char* name, const chattn::LaunchConfig& config, const void* kernel);
 void record_counters(const std::map<std::string, BufferCounters>& buffers, const RunCounters& run);
 
 }  // namespace hostcuda

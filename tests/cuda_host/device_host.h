@@ -74,6 +74,7 @@ struct LaunchCall {
   chattn::LaunchConfig config;
   void (*body)(void*);
   std::shared_ptr<void> args;
+  const void* kernel;  // the function, for its name
 };
 void run(const LaunchCall& call);
 chattn::DeviceInfo device_info();
@@ -291,7 +292,8 @@ Status launch(const char* name, void (*kernel)(Params...), const LaunchConfig& c
   };
   hostcuda::run(
       {name, config, body,
-       std::make_shared<Call>(kernel, std::tuple<Params...>(static_cast<Params>(args)...))});
+       std::make_shared<Call>(kernel, std::tuple<Params...>(static_cast<Params>(args)...)),
+       reinterpret_cast<const void*>(kernel)});
   return Status{};
 }
 

@@ -185,7 +185,7 @@ void run(const LaunchCall& call) {
   check_config(call.name, call.config, o);
   if (stream_of_thread() && call.config.stream != stream_of_thread())
     throw LaunchError(name + ": launch on another stream than the operator's");
-  const std::size_t number = record_launch(call.name, call.config);
+  const std::size_t number = record_launch(call.name, call.config, call.kernel);
   if (o.delay >= 0 && number == static_cast<std::size_t>(o.delay)) {
     delayed_launch() = call;
     return;
