@@ -459,7 +459,6 @@ def test_any_activation_runs_the_formulas(act: Any) -> None:
         (torch.nn.functional.silu, "silu", 0.0),
         (torch.sigmoid, "sigmoid", 0.0),
     ],
-    ids=str,
 )
 def test_specifications_that_the_kernels_know(spec: Any, name: str, param: float) -> None:
     found = activations.resolve(spec)

@@ -142,7 +142,7 @@ struct ConvGradArgs {
 // Grid: channel tiles, splits of the samples, tiles of taps. A thread owns a channel, and adds up
 // every kGradRows-th sample of its split.
 template <class T, bool kPerChannel>
-CHATTN_KERNEL(kThreads)
+CHATTN_KERNEL(kThreads, 2)
 conv_weight_parts(ConvGradArgs<T> a) {
   using A = acc_t<T>;
   const Convolution<T>& conv = a.conv;

@@ -87,7 +87,7 @@ struct LogitGradient {
 
 // dlogits_m = gate_m (ds_m - sum_k gate_k ds_k); a thread per plane.
 template <class A, int M>
-CHATTN_KERNEL(kThreads)
+CHATTN_KERNEL(kThreads, 2)
 logit_gradient(LogitGradient<A, M> a) {
   const int i = static_cast<int>(blockIdx.x) * kThreads + static_cast<int>(threadIdx.x);
   if (i >= a.planes) return;

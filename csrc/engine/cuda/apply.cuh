@@ -28,7 +28,7 @@ struct ApplyForm {
 
 // Blocks that must fit on a multiprocessor, for enough loads in flight.
 template <class T, int V, class Gate>
-constexpr int kApplyBlocks = sizeof(acc_t<T>) == 8 || Gate::Form::kTiles >= 4 || V == 1 ? 2 : 3;
+constexpr int kApplyBlocks = sizeof(acc_t<T>) == 8 || Gate::Form::kTiles >= 3 || V == 1 ? 2 : 3;
 constexpr int kTileSize = kApplySamples * kApplyChannels;
 
 // Which gates a block owns. part == 0: nobody else computes them, so this block also stores them.

@@ -141,6 +141,10 @@ CHATTN_DEVICE void merge_lanes(A (&s)[Op::kOutputs], int from, int to) {
   }
 }
 
+// Loads in flight: iterations that are unrolled; fewer where each has many inputs, for registers.
+template <class Op>
+constexpr int kUnrolled = Op::kInputs > 2 ? 2 : 4;
+
 // ---- NCHW, small planes
 // Block b: planes
 // [b*tile_planes, ...), read as one run of 16-byte words however long a plane is. Shared: kStaged
@@ -167,7 +171,7 @@ reduce_tiles(ReduceIo<T, Op> io, index_t planes, int hw, int tile_planes, int la
   Shared<A> tile = shared<A>(0, Op::kStaged * capacity);
 
   const int vectors = length / V;
-  CHATTN_UNROLL_BY(2)
+  CHATTN_UNROLL_BY(kUnrolled<Op> / 2)
   for (int i = tid; i < vectors; i += kThreads) {
     A staged[V][Op::kStaged];
     io.template stage<V>(base + i * V, skip, staged);
@@ -309,7 +313,7 @@ reduce_rows(ReduceIo<T, Op> io, index_t n_count, index_t c_count, int hw, int co
     reference[k] = c < c_count ? io.plane_reference(n * c_count + c + k) : A(0);
   }
   if (c < c_count) {
-    CHATTN_UNROLL_BY(4)
+    CHATTN_UNROLL_BY(kUnrolled<Op>)
     for (int i = begin + row; i < end; i += rows) {
       A staged[V][Op::kStaged];
       io.template stage<V>((n * hw + i) * c_count + c, io.skipped(n * hw + i), staged);
