@@ -163,7 +163,7 @@ BUGS = (
     ),
     _csrc(
         "span-ends-late", _APPLY,
-        "q < e + V && q < length; ++q", "q < e + V && q <= length; ++q",
+        "i < e + V && i < length; ++i", "i < e + V && i <= length; ++i",
         PLACE + "(race|out-of-bounds|load of shared memory that was never written)",
     ),
     _csrc(
@@ -213,7 +213,7 @@ BUGS = (
     # ---- something is not written
     _csrc(
         "last-element-not-written", _APPLY,
-        "q < e + V && q < length; ++q", "q < e + V && q < length - 1; ++q",
+        "i < e + V && i < length; ++i", "i < e + V && i < length - 1; ++i",
         "se_forward: no kernel wrote 'y' at byte",
     ),
     _csrc(
@@ -316,16 +316,14 @@ BUGS = (
     # ---- traffic
     _csrc(
         "map-read-twice-in-spans", _APPLY,
-        "const Vec<T, V> v = load_stream<V>(io.in + base + e);",
-        "Vec<T, V> v = load_stream<V>(io.in + base + e);\n"
-        "      v = load_stream<V>(io.in + base + e);",
+        "v[q] = load_stream<V>(io.in[q] + from + e);",
+        "v[q] = load_stream<V>(io.in[q] + from + e), v[q] = load_stream<V>(io.in[q] + from + e);",
         "x: .* bytes in loads, expected",
     ),
     _csrc(
         "map-read-twice-in-rows", _APPLY,
-        "const Vec<T, V> v = load_stream<V>(io.in + offset);",
-        "Vec<T, V> v = load_stream<V>(io.in + offset);\n"
-        "      v = load_stream<V>(io.in + offset);",
+        "v[q] = load_stream<V>(io.in[q] + offset + io.skipped_in(row));",
+        "v[q] = load_stream<V>(io.in[q] + offset), v[q] = load_stream<V>(io.in[q] + offset);",
         "x: .* bytes in loads, expected",
     ),
     _csrc(
