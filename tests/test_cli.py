@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import re
 import subprocess
 import sys
@@ -335,13 +336,15 @@ def test_bench(small_maps: None, tmp_path: Path, capsys: pytest.CaptureFixture[s
 @needs_cpu_kernels
 def test_pytest_benchmark_suite(tmp_path: Path) -> None:
     pytest.importorskip("pytest_benchmark")
+    # pytest-benchmark measures nothing in what looks like a worker of pytest-xdist.
+    env = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_XDIST")}
     done = subprocess.run(
         [
             sys.executable, "-m", "pytest", "bench", "-q", "--device=cpu", "--seconds=0",
             "-k", "2048 and nchw and not backward", f"--results={tmp_path}",
             f"--benchmark-json={tmp_path / 'b.json'}",
         ],
-        cwd=ROOT, capture_output=True, text=True,
+        cwd=ROOT, env=env, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     made = report.read(tmp_path / "se-cpu.json")
