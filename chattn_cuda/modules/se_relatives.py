@@ -12,7 +12,11 @@ from chattn_cuda import activations, backends, validation
 from chattn_cuda.activations import ActivationSpec
 from chattn_cuda.modules.fused import FusedForward
 from chattn_cuda.modules.make_divisible import reduced_channels
-from chattn_cuda.modules.squeeze_excite import SqueezeExciteForward, SqueezeExciteLayers
+from chattn_cuda.modules.squeeze_excite import (
+    SqueezeExciteForward,
+    SqueezeExciteLayers,
+    pooled,
+)
 
 __all__ = [
     "EffectiveSqueezeExcite",
@@ -22,11 +26,6 @@ __all__ = [
     "SqueezeExciteCl",
     "SqueezeExciteScaleBias",
 ]
-
-
-def _pooled(x: Tensor, add_maxpool: bool) -> Tensor:
-    s = x.mean((2, 3), keepdim=True)
-    return 0.5 * s + 0.5 * x.amax((2, 3), keepdim=True) if add_maxpool else s
 
 
 class EffectiveSqueezeExciteForward(SqueezeExciteForward):
@@ -48,7 +47,7 @@ class EffectiveSqueezeExciteForward(SqueezeExciteForward):
 
     def eager_forward(self, x: Tensor) -> Tensor:
         """The block by its submodules, one after the other."""
-        return x * self.gate(self.fc(_pooled(x, self.add_maxpool)))
+        return x * self.gate(self.fc(pooled(x, self.add_maxpool)))
 
 
 class EffectiveSqueezeExcite(EffectiveSqueezeExciteForward, nn.Module):
@@ -316,7 +315,7 @@ class GatherExcite(SqueezeExciteForward, nn.Module):
 
     def eager_forward(self, x: Tensor) -> Tensor:
         """The block by its submodules, one after the other."""
-        return x * self.gate(self.mlp(_pooled(x, self.add_maxpool)))
+        return x * self.gate(self.mlp(pooled(x, self.add_maxpool)))
 
 
 class SpatialChannelSqueezeExcite(SqueezeExciteForward, nn.Module):

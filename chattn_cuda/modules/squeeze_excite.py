@@ -23,6 +23,7 @@ __all__ = [
     "SqueezeExciteForward",
     "SqueezeExciteLayers",
     "fold_batch_norm",
+    "pooled",
 ]
 
 
@@ -70,15 +71,11 @@ class SqueezeExciteLayers(NamedTuple):
 
     def activations(self) -> str | tuple[functional.Resolved, functional.Resolved]:
         """The activation and the gate as the operators know them, or why they do not."""
-        for module, name in ((self.act, "act"), (self.gate, "gate")):
-            own = own_behaviour(module) if isinstance(module, nn.Module) else None
-            if own is not None:
-                return f"{name} {own}"
         act, gate = activations.resolve(self.act), activations.resolve(self.gate)
         if act is None:
-            return f"the kernels do not know act ({_name_of(self.act)})"
+            return _why_unknown(self.act, "act")
         if gate is None or not gate[0].is_gate:
-            return f"the kernels do not know gate ({_name_of(self.gate)})"
+            return _why_unknown(self.gate, "gate")
         return act, gate
 
     def weights(self) -> Sequence[Tensor | None]:
@@ -93,8 +90,16 @@ class SqueezeExciteLayers(NamedTuple):
         return f"{first}.weight", f"{first}.bias", f"{second}.weight", f"{second}.bias"
 
 
-def _name_of(spec: Any) -> str:
-    return spec if isinstance(spec, str) else type(spec).__name__
+def _why_unknown(spec: Any, name: str) -> str:
+    own = own_behaviour(spec) if isinstance(spec, nn.Module) else None
+    kind = spec if isinstance(spec, str) else type(spec).__name__
+    return f"the kernels do not know {name} ({kind})" if own is None else f"{name} {own}"
+
+
+def pooled(x: Tensor, add_maxpool: bool) -> Tensor:
+    """The squeeze (N, C, 1, 1), by torch's operations."""
+    s = x.mean((2, 3), keepdim=True)
+    return 0.5 * s + 0.5 * x.amax((2, 3), keepdim=True) if add_maxpool else s
 
 
 class SqueezeExciteForward(FusedForward):
@@ -119,10 +124,7 @@ class SqueezeExciteForward(FusedForward):
 
     def eager_forward(self, x: Tensor) -> Tensor:
         """The block by its submodules, one after the other."""
-        s = x.mean((2, 3), keepdim=True)
-        if self.add_maxpool:
-            s = 0.5 * s + 0.5 * x.amax((2, 3), keepdim=True)
-        s = self.fc2(self.act(self.bn(self.fc1(s))))
+        s = self.fc2(self.act(self.bn(self.fc1(pooled(x, self.add_maxpool)))))
         return x * self.gate(s)
 
     @torch.jit.unused
