@@ -15,7 +15,7 @@ CPP := $(shell find csrc tests/cuda_host -name '*.h' -o -name '*.cuh' -o -name '
 help:
 	@echo "make demo     build, then run a real model with and without chattn_cuda (main job)"
 	@echo "make test     build, then run all tests"
-	@echo "make sanitize  races, sanitizers and mutants of the CUDA kernels, on the CPU (10 min)"
+	@echo "make sanitize  races, sanitizers and mutants of the CUDA kernels, other slow checks"
 	@echo "make bench    build, then compare with eager PyTorch and torch.compile (pytest-benchmark)"
 	@echo "make gpu-check  on a machine with a GPU: build with $$PYTHON, test, check, measure (8 min)"
 	@echo "make doctor   what is built and what can run here"
@@ -59,7 +59,7 @@ test: $(VENV)/.built
 
 # The checks of docs/testing.md that are too slow for every run of the tests.
 sanitize: $(VENV)/.built
-	$(BIN)/python -m pytest tests -q -m sanitize $(FAILURES)
+	$(BIN)/python -m pytest tests -q -m "sanitize or slow" -n $(WORKERS) --dist worksteal $(FAILURES)
 
 bench: $(VENV)/.built
 	$(BIN)/python -m pytest bench -q

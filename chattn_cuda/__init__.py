@@ -13,6 +13,7 @@ from chattn_cuda.modules import (
     EfficientChannelAttentionNS,
     SelectiveKernel,
     SelectiveKernelAttn,
+    SplitAttn,
     SqueezeExcite,
     SqueezeExciteCl,
 )
@@ -26,6 +27,7 @@ __all__ = [
     "Report",
     "SelectiveKernel",
     "SelectiveKernelAttn",
+    "SplitAttn",
     "SqueezeExcite",
     "SqueezeExciteCl",
     "__version__",

@@ -78,6 +78,13 @@ def explain(target: nn.Module | Callable[..., Any], *args: Any, **kwargs: Any) -
     return explainer(*args, **kwargs)
 
 
+def _why_not(name: str, device_type: str, dtype: torch.dtype) -> str | None:
+    try:
+        return backends.why_not(name, device_type, dtype)
+    except ImportError as error:  # a native module that does not load
+        return str(error)
+
+
 def explain_call(
     block: str,
     requested: str,
@@ -99,7 +106,7 @@ def explain_call(
     reasons = []
     try:
         backend: str | None = backends.select(requested, device_type, dtype)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, ImportError) as error:
         backend, path = None, "error"
         reasons.append(str(error))
     else:
@@ -123,8 +130,7 @@ def explain_call(
     others = {}
     for name in backends.names():
         if name != backend:
-            reason = backends.why_not(name, device_type, dtype)
-            others[name] = reason or (
+            others[name] = _why_not(name, device_type, dtype) or (
                 "it does not cover this call"
                 if uncovered is not None
                 else "it could run, but another was asked for"

@@ -165,6 +165,22 @@ def efficient_channel_attention(
     return y, s
 
 
+def after_prologue(maps: Sequence[Tensor], prologue: Tensor, slices: int = 1) -> tuple[Tensor, ...]:
+    """``relu(scale * u + shift)`` of M branches u: a batch norm by running statistics, and ReLU.
+
+    Args:
+        maps: M branches (N, C, H, W) or, with ``slices``, one map (N, M * C, H, W).
+        prologue: scale and shift, (2, M * C) in the accumulation type.
+        slices: How many branches lie in one map.
+
+    Returns:
+        Maps like ``maps``.
+    """
+    scale, shift = prologue[:, :, None, None].unbind(0)
+    rows = zip(scale.chunk(len(maps)), shift.chunk(len(maps)), maps, strict=True)
+    return tuple(torch.relu(a * u.to(a.dtype) + b).to(u.dtype) for a, b, u in rows)
+
+
 def squeeze_branches(branches: Sequence[Tensor]) -> Tensor:
     """The mean over positions of the branches' sum (Li et al., arXiv 1903.06586, equations 1, 2).
 

@@ -249,12 +249,13 @@ def check_selective_kernel(
     b_reduce: Tensor | None,
     w_select: Tensor,
     b_select: Tensor | None,
+    prologue: tuple[Tensor, Tensor] | None = None,
 ) -> None:
-    """Raise unless the weights fit the branches, which `check_branches` accepted.
+    """Raise unless weights and prologue fit the branches, which `check_branches` accepted.
 
     Raises:
-        TypeError: A weight is not a dense floating-point tensor.
-        ValueError: A weight has the wrong shape or is on another device.
+        TypeError: A weight is not a dense floating-point tensor; ``prologue`` is no pair of them.
+        ValueError: One has the wrong shape or is on another device.
     """
     x, m = branches[0], len(branches)
     c = x.shape[1]
@@ -277,6 +278,14 @@ def check_selective_kernel(
             check_weight(x, b, name)
             if tuple(b.shape) != (size,):
                 raise ValueError(f"{name} must have shape ({size},), got {tuple(b.shape)}")
+    if prologue is None:
+        return
+    if not isinstance(prologue, (tuple, list)) or len(prologue) != 2:
+        raise TypeError("prologue must be a pair (scale, shift) of tensors")
+    for t, name in zip(prologue, ("scale", "shift"), strict=True):
+        check_weight(x, t, f"prologue's {name}")
+        if tuple(t.shape) != (m, c):
+            raise ValueError(f"prologue's {name} must have shape ({m}, {c}), got {tuple(t.shape)}")
 
 
 def unify_dtypes(

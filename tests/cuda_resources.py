@@ -222,7 +222,7 @@ _CALLS: tuple[tuple[str, tuple[tuple[int, ...], ...], tuple[dict[str, Any], ...]
              (4, 2048, 7, 7)),
      ({}, {"per_channel": True})),
     ("sk", ((1, 4, 8, 8), (1, 4, 32, 32), (1, 256, 2, 2), (1, 66, 2, 2), (1, 33, 2, 2)),
-     ({"m": 1}, {"m": 2}, {"m": 3}, {"m": 4})),
+     ({"m": 1}, *({"m": m, "prologue": p} for m in (2, 3, 4) for p in (False, True)))),
 )  # fmt: skip
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 

@@ -49,7 +49,8 @@ def without(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
 @pytest.fixture
 def small_maps(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(cases.BLOCKS, "se", replace(cases.BLOCKS["se"], shapes=(SMALL,)))
+    for name, block in cases.BLOCKS.items():
+        monkeypatch.setitem(cases.BLOCKS, name, replace(block, shapes=(SMALL,)))
 
 
 # ---- doctor ------------------------------------------------------------------------------------

@@ -10,29 +10,24 @@ from pathlib import Path
 import pytest
 
 from chattn_cuda import _native
+from tests.cases import BLOCKS
 
 ROOT = Path(__file__).resolve().parent.parent
 ORDER = ("baseline", "avx2", "avx512")
+# Of the slow sizes, the number of vectors is all that is new.
+LARGE = {c.name for b in BLOCKS.values() for c in b.shapes if c.is_large}
 
 
-@pytest.mark.parametrize("isa", ORDER[:-1])
-def test_lower_instruction_sets(isa: str) -> None:
+def passes_with(isa: str, of_numerics: str) -> None:
+    """Runs those tests in a process that may use no better instructions than ``isa``."""
     module = _native.module()
     if module is None:
         pytest.skip("the native module was not built")
     if ORDER.index(module.cpu_isa()) <= ORDER.index(isa):
         pytest.skip(f"{module.cpu_isa()} is the best that runs here, and is what all tests use")
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "tests/test_numerics.py"]
     done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "pytest",
-            "-q",
-            "-x",
-            "tests/test_numerics.py",
-            "-k",
-            "cpu and not cuda",
-        ],
+        [*command, "-k", of_numerics],
         cwd=ROOT,
         env={**os.environ, "CHATTN_CPU_ISA": isa},
         capture_output=True,
@@ -40,3 +35,14 @@ def test_lower_instruction_sets(isa: str) -> None:
     )
     assert done.returncode == 0, done.stdout[-4000:]
     assert " passed" in done.stdout
+
+
+@pytest.mark.parametrize("isa", ORDER[:-1])
+def test_lower_instruction_sets(isa: str) -> None:
+    passes_with(isa, f"cpu and not cuda and not {' and not '.join(sorted(LARGE))}")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("isa", ORDER[:-1])
+def test_lower_instruction_sets_on_large_maps(isa: str) -> None:
+    passes_with(isa, f"cpu and not cuda and ({' or '.join(sorted(LARGE))})")

@@ -254,6 +254,7 @@ def test_build_is_cached_by_content(tmp_path: Path) -> None:
     assert build.build_library("answer", [source]) != first
 
 
+@pytest.mark.slow
 def test_portable_stack_switch() -> None:
     program = build.build_program(
         "zoo", zoo.SOURCES, variant="ucontext", defines=["CHATTN_ZOO_MAIN"]
@@ -280,6 +281,7 @@ def run_nvcc(*arguments: str | Path) -> str:
 needs_nvcc = pytest.mark.skipif(nvcc() is None, reason="needs nvcc (CUDA_HOME or PATH)")
 
 
+@pytest.mark.slow
 @needs_nvcc
 @pytest.mark.parametrize("arch", ["sm_75", "sm_90"])
 @pytest.mark.parametrize("source", ["correct.cu", "clusters.cu", "races.cu"])

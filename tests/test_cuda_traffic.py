@@ -64,6 +64,7 @@ def test_map_traffic(n: int, stage: tuple[int, int], layout: str, dtype: torch.d
     check_maps("se", measure("se", (n, c, h, h), dtype, layout))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("stage", STAGES, ids=name_of)
 def test_small_traffic_at_training_batch(stage: tuple[int, int], layout: str) -> None:
@@ -108,6 +109,7 @@ def test_eca_map_traffic(stage: tuple[int, int], layout: str, dtype: torch.dtype
     check_eca(calls, adaptive_kernel_size(c), layout == "nchw" and h < 56)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("c", [512, 2048])
 def test_eca_reads_the_map_once_at_training_batch(c: int, dtype: torch.dtype) -> None:
@@ -133,6 +135,7 @@ def test_eca_without_clusters_reads_the_sides_of_a_tile_again() -> None:
         assert calls["forward"].passes > 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_eca_small_traffic_at_training_batch(layout: str) -> None:
     for direction, call in measure("eca", (128, 2048, 7, 7), torch.bfloat16, layout).items():
@@ -182,6 +185,23 @@ def test_sk_map_traffic(stage: tuple[int, int], layout: str, dtype: torch.dtype,
             assert buffer.sector_efficiency >= WORST_EFFICIENCY, f"{direction}: {name}"
 
 
+@pytest.mark.parametrize("m", [2, 4])
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("stage", SK_STAGES, ids=name_of)
+def test_prologue_moves_no_map(stage: tuple[int, int], layout: str, m: int) -> None:
+    """Batch norm and ReLU of the branches, for which eager writes and reads 2M maps."""
+    c, h = stage
+    plain, folded = (
+        measure("sk", (1, c, h, h), torch.bfloat16, layout, m=m, prologue=p)["forward"]
+        for p in (False, True)
+    )
+    assert folded.passes == plain.passes == 2 * m + 1
+    assert folded.floors.eager.passes == plain.floors.eager.passes + 4 * m
+    for name, buffer in folded.maps.items():
+        assert buffer.sector_efficiency >= WORST_EFFICIENCY, name
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_sk_small_traffic_at_training_batch(layout: str) -> None:
     for direction, call in measure("sk", (128, 1024, 7, 7), torch.bfloat16, layout).items():
@@ -227,6 +247,8 @@ def test_planner_tells_what_was_counted(
     if native is None:
         pytest.skip(str(_native.why_not_cpu()))
     c, h = stage
+    if rd == 0 and c > 512:
+        pytest.skip("C x C weights take long, and show nothing new")
     rd = layer.reduced(c) if rd is None else rd
     calls = measure("se", (1, c, h, h), torch.float32, layout, rd=rd, add_maxpool=add_maxpool)
     for direction, call in calls.items():

@@ -484,3 +484,18 @@ def test_other_dtypes_and_devices_have_a_backend() -> None:
     assert backends.select("auto", "meta") == "reference"
     assert backends.select("auto", "cpu", torch.float64) == backends.select("auto", "cpu")
     assert backends.select("auto", "cpu", torch.float8_e5m2) == "reference"
+
+
+def test_explain_says_that_the_native_module_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken() -> None:
+        raise ImportError("chattn_cuda._C was built but does not load: undefined symbol: _Zxyz")
+
+    monkeypatch.setattr(_native, "module", broken)
+    backends._select.cache_clear()
+    try:
+        found = chattn_cuda.explain(SqueezeExcite(4, backend="reference"), torch.ones(1, 4, 2, 2))
+        assert found.backend == "reference" and "_Zxyz" in found.others["cpu"]
+        found = chattn_cuda.explain(SqueezeExcite(4, backend="cpu"), torch.ones(1, 4, 2, 2))
+        assert found.path == "error" and "_Zxyz" in found.reasons[0]
+    finally:
+        backends._select.cache_clear()

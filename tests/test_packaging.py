@@ -65,6 +65,7 @@ def test_sdist_holds_all_sources(sdist: Path) -> None:
     assert not [name for name in held if name.endswith((".so", ".o", ".pyc"))]
 
 
+@pytest.mark.slow
 def test_wheel_from_the_sdist(sdist: Path, tmp_path: Path) -> None:
     if shutil.which(os.environ.get("CXX", "g++")) is None:
         pytest.skip("no C++ compiler")

@@ -82,7 +82,9 @@ def test_opcheck(backend: str, sample: str) -> None:
 
 @on_fused
 @pytest.mark.parametrize("layout", ["nchw", "nhwc"])
-@pytest.mark.parametrize("hw", [(1, 1), (7, 7), (23, 24), (40, 40)])
+@pytest.mark.parametrize(
+    "hw", [(1, 1), (7, 7), (23, 24), pytest.param((40, 40), marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 def test_slices_are_as_good_as_maps(
     backend: str, layout: str, hw: tuple[int, int], dtype: torch.dtype
@@ -243,6 +245,39 @@ def test_accelerated_timm(training: bool, memory_format: torch.memory_format) ->
             assert ours(x).is_contiguous(memory_format=memory_format)
         chattn_cuda.restore(ours)
         assert type(ours) is type(theirs)
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"norm_layer": nn.BatchNorm2d},
+        {"out_channels": 24, "radix": 3, "groups": 2, "bias": True},
+        {"radix": 4, "rd_channels": 5, "stride": 2, "act_layer": nn.SiLU},
+        {"radix": 1, "norm_layer": nn.BatchNorm2d},
+        {"out_channels": 96, "rd_ratio": 0.9, "padding": 0, "kernel_size": 1},
+    ],
+    ids=["default", "cardinality", "radix4", "radix1", "wide"],
+)
+def test_split_attention_is_timms(arguments: dict[str, Any], training: bool) -> None:
+    theirs = SplitAttn(12, **arguments).double().train(training)
+    randomise(theirs)
+    ours = chattn_cuda.SplitAttn(12, **arguments).double().train(training)
+    ours.load_state_dict(theirs.state_dict())
+    copy.deepcopy(theirs).load_state_dict(ours.state_dict())
+    x = torch.randn(3, 12, 9, 8, dtype=torch.float64)
+    fused = arguments.get("radix") != 1
+    assert chattn_cuda.explain(ours, x).path == ("fused" if fused else "eager")
+    compare(ours, theirs, x)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [({"radix": 0}, "radix must be"), ({"groups": 5}, "divisible"), ({"rd_channels": 0}, "rd_ch")],
+)
+def test_split_attention_refuses(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        chattn_cuda.SplitAttn(12, **arguments)
 
 
 def test_radix_of_one_is_left() -> None:

@@ -470,7 +470,7 @@ def _mix_kernel(
     where = n[:, None] * C + c[None, :]
     mask = (n < n_size)[:, None] & (c < C)[None, :]
     s = (tl.load(gates[0] + where, mask=mask), tl.load(gates[1] + where, mask=mask))
-    rescale_tile(xs, s, y, n, c, split, steps, n_size, C, L, CL, TN, TC, TL)
+    rescale_tile(xs, None, s, y, n, c, split, steps, n_size, C, L, CL, TN, TC, TL)
     t = tl.load(shift + where, mask=mask)
     spread_tile(xs[0], s, t, xs, None, None, dxs, n, c, split, steps, n_size, C, L, CL, TN, TC, TL)
 
@@ -495,7 +495,7 @@ def test_passes_over_two_maps(shape: tuple[int, int, int, int], layout: str) -> 
 
     sums = a.new_empty((p.splits, n, c))
     tops = a.new_empty((p.splits, n, c))
-    passes.squeeze_kernel[(p.programs,)]((a, b), sums, tops, *sizes, *tiles)
+    passes.squeeze_kernel[(p.programs,)]((a, b), None, sums, tops, *sizes, *tiles)
     want = (a.double() + b.double()).sum((2, 3))
     torch.testing.assert_close(sums.double().sum(0), want, rtol=1e-5, atol=1e-4)
     assert torch.equal(tops.amax(0), a.amax((2, 3)))

@@ -9,8 +9,8 @@ from chattn_cuda.convert.adapter import Adapter
 from chattn_cuda.modules.selective_kernel import (
     SelectiveKernelAttnForward,
     SelectiveKernelForward,
-    SplitAttnForward,
 )
+from chattn_cuda.modules.split_attention import SplitAttnForward
 
 __all__ = ["ADAPTERS"]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -26,6 +27,7 @@ def selective_kernel(
     *,
     norm: Callable[[Tensor], Tensor] | None = None,
     act: ActivationSpec = "relu",
+    prologue: tuple[Tensor, Tensor] | None = None,
     return_gate: bool = False,
     backend: str = "auto",
 ) -> Tensor | tuple[Tensor, Tensor]:
@@ -49,6 +51,9 @@ def selective_kernel(
             ``nn.BatchNorm1d``; None for none. Batch statistics need N >= 2.
         act: Activation behind it: a name, a module class or instance, a partial, or any function of
             a tensor.
+        prologue: scale and shift, each (M, C): ``relu(scale[m] * u + shift[m])`` takes the place of
+            branch u, as a batch norm by running statistics and a ReLU would make it. The passes
+            compute it while they read, where no gradients are recorded.
         return_gate: Also return the gate.
         backend: "auto" or one of "cuda", "triton", "cpu", "reference".
 
@@ -76,7 +81,7 @@ def selective_kernel(
     """
     validation.check_branches(branches)
     x = branches[0]
-    validation.check_selective_kernel(branches, w_reduce, b_reduce, w_select, b_select)
+    validation.check_selective_kernel(branches, w_reduce, b_reduce, w_select, b_select, prologue)
     weights = validation.unify_dtypes(x, (w_reduce, b_reduce, w_select, b_select), _WEIGHTS)
     name = backends.select(backend, x.device.type, x.dtype)
     act_function = activations.as_callable(act, "act")
@@ -92,7 +97,8 @@ def selective_kernel(
 
     if why_not_fused(x, (*branches[1:], *weights)) is not None:
         name = "reference"
-    y, s = run_selective_kernel(name, branches, logits)
+    affine = None if prologue is None else torch.stack([t.to(acc).flatten() for t in prologue])
+    y, s = run_selective_kernel(name, branches, logits, prologue=affine)
     return (y, s) if return_gate else y
 
 
@@ -101,6 +107,7 @@ def run_selective_kernel(
     branches: Sequence[Tensor],
     logits: Callable[[Tensor], Tensor],
     slices: int = 1,
+    prologue: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Returns y and the gate by ``backend``, on arguments that were checked.
 
@@ -110,10 +117,16 @@ def run_selective_kernel(
         logits: ``logits(pooled)``: the logits (N, M, C) for the mean (N, C), both in the
             accumulation type.
         slices: How many branches lie in one map.
+        prologue: scale and shift, (2, M * C) in the accumulation type: ``relu(scale * u + shift)``
+            takes the place of the branches u. Part of the passes, but not where gradients are
+            recorded.
     """
     namespace = backends.get(backend).namespace
+    if prologue is not None and (namespace is None or not ops.sk.takes_prologue(branches, slices)):
+        branches = reference.after_prologue(branches, prologue, slices)
+        prologue = None
     if namespace is not None:
-        return ops.sk.attend(namespace, branches, slices, logits)
+        return ops.sk.attend(namespace, branches, slices, logits, prologue)
     memory_format = ops.memory_format_of(branches[0])
     if slices > 1:
         branches = branches[0].chunk(slices, 1)
@@ -132,11 +145,12 @@ def _explain(
     *,
     norm: Callable[[Tensor], Tensor] | None = None,
     act: ActivationSpec = "relu",
+    prologue: tuple[Tensor, Tensor] | None = None,
     return_gate: bool = False,
     backend: str = "auto",
 ) -> Explanation:
     validation.check_branches(branches)
-    validation.check_selective_kernel(branches, w_reduce, b_reduce, w_select, b_select)
+    validation.check_selective_kernel(branches, w_reduce, b_reduce, w_select, b_select, prologue)
     x = branches[0]
     uncovered = why_not_fused(x, (*branches[1:], w_reduce, b_reduce, w_select, b_select))
     return explain_call("selective_kernel", backend, x.device.type, x.dtype, uncovered, "reference")

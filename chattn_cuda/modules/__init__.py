@@ -22,6 +22,7 @@ from chattn_cuda.modules.selective_kernel_blocks import (
     SKNet,
     SKUnit,
 )
+from chattn_cuda.modules.split_attention import SplitAttn
 from chattn_cuda.modules.squeeze_excite import SqueezeExcite
 
 __all__ = [
@@ -41,6 +42,7 @@ __all__ = [
     "SelectiveKernelAttn",
     "SelectiveKernelConv",
     "SpatialChannelSqueezeExcite",
+    "SplitAttn",
     "SqueezeExcite",
     "SqueezeExciteCl",
     "SqueezeExciteScaleBias",

@@ -12,17 +12,22 @@ from torch import Tensor, nn
 from chattn_cuda import activations, backends, functional, ops, reference, validation
 from chattn_cuda.activations import ActivationSpec
 from chattn_cuda.explanation import Explanation, explain_call
+from chattn_cuda.hooks import own_behaviour
+from chattn_cuda.modules.batch_norm import as_prologue
 from chattn_cuda.modules.fused import FusedForward, pointwise_obstacle, submodule_obstacle
 
 __all__ = [
     "SelectiveKernelAttn",
     "SelectiveKernelAttnForward",
     "SelectiveKernelForward",
-    "SplitAttnForward",
+    "before_norm",
     "fuse",
+    "inner_norm",
+    "small_layer",
 ]
 
 _BATCH_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
+_PATHS = ("chattn_cuda.modules.selective_kernel_blocks.Path", "timm.layers.conv_bn_act.ConvNormAct")
 
 
 def fuse(
@@ -30,12 +35,43 @@ def fuse(
     logits: Callable[[Tensor], Tensor],
     backend: str,
     slices: int = 1,
+    prologue: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """(y, gate) of branches that a module made; by the formulas where no operator can."""
     name = backends.select(backend, maps[0].device.type, maps[0].dtype)
     if functional.why_not_fused(maps[0], maps[1:]) is not None:
         name = "reference"
-    return functional.run_selective_kernel(name, maps, logits, slices)
+    return functional.run_selective_kernel(name, maps, logits, slices, prologue)
+
+
+def before_norm(
+    stages: Sequence[tuple[Any, Sequence[Any]]], inputs: Sequence[Tensor]
+) -> tuple[list[Tensor], Tensor | None]:
+    """What several stages make of their inputs, and the prologue that is left to do.
+
+    In inference, a batch norm and a ReLU at the end of every stage are left to the passes: no map
+    is written for them.
+
+    Args:
+        stages: For each a module, and the layers that follow it, as `as_prologue` takes them.
+        inputs: One for each.
+
+    Returns:
+        The maps, and scale and shift (2, M * C) in the accumulation type; or finished maps and
+        None.
+    """
+    maps = [stage(x) for (stage, _), x in zip(stages, inputs, strict=True)]
+    affine = []
+    if not torch.is_grad_enabled():
+        acc = reference.accumulation_dtype(maps[0].dtype)
+        affine = [as_prologue(layers, acc) for _, layers in stages]
+    left = [a for a in affine if a is not None]
+    if len(left) == len(stages):
+        return maps, torch.stack([torch.cat(rows) for rows in zip(*left, strict=True)])
+    for m, (_, layers) in enumerate(stages):
+        for layer in layers:
+            maps[m] = layer(maps[m])
+    return maps, None
 
 
 def small_layer(module: Any, name: str, s: Tensor) -> Tensor:
@@ -163,12 +199,29 @@ class SelectiveKernelForward(FusedForward):
         in_channels: int
         split_input: bool
 
+    def inputs(self, x: Tensor) -> list[Tensor]:
+        """What the paths get."""
+        if self.split_input:
+            return list(torch.split(x, self.in_channels // self.num_paths, 1))
+        return [x for _ in range(self.num_paths)]
+
     def branches(self, x: Tensor) -> list[Tensor]:
         """The maps that are weighed, by the paths."""
-        if self.split_input:
-            parts = torch.split(x, self.in_channels // self.num_paths, 1)
-            return [path(parts[i]) for i, path in enumerate(self.paths)]
-        return [path(x) for path in self.paths]
+        parts = self.inputs(x)
+        return [path(parts[i]) for i, path in enumerate(self.paths)]
+
+    @torch.jit.unused
+    def branches_before_norm(self, x: Tensor) -> tuple[list[Tensor], Tensor | None]:
+        """As `before_norm`; the stages are the paths, where their layers are known."""
+        stages = []
+        for path in self.paths:
+            kind = f"{type(path).__module__}.{type(path).__qualname__}"
+            if kind not in _PATHS or own_behaviour(path) is not None:
+                return self.branches(x), None
+            names = ("bn", "drop", "act", "aa")
+            layers = [getattr(path, name, None) for name in names]
+            stages.append((path.conv, [layer for layer in layers if layer is not None]))
+        return before_norm(stages, self.inputs(x))
 
     def eager_forward(self, x: Tensor) -> Tensor:
         """The block by its submodules, one after the other."""
@@ -195,15 +248,15 @@ class SelectiveKernelForward(FusedForward):
         """The block, with what follows the paths by the operators."""
         validation.check_map(x, self.in_channels)
         backends.select(self.backend, x.device.type)
-        branches = self.branches(x)
         if self.obstacle() is not None:
-            return self._weighed(branches)  # the paths run once
+            return self.eager_forward(x)  # the checks need not run again
+        branches, prologue = self.branches_before_norm(x)
 
         def logits(pooled: Tensor) -> Tensor:
             with reference.no_autocast(pooled.device.type):
                 return attn_logits(self.attn, pooled)
 
-        return fuse(branches, logits, self.backend)[0]
+        return fuse(branches, logits, self.backend, prologue=prologue)[0]
 
     @torch.jit.unused
     def explain(self, x: Tensor) -> Explanation:
@@ -213,71 +266,6 @@ class SelectiveKernelForward(FusedForward):
         return explain_call(
             "SelectiveKernel", self.backend, x.device.type, x.dtype, uncovered, "eager"
         )
-
-
-class SplitAttnForward(FusedForward):
-    """The forward over conv, bn0, drop, act0, fc1, bn1, act1, fc2, rsoftmax and radix.
-
-    Zhang et al., arXiv 2004.08955. The branches are slices of the convolution's map: they are read
-    in place, and their gradients are written into one map.
-    """
-
-    if TYPE_CHECKING:
-        conv: nn.Conv2d
-        bn0: nn.Module
-        drop: nn.Module
-        act0: nn.Module
-        fc1: nn.Conv2d
-        bn1: Any
-        act1: nn.Module
-        fc2: nn.Conv2d
-        rsoftmax: Any
-        radix: int
-
-    def eager_forward(self, x: Tensor) -> Tensor:
-        """The block by its submodules, one after the other."""
-        return self._weighed(self.act0(self.drop(self.bn0(self.conv(x)))))
-
-    def _weighed(self, u: Tensor) -> Tensor:
-        n, _, h, w = u.shape
-        u = u.reshape(n, self.radix, -1, h, w)
-        s = u.sum(1).mean((2, 3), keepdim=True)
-        z = self.fc2(self.act1(self.bn1(self.fc1(s))))
-        gate = self.rsoftmax(z).view(n, self.radix, -1, 1, 1)
-        return (u * gate).sum(1).contiguous()
-
-    @torch.jit.unused
-    def obstacle(self) -> str | None:
-        """Why the operators do not cover this module as it is now; None where they do."""
-        if not 1 < self.radix <= validation.MAX_BRANCHES:
-            return f"the kernels take a radix of 2 to {validation.MAX_BRANCHES}"
-        return submodule_obstacle(self.rsoftmax, "rsoftmax", type(self.rsoftmax))
-
-    @torch.jit.unused
-    def fused_forward(self, x: Tensor) -> Tensor | None:
-        """The block, with what follows act0 by the operators."""
-        validation.check_map(x)
-        backends.select(self.backend, x.device.type)
-        u = self.act0(self.drop(self.bn0(self.conv(x))))
-        if self.obstacle() is not None:
-            return self._weighed(u)
-
-        def logits(pooled: Tensor) -> Tensor:
-            with reference.no_autocast(pooled.device.type):
-                h = inner_norm(self.bn1, "bn1", small_layer(self.fc1, "fc1", pooled))
-                z = small_layer(self.fc2, "fc2", self.act1(h))
-            # Rows of fc2: cardinal groups, in each the radix, in each the channels.
-            z = z.unflatten(1, (self.rsoftmax.cardinality, self.radix, -1))
-            return z.transpose(1, 2).flatten(2)
-
-        return fuse([u], logits, self.backend, self.radix)[0]
-
-    @torch.jit.unused
-    def explain(self, x: Tensor) -> Explanation:
-        """How ``forward(x)`` would run; see `chattn_cuda.explain`."""
-        validation.check_map(x)
-        uncovered = self.obstacle() or functional.why_not_fused(x, ())
-        return explain_call("SplitAttn", self.backend, x.device.type, x.dtype, uncovered, "eager")
 
 
 class SelectiveKernelAttn(SelectiveKernelAttnForward, nn.Module):

@@ -18,7 +18,7 @@ __all__ = ["SKConv", "SKNet", "SKUnit", "SelectiveKernel", "SelectiveKernelConv"
 _SAME: Any = object()
 
 
-class _Path(nn.Module):
+class Path(nn.Module):
     """Convolution, normalisation and activation of one branch, with timm's keys conv and bn."""
 
     def __init__(
@@ -121,7 +121,7 @@ class SelectiveKernel(SelectiveKernelForward, nn.Module):
         cin = in_channels // self.num_paths if split_input else in_channels
         form = [(3, dilation * (k - 1) // 2) if keep_3x3 else (k, dilation) for k in kernels]
         self.paths = nn.ModuleList(
-            _Path(cin, out_channels, k, d, stride, min(out_channels, groups), act_layer, norm_layer,
+            Path(cin, out_channels, k, d, stride, min(out_channels, groups), act_layer, norm_layer,
                   aa_layer, drop_layer, factory)
             for k, d in form
         )  # fmt: skip

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from chattn_cuda import activations, backends, functional, validation
 from chattn_cuda.activations import ActivationSpec
 from chattn_cuda.hooks import has_hooks, own_behaviour
+from chattn_cuda.modules.batch_norm import fold_batch_norm
 from chattn_cuda.modules.fused import (
     FusedForward,
     pointwise_obstacle,
@@ -22,7 +23,6 @@ __all__ = [
     "SqueezeExcite",
     "SqueezeExciteForward",
     "SqueezeExciteLayers",
-    "fold_batch_norm",
     "pooled",
 ]
 
@@ -236,28 +236,3 @@ class SqueezeExcite(SqueezeExciteForward, nn.Module):
         self.fc2 = nn.Conv2d(rd_channels, channels, kernel_size=1, bias=bias, **factory)
         self.gate = activations.make_layer(gate_layer, "gate_layer")
         self.backend = backend
-
-
-def fold_batch_norm(
-    bn: Any, w1: Tensor | None, b1: Tensor | None, w2: Tensor | None, b2: Tensor | None
-) -> Sequence[Tensor | None]:
-    """The SE weights with a normalisation by running statistics folded into the first layer.
-
-    Differentiable in the weights and in bn's. Computed in float32 for 16-bit weights, and then all
-    four are float32, which the operators take with a 16-bit map.
-    """
-    assert w1 is not None and w2 is not None
-    acc = torch.float64 if w1.dtype == torch.float64 else torch.float32
-    scale = torch.rsqrt(bn.running_var.to(acc) + bn.eps)
-    if bn.weight is not None:
-        scale = scale * bn.weight.to(acc)
-    shift = -bn.running_mean.to(acc) if b1 is None else b1.to(acc) - bn.running_mean.to(acc)
-    shift = shift * scale
-    if bn.bias is not None:
-        shift = shift + bn.bias.to(acc)
-    return (
-        w1.to(acc) * scale.view(-1, *(1 for _ in w1.shape[1:])),
-        shift,
-        w2.to(acc),
-        None if b2 is None else b2.to(acc),
-    )

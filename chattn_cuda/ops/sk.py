@@ -25,11 +25,22 @@ from chattn_cuda import reference
 from chattn_cuda.ops.block import memory_format_of
 from chattn_cuda.ops.derivable import Derivable
 
-__all__ = ["FAKES", "attend", "squeeze"]
+__all__ = ["FAKES", "attend", "squeeze", "takes_prologue"]
+
+
+def takes_prologue(maps: Sequence[Tensor], slices: int) -> bool:
+    """Whether `attend` may be given a prologue here: it has no derivative."""
+    if torch.is_grad_enabled() or torch._C._are_functorch_transforms_active():
+        return False
+    return max(len(maps), slices) > 1
 
 
 def attend(
-    namespace: str, maps: Sequence[Tensor], slices: int, gap: Callable[[Tensor], Tensor]
+    namespace: str,
+    maps: Sequence[Tensor],
+    slices: int,
+    gap: Callable[[Tensor], Tensor],
+    prologue: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Run the block with its gradients.
 
@@ -38,6 +49,8 @@ def attend(
         maps: The branches (N, C, H, W) or, with ``slices``, one map (N, slices * C, H, W).
         slices: How many branches lie in one map.
         gap: ``gap(pooled)``: the logits (N, M, C) for the mean (N, C), in accumulators.
+        prologue: (2, M * C): scale and shift of the branches, see `reference.after_prologue`. For
+            where `takes_prologue`.
 
     Returns:
         y and the gate (N, M, C).
@@ -53,10 +66,11 @@ def attend(
         carriers: list[Tensor] = []
         logits = gap(_pooled(carriers, *_Squeeze.apply(namespace, slices, *maps)))
         return _Select.apply(namespace, slices, logits, *carriers, *maps)
-    logits = gap(_operator(namespace, "squeeze")(_split(maps, slices)))
+    branches = _split(maps, slices)
+    logits = gap(_operator(namespace, "squeeze")(branches, prologue))
     if torch.is_grad_enabled() and logits.requires_grad:
         return _Select.apply(namespace, slices, logits, None, None, *maps)
-    return _operator(namespace, "select")(_split(maps, slices), logits)
+    return _operator(namespace, "select")(branches, logits, prologue)
 
 
 def squeeze(namespace: str, branches: Sequence[Tensor]) -> Tensor:
@@ -240,12 +254,14 @@ class _Select(torch.autograd.Function):
 # ---- shapes and strides of the operators' results
 
 
-def _fake_squeeze(branches: Sequence[Tensor]) -> Tensor:
+def _fake_squeeze(branches: Sequence[Tensor], prologue: Tensor | None = None) -> Tensor:
     u = branches[0]
     return u.new_empty(u.shape[:2], dtype=reference.accumulation_dtype(u.dtype))
 
 
-def _fake_select(branches: Sequence[Tensor], logits: Tensor) -> tuple[Tensor, Tensor]:
+def _fake_select(
+    branches: Sequence[Tensor], logits: Tensor, prologue: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     u = branches[0]
     y = torch.empty_like(u, memory_format=memory_format_of(u))
     return y, logits.new_empty((u.shape[0], len(branches), u.shape[1]))

@@ -45,7 +45,7 @@ def forward_launches(
     squeeze = host.Launch(
         passes.squeeze_kernel,
         p.programs,
-        ((x,), part_sum, None, *host.sizes(p, samples), *host.tiles(p)),
+        ((x,), None, part_sum, None, *host.sizes(p, samples), *host.tiles(p)),
     )
     parts = p.splits
     p = plan_pass(n, c, hw, cl, size, max_splits=UNLIMITED, fill=host.FILL)

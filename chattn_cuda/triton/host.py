@@ -68,10 +68,15 @@ def tiles(p: PassPlan) -> tuple[Any, ...]:
     return (p.align, p.channels_last, p.tile_n, p.tile_c, p.tile_l)
 
 
-def reduction(n: int, c: int, hw: int, cl: bool, itemsize: int, tiles: int) -> tuple[int, PassPlan]:
-    """Plan of a pass that sums over HW, and the number of samples to run it with."""
-    if cl:
-        return n, plan_pass(n, c, hw, True, itemsize, tiles, fill=FILL)
+def reduction(
+    n: int, c: int, hw: int, cl: bool, itemsize: int, tiles: int, by_channel: bool = False
+) -> tuple[int, PassPlan]:
+    """Plan of a pass that sums over HW, and the number of samples to run it with.
+
+    by_channel: the pass must know which channel a plane is.
+    """
+    if cl or by_channel:
+        return n, plan_pass(n, c, hw, cl, itemsize, tiles, fill=FILL)
     # Planes of NCHW are independent and adjacent: one sample with N * C channels.
     return 1, plan_pass(1, n * c, hw, False, itemsize, tiles, fill=FILL)
 

@@ -71,7 +71,7 @@ def forward_launches(
         host.Launch(
             passes.squeeze_kernel,
             p.programs,
-            ((x,), part_sum, part_max, *host.sizes(p, samples), *host.tiles(p)),
+            ((x,), None, part_sum, part_max, *host.sizes(p, samples), *host.tiles(p)),
         )
     ]
     units = 1 if w1 is None else r

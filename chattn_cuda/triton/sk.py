@@ -17,8 +17,8 @@ from .kernels import passes, select
 from .launch import UNLIMITED, plan_pass
 
 SCHEMAS = (
-    "sk_squeeze(Tensor[] branches) -> Tensor pooled",
-    "sk_select(Tensor[] branches, Tensor logits) -> (Tensor y, Tensor gate)",
+    "sk_squeeze(Tensor[] branches, Tensor? prologue=None) -> Tensor pooled",
+    "sk_select(Tensor[] branches, Tensor logits, Tensor? prologue=None) -> (Tensor y, Tensor gate)",
     "sk_dot(Tensor dy, Tensor? dgate, Tensor gate, Tensor[] branches) -> Tensor dlogits",
     "sk_gradient(Tensor dy, Tensor gate, Tensor? dpooled, bool channels_last, bool stacked) "
     "-> Tensor[] dbranches",
@@ -36,7 +36,9 @@ def _programs(planes: int) -> int:
     return -(-planes // _PLANES)
 
 
-def squeeze_launches(branches: Sequence[Tensor]) -> tuple[Tensor, list[host.Launch]]:
+def squeeze_launches(
+    branches: Sequence[Tensor], prologue: Tensor | None = None
+) -> tuple[Tensor, list[host.Launch]]:
     """Output pooled, not yet computed, and the launches that do."""
     x = branches[0]
     channels_last = host.is_channels_last(x)
@@ -45,9 +47,10 @@ def squeeze_launches(branches: Sequence[Tensor]) -> tuple[Tensor, list[host.Laun
     if n == 0:
         return pooled, []
     maps = tuple(host.dense(u, channels_last) for u in branches)
-    samples, p = host.reduction(n, c, hw, cl, x.element_size(), 1)
+    samples, p = host.reduction(n, c, hw, cl, x.element_size(), 1, prologue is not None)
     part_sum = pooled.new_empty((p.splits, n, c))
-    squeeze = (maps, part_sum, None, *host.sizes(p, samples), *host.tiles(p))
+    prologue = None if prologue is None else prologue.contiguous()
+    squeeze = (maps, prologue, part_sum, None, *host.sizes(p, samples), *host.tiles(p))
     mean = (part_sum, pooled, n * c, hw, p.splits, _PLANES)
     return pooled, [
         host.Launch(passes.squeeze_kernel, p.programs, squeeze),
@@ -56,7 +59,7 @@ def squeeze_launches(branches: Sequence[Tensor]) -> tuple[Tensor, list[host.Laun
 
 
 def select_launches(
-    branches: Sequence[Tensor], logits: Tensor
+    branches: Sequence[Tensor], logits: Tensor, prologue: Tensor | None = None
 ) -> tuple[tuple[Tensor, Tensor], list[host.Launch]]:
     """Outputs (y, gate), not yet computed, and the launches that do."""
     x, m = branches[0], len(branches)
@@ -68,7 +71,8 @@ def select_launches(
         return (y, gate), []
     maps = tuple(host.dense(u, channels_last) for u in branches)
     p = plan_pass(n, c, hw, cl, x.element_size(), max_splits=UNLIMITED, fill=host.FILL)
-    args = (maps, y, logits.contiguous(), gate, *host.sizes(p, n), m, *host.tiles(p))
+    prologue = None if prologue is None else prologue.contiguous()
+    args = (maps, prologue, y, logits.contiguous(), gate, *host.sizes(p, n), m, *host.tiles(p))
     return (y, gate), [host.Launch(select.select_kernel, p.programs, args)]
 
 
@@ -113,28 +117,32 @@ def gradient_launches(
     return outputs, [host.Launch(select.select_spread_kernel, p.programs, (*args, *host.tiles(p)))]
 
 
-def sk_squeeze(branches: Sequence[Tensor]) -> Tensor:
+def sk_squeeze(branches: Sequence[Tensor], prologue: Tensor | None = None) -> Tensor:
     """Operator ``sk_squeeze``: the mean (N, C) of the branches' sum, in accumulators.
 
     Args:
         branches: 1 to 4 maps (N, C, H, W) of one shape and type, any strides.
+        prologue: scale and shift (2, M, C) in the accumulation type, or None.
 
     Raises:
         RuntimeError: for CPU tensors outside Triton's interpreter; so do the other operators.
     """
-    pooled, launches = squeeze_launches(branches)
+    pooled, launches = squeeze_launches(branches, prologue)
     host.run(launches, branches[0])
     return pooled
 
 
-def sk_select(branches: Sequence[Tensor], logits: Tensor) -> tuple[Tensor, Tensor]:
+def sk_select(
+    branches: Sequence[Tensor], logits: Tensor, prologue: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Operator ``sk_select``: y in the first branch's format, and the gate (N, M, C).
 
     Args:
         branches: as above.
         logits: (N, M, C) in the accumulation type.
+        prologue: as above.
     """
-    outputs, launches = select_launches(branches, logits)
+    outputs, launches = select_launches(branches, logits, prologue)
     host.run(launches, branches[0])
     return outputs
 

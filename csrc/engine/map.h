@@ -32,7 +32,14 @@ struct BranchesOf {
   BranchesOf() = default;
   BranchesOf(Pointer map) : at{map} {}  // NOLINT: meant to convert
 };
-using Branches = BranchesOf<const void*>;
 using MutableBranches = BranchesOf<void*>;
+
+// Maps to read. With a prologue, (2, M, C) accumulators scale and shift, a pass takes
+// relu(scale*x + shift) for x: a batch norm by running statistics and its ReLU.
+struct Branches : BranchesOf<const void*> {
+  const void* prologue = nullptr;
+
+  using BranchesOf::BranchesOf;
+};
 
 }  // namespace chattn

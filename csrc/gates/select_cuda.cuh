@@ -14,15 +14,17 @@ CHATTN_DEVICE void for_gates(const TilePlace& p, Body&& body) {
     if (t % kApplyChannels < p.channels) body(t / kApplyChannels, t % kApplyChannels);
 }
 
-// Forward: gate = softmax over M logits, both (N, M, C).
-template <class T, int M>
+// Forward: gate = softmax over M logits, both (N, M, C). The gate is not negative, so that with a
+// prologue gate*relu(scale*x + shift) = relu((gate*scale)*x + gate*shift).
+template <class T, int M, bool Prologue>
 struct SoftmaxGate {
   using A = acc_t<T>;
-  using Form = ApplyForm<M, 1, false, false, true>;
+  using Form = ApplyForm<M, 1, false, false, true, Prologue>;
   static constexpr int kShared = 0;
   int c;
   const A* logits;
   A* gate;
+  const A* prologue;  // (2, M, C) or null
 
   CHATTN_DEVICE void prepare(const Shared<A>&, const Shared<A>& tiles, const TilePlace& p) const {
     for_gates(p, [&](int m, int i) {
@@ -38,7 +40,14 @@ struct SoftmaxGate {
       CHATTN_UNROLL
       for (int b = 0; b < M; ++b) {
         const A s = z[b] / total;
-        tiles.st(b * kTileSize + m * kApplyChannels + i, s);
+        const int t = m * kApplyChannels + i;
+        if constexpr (Prologue) {
+          const int row = b * c + p.c0 + i;
+          tiles.st(b * kTileSize + t, s * ld(prologue + row));
+          tiles.st((M + b) * kTileSize + t, s * ld(prologue + M * c + row));
+        } else {
+          tiles.st(b * kTileSize + t, s);
+        }
         if (p.part == 0) st(gate + at + b * c, s);
       }
     });

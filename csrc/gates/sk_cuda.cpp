@@ -34,7 +34,7 @@ index_t partials(const MapShape& map, int staged, index_t gap) {
 
 template <>
 index_t scratch_bytes(const SkSqueeze& p) {
-  return partials(p.map, 1, p.x.gap);
+  return partials(p.map, p.x.prologue != nullptr ? p.x.count : 1, p.x.gap);
 }
 template <>
 index_t scratch_bytes(const SkSelect&) {

@@ -18,6 +18,19 @@ Status with_branches(int count, Body&& body) {
   return Status::error("%d branches", count);
 }
 
+// body(their number, whether they have a prologue). One branch has a gate of 1, for which the
+// prologue has no kernels.
+template <class Body>
+Status with_branches_and_prologue(const Branches& x, Body&& body) {
+  return with_branches(x.count, [&](auto m) {
+    if constexpr (m() > 1) {
+      if (x.prologue != nullptr) return body(m, std::true_type{});
+    }
+    if (x.prologue != nullptr) return Status::error("a prologue takes two branches or more");
+    return body(m, std::false_type{});
+  });
+}
+
 template <class A>
 LaunchConfig per_plane(index_t planes, void* stream) {
   LaunchConfig config;
@@ -30,9 +43,11 @@ LaunchConfig per_plane(index_t planes, void* stream) {
 template <class T>
 Status sk_squeeze_as(const SkSqueeze& p, void* scratch, void* stream) {
   using A = acc_t<T>;
-  return with_branches(p.x.count, [&](auto m) {
-    const ReducePlan plan = plan_sk_reduce(p.map, 1, p.x.gap);
-    ReduceIo<T, SumOp<T, m()>> io{};
+  return with_branches_and_prologue(p.x, [&](auto m, auto prologue) {
+    using Op = std::conditional_t<prologue(), PrologueSumOp<T, m()>, SumOp<T, m()>>;
+    const ReducePlan plan = plan_sk_reduce(p.map, Op::kStaged, p.x.gap);
+    ReduceIo<T, Op> io{};
+    io.reference = static_cast<const A*>(p.x.prologue);
     for (int b = 0; b < m(); ++b) io.in[b] = static_cast<const T*>(p.x.at[b]);
     io.out[0] = static_cast<A*>(scratch);
     io.gap = p.x.gap;
@@ -48,10 +63,10 @@ Status sk_squeeze_as(const SkSqueeze& p, void* scratch, void* stream) {
 template <class T>
 Status sk_select_as(const SkSelect& p, void*, void* stream) {
   using A = acc_t<T>;
-  return with_branches(p.x.count, [&](auto m) {
-    using Gate = SoftmaxGate<T, m()>;
+  return with_branches_and_prologue(p.x, [&](auto m, auto prologue) {
+    using Gate = SoftmaxGate<T, m(), prologue()>;
     const Gate gate{static_cast<int>(p.map.c), static_cast<const A*>(p.logits),
-                    static_cast<A*>(p.gate)};
+                    static_cast<A*>(p.gate), static_cast<const A*>(p.x.prologue)};
     ApplyIo<T, typename Gate::Form> io{};
     for (int b = 0; b < m(); ++b) io.in[b] = static_cast<const T*>(p.x.at[b]);
     io.out[0] = static_cast<T*>(p.y);

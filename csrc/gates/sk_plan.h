@@ -6,7 +6,7 @@
 
 namespace chattn::cuda {
 
-// Sums of M branches (staged 1), or of their M products with g.
+// Sums of M branches (staged 1; with a prologue M), or of their M products with g.
 inline ReducePlan plan_sk_reduce(const MapShape& map, int staged, index_t gap) {
   return plan_reduce(map, staged, gap != 0);
 }

@@ -9,23 +9,33 @@
 
 namespace chattn::ops {
 
-inline constexpr const char* kSkSqueezeSchema = "sk_squeeze(Tensor[] branches) -> Tensor pooled";
+inline constexpr const char* kSkSqueezeSchema =
+    "sk_squeeze(Tensor[] branches, Tensor? prologue=None) -> Tensor pooled";
 inline constexpr const char* kSkSelectSchema =
-    "sk_select(Tensor[] branches, Tensor logits) -> (Tensor y, Tensor gate)";
+    "sk_select(Tensor[] branches, Tensor logits, Tensor? prologue=None) -> (Tensor y, Tensor gate)";
 inline constexpr const char* kSkDotSchema =
     "sk_dot(Tensor dy, Tensor? dgate, Tensor gate, Tensor[] branches) -> Tensor dlogits";
 inline constexpr const char* kSkGradientSchema =
     "sk_gradient(Tensor dy, Tensor gate, Tensor? dpooled, bool channels_last, bool stacked) -> "
     "Tensor[] dbranches";
 
+// Has the branches read through `prologue` (2, M, C).
+inline void set_prologue(Branches& b, std::optional<Tensor>& prologue, const Tensor& x) {
+  if (!prologue) return;
+  check_like(*prologue, x, acc_type(x.scalar_type()), 2 * b.count * x.size(1), "prologue");
+  prologue = row_major(prologue);
+  b.prologue = prologue->data_ptr();
+}
+
 template <class Runner>
-Tensor sk_squeeze(std::vector<Tensor> x) {
+Tensor sk_squeeze(std::vector<Tensor> x, std::optional<Tensor> prologue) {
   check_branches(x);
   SkSqueeze p;
   p.map = map_shape(x[0], is_channels_last(x[0]));
   Tensor pooled = new_tensor(x[0], {p.map.n, p.map.c}, acc_type(x[0].scalar_type()));
   if (p.map.n > 0) {
     p.x = in_place(x, p.map);
+    set_prologue(p.x, prologue, x[0]);
     p.pooled = pooled.data_ptr();
     Runner::run(x[0], p);
   }
@@ -33,7 +43,8 @@ Tensor sk_squeeze(std::vector<Tensor> x) {
 }
 
 template <class Runner>
-std::tuple<Tensor, Tensor> sk_select(std::vector<Tensor> x, Tensor logits) {
+std::tuple<Tensor, Tensor> sk_select(std::vector<Tensor> x, Tensor logits,
+                                     std::optional<Tensor> prologue) {
   check_branches(x);
   SkSelect p;
   p.map = map_shape(x[0], is_channels_last(x[0]));
@@ -45,6 +56,7 @@ std::tuple<Tensor, Tensor> sk_select(std::vector<Tensor> x, Tensor logits) {
   Tensor gate = new_tensor(x[0], {n, m, c}, acc);
   if (n > 0) {
     p.x = in_place(x, p.map);
+    set_prologue(p.x, prologue, x[0]);
     logits = row_major(logits);
     p.logits = logits.data_ptr();
     p.y = y.data_ptr();

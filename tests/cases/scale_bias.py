@@ -2,54 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
 from typing import Any
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from chattn_cuda import activations, functional
+from tests.cases import se
 from tests.cases.block import Block, Config, name_of
-
-
-def _parameters(config: Config, random: Callable[..., Tensor]) -> dict[str, Tensor | None]:
-    c, rd = config.shape[1], 6
-    tail = (1, 1) if config.options.get("conv", False) else ()
-    bias = config.options.get("bias", True)
-    return {
-        "w1": random(rd, c, *tail) / c**0.5,
-        "b1": 0.3 * random(rd) + 0.3 if bias else None,
-        "w2": random(2 * c, rd, *tail) / rd**0.5,
-        "b2": 0.5 * random(2 * c) if bias else None,
-    }
-
-
-def _run(
-    x: Tensor, parameters: dict[str, Tensor | None], options: dict[str, Any], backend: str
-) -> tuple[Tensor, Tensor]:
-    return functional.squeeze_excite_scale_bias(
-        x,
-        **parameters,
-        act=options.get("act", "relu"),
-        gate=options.get("gate", "sigmoid"),
-        add_maxpool=options.get("add_maxpool", False),
-        return_gate=True,
-        backend=backend,
-    )
 
 
 def _eager(
     x: Tensor, parameters: dict[str, Tensor | None], options: dict[str, Any]
 ) -> tuple[Tensor, Tensor]:
-    w1, b1, w2, b2 = parameters.values()
-    c = x.shape[1]
-    s = x.mean((2, 3))
-    if options.get("add_maxpool", False):
-        s = 0.5 * s + 0.5 * x.amax((2, 3))
-    h = activations.make_layer(options.get("act", "relu"))(F.linear(s, w1.flatten(1), b1))
-    z = F.linear(h, w2.flatten(1), b2)
-    s = activations.make_layer(options.get("gate", "sigmoid"))(z[:, :c])
-    return x * s[:, :, None, None] + z[:, c:, None, None], s
+    scale, shift = se.logits(x, parameters, options).chunk(2, 1)
+    s = activations.make_layer(options.get("gate", "sigmoid"))(scale)
+    return x * s[:, :, None, None] + shift[:, :, None, None], s
 
 
 _VARIANTS = (
@@ -60,8 +28,8 @@ _VARIANTS = (
 
 BLOCK = Block(
     "scale_bias",
-    _parameters,
-    _run,
+    functools.partial(se.parameters, per_channel=2),
+    functools.partial(se.run, function=functional.squeeze_excite_scale_bias),
     _eager,
     shapes=(),
     small=(

@@ -13,23 +13,31 @@ from chattn_cuda import activations, functional
 from tests.cases.block import Block, Config, Variant, name_of
 
 
-def _parameters(config: Config, random: Callable[..., Tensor]) -> dict[str, Tensor | None]:
+def parameters(
+    config: Config, random: Callable[..., Tensor], per_channel: int = 1
+) -> dict[str, Tensor | None]:
+    """The weights of a gate with ``per_channel`` outputs for each channel."""
     c = config.shape[1]
-    rd = config.options.get("rd", 8)
+    rd, outputs = config.options.get("rd", 8), per_channel * c
     tail = (1, 1) if config.options.get("conv", False) else ()
     bias = config.options.get("bias", True)
     return {
         "w1": random(rd, c, *tail) / c**0.5,
         "b1": 0.3 * random(rd) + 0.3 if bias else None,
-        "w2": random(c, rd, *tail) / rd**0.5,
-        "b2": 0.5 * random(c) if bias else None,
+        "w2": random(outputs, rd, *tail) / rd**0.5,
+        "b2": 0.5 * random(outputs) if bias else None,
     }
 
 
-def _run(
-    x: Tensor, parameters: dict[str, Tensor | None], options: dict[str, Any], backend: str
+def run(
+    x: Tensor,
+    parameters: dict[str, Tensor | None],
+    options: dict[str, Any],
+    backend: str,
+    function: Callable[..., Any] = functional.squeeze_excite,
 ) -> tuple[Tensor, Tensor]:
-    return functional.squeeze_excite(
+    """(y, gate) by a function of the SE family."""
+    return function(
         x,
         **parameters,
         act=options.get("act", "relu"),
@@ -40,18 +48,23 @@ def _run(
     )
 
 
-def _eager(
-    x: Tensor, parameters: dict[str, Tensor | None], options: dict[str, Any]
-) -> tuple[Tensor, Tensor]:
+def logits(x: Tensor, parameters: dict[str, Tensor | None], options: dict[str, Any]) -> Tensor:
+    """What the gate function gets, in plain PyTorch."""
     act = options.get("act", "relu")
     if not isinstance(act, torch.nn.Module):
         act = activations.make_layer(act)
-    gate = activations.make_layer(options.get("gate", "sigmoid"))
     w1, b1, w2, b2 = parameters.values()
     s = x.mean((2, 3))
     if options.get("add_maxpool", False):
         s = 0.5 * s + 0.5 * x.amax((2, 3))
-    s = gate(F.linear(act(F.linear(s, w1.flatten(1), b1)), w2.flatten(1), b2))
+    return F.linear(act(F.linear(s, w1.flatten(1), b1)), w2.flatten(1), b2)
+
+
+def _eager(
+    x: Tensor, parameters: dict[str, Tensor | None], options: dict[str, Any]
+) -> tuple[Tensor, Tensor]:
+    gate = activations.make_layer(options.get("gate", "sigmoid"))
+    s = gate(logits(x, parameters, options))
     return x * s[:, :, None, None], s
 
 
@@ -72,8 +85,8 @@ _VARIANTS = (
 
 BLOCK = Block(
     "se",
-    _parameters,
-    _run,
+    parameters,
+    run,
     _eager,
     shapes=(
         Config("stage1", (1, 256, 56, 56), {"rd": 16, "conv": True}),

@@ -99,10 +99,17 @@ def _cases_of(block: Block, backend: str) -> Iterator[Case]:
                 yield Case(block.name, backend, config, dtype, layout, "sum")
 
 
+def _marks(case: Case) -> list[pytest.MarkDecorator]:
+    marks = [pytest.mark.gpu] * (case.device == "cuda")
+    if not marks and case.config.is_large and case.dtype != torch.float32:
+        marks.append(pytest.mark.slow)
+    return marks
+
+
 def table() -> list[Any]:
-    """All cases as pytest parameters; those that need a GPU are marked."""
+    """All cases as pytest parameters; those that need a GPU, or long, are marked."""
     return [
-        pytest.param(case, id=case.id, marks=[pytest.mark.gpu] * (case.device == "cuda"))
+        pytest.param(case, id=case.id, marks=_marks(case))
         for block in BLOCKS.values()
         for backend in backends.names()
         for case in _cases_of(block, backend)

@@ -148,17 +148,19 @@ def _measure_sk(
     dy: Tensor,
     count: Callable[[Callable[[], object]], Report],
     m: int = 2,
+    prologue: bool = False,
 ) -> dict[str, Report]:
     ops = torch.ops.chattn_cuda_host
     branches = [x, *(x.clone() for _ in range(m - 1))]
     n, c = x.shape[:2]
     acc = torch.float64 if x.dtype == torch.float64 else torch.float32
     logits = torch.randn(n, m, c, dtype=acc)
+    affine = torch.randn(2, m, c, dtype=acc) if prologue else None
     gates: list[Tensor] = []
 
     def forward() -> None:
-        ops.sk_squeeze(branches)
-        gates.append(ops.sk_select(branches, logits)[1])
+        ops.sk_squeeze(branches, affine)
+        gates.append(ops.sk_select(branches, logits, affine)[1])
 
     def backward() -> None:
         ops.sk_dot(dy, None, *gates, branches)
@@ -168,10 +170,16 @@ def _measure_sk(
     return {"forward": count(forward), "backward": count(backward)}
 
 
-def _floors_sk(m: int = 2) -> dict[str, Floors]:
-    """Eager, by the operations of timm and their gradients: stack, sum, mean, mul, sum."""
+def _floors_sk(m: int = 2, prologue: bool = False) -> dict[str, Floors]:
+    """Eager, by the operations of timm and their gradients: stack, sum, mean, mul, sum.
+
+    A prologue is a batch norm and a ReLU before them.
+    """
+    before = 2 * m if prologue else 0
     return {
-        "forward": Floors(Floor(4 * m + 1, 2 * m + 2), Floor(2 * m, 1), Floor(m, 1)),
+        "forward": Floors(
+            Floor(before + 4 * m + 1, before + 2 * m + 2), Floor(2 * m, 1), Floor(m, 1)
+        ),
         "backward": Floors(Floor(3 * m + 2, 3 * m), Floor(m + 2, m), Floor(m + 1, m)),
     }
 
@@ -223,7 +231,7 @@ def measure(
         sm: Device profile, 90 for compute capability 9.0.
         **options: The block's own: SE's rd (by default as in timm; 0 for effective SE, with one
             layer) and add_maxpool; ECA's k (by default as in timm), circular and per_channel; SK's
-            m, the number of branches.
+            m, the number of branches, and prologue.
 
     Returns:
         A call per direction.

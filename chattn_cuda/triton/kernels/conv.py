@@ -90,7 +90,7 @@ def conv_rescale_kernel(
     p = merge_sum(part_sum, where, mask, parts, N * C) / hw
     tl.store(pooled + where, p, mask=mask & (split == 0))
     tl.store(gate + where, s, mask=mask & (split == 0))
-    rescale_tile(xs, (s,), y, n, c, split, steps, n_size, C, L, CL, TN, TC, TL)
+    rescale_tile(xs, None, (s,), y, n, c, split, steps, n_size, C, L, CL, TN, TC, TL)
 
 
 @triton.jit(do_not_specialize=(*SIZES, *_CONV_SIZES))

@@ -140,7 +140,7 @@ def mlp_rescale_kernel(
     s = mlp_gate_tile(hidden, w2, b2, n, c, n_size, C, r_size, ACT, PARAM, GATE, TN, TC, TK)
     mask = (n < n_size)[:, None] & (c < C)[None, :] & (split == 0)
     tl.store(gate + (n[:, None] * C + c[None, :]), s, mask=mask)
-    rescale_tile(xs, (s,), y, n, c, split, steps, n_size, C, L, CL, TN, TC, TL)
+    rescale_tile(xs, None, (s,), y, n, c, split, steps, n_size, C, L, CL, TN, TC, TL)
 
 
 @triton.jit(do_not_specialize=_GATE_SIZES)

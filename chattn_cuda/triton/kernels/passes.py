@@ -147,6 +147,23 @@ def load_map(x, offs, mask, ACC: tl.constexpr):
 
 
 @triton.jit
+def load_branch(
+    x, prologue, row, c, offs, mask, exists, C, M: tl.constexpr, CL: tl.constexpr, ACC: tl.constexpr
+):
+    """Branch ``row`` of M, through its prologue: relu(scale x + shift), zero outside of the map.
+
+    prologue: (2, M, C), scale and shift, or None; exists: the channels [TC] of the map.
+    """
+    v = load_map(x, offs, mask, ACC)
+    if prologue is not None:
+        scale = tl.load(prologue + row * C + c, mask=exists, other=0.0)[None, :]
+        shift = tl.load(prologue + (M + row) * C + c, mask=exists, other=0.0)[None, :]
+        v = maximum(v * over_length(scale, CL) + over_length(shift, CL), 0.0)
+        v = tl.where(mask, v, 0.0)
+    return v
+
+
+@triton.jit
 def store_map(y, offs, mask, v):
     """Round once and store: the one place where maps are written."""
     tl.store(y + offs, to_storage(v, y.dtype.element_ty), mask=mask)
@@ -155,6 +172,7 @@ def store_map(y, offs, mask, v):
 @triton.jit(do_not_specialize=SIZES)
 def squeeze_kernel(
     xs,
+    prologue,
     part_sum,
     part_max,
     n_size,
@@ -171,7 +189,8 @@ def squeeze_kernel(
 ):
     """part_sum[split, n, c] = sum over maps and over the split of L; part_max likewise or None.
 
-    xs: tuple of maps; the maximum is of the first one. Grid: sample tiles x channel tiles x splits.
+    xs: tuple of maps; the maximum is of the first one, without a prologue (see `load_branch`).
+    Grid: sample tiles x channel tiles x splits.
     """
     ACC: tl.constexpr = part_sum.dtype.element_ty
     C, L = channels_and_length(mid_size, inner_units, ALIGN, CL)
@@ -185,7 +204,7 @@ def squeeze_kernel(
         offs = offsets(n, c, pos, C, L, CL)
         mask = inside(n, c, pos, n_size, C, L, CL)
         for m in tl.static_range(len(xs)):
-            v = load_map(xs[m], offs, mask, ACC)
+            v = load_branch(xs[m], prologue, m, c, offs, mask, c < C, C, len(xs), CL, ACC)
             total += v
             if part_max is not None and m == 0:
                 top = maximum(tl.where(mask, v, float("-inf")), top)
@@ -273,6 +292,7 @@ def reduce_kernel(
 @triton.jit
 def rescale_tile(
     xs,
+    prologue,
     gates,
     y,
     n,
@@ -287,16 +307,20 @@ def rescale_tile(
     TC: tl.constexpr,
     TL: tl.constexpr,
 ):
-    """Y = sum_m gates[m] * xs[m] over one split of L. gates: tuple of [TN, TC] tiles."""
+    """Y = sum_m gates[m] * xs[m] over one split of L. gates: tuple of [TN, TC] tiles.
+
+    prologue: as in `load_branch`.
+    """
     ACC: tl.constexpr = gates[0].dtype
     begin, end = step_range(split, steps, L, TL)
     for step in range(begin, end):
         pos = step * TL + tl.arange(0, TL)
         offs = offsets(n, c, pos, C, L, CL)
         mask = inside(n, c, pos, n_size, C, L, CL)
-        v = load_map(xs[0], offs, mask, ACC) * over_length(gates[0], CL)
-        for m in tl.static_range(1, len(xs)):
-            v += load_map(xs[m], offs, mask, ACC) * over_length(gates[m], CL)
+        v = zero_tile(TN, TC, TL, CL, ACC)
+        for m in tl.static_range(len(xs)):
+            x = load_branch(xs[m], prologue, m, c, offs, mask, c < C, C, len(xs), CL, ACC)
+            v += x * over_length(gates[m], CL)
         store_map(y, offs, mask, v)
 
 

@@ -59,6 +59,7 @@ def row_tiles(rows, where, mask, C, M: tl.constexpr):
 @triton.jit(do_not_specialize=SIZES)
 def select_kernel(
     xs,
+    prologue,
     y,
     logits,
     gate,
@@ -84,7 +85,7 @@ def select_kernel(
     gates = softmax_tiles(logits, where, mask, C, M)
     for m in tl.static_range(M):
         tl.store(gate + where + m * C, gates[m], mask=mask & (split == 0))
-    rescale_tile(xs, gates, y, n, c, split, steps, n_size, C, L, CL, TN, TC, TL)
+    rescale_tile(xs, prologue, gates, y, n, c, split, steps, n_size, C, L, CL, TN, TC, TL)
 
 
 @triton.jit(do_not_specialize=("n_size", "c_size", "parts"))

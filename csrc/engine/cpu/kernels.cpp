@@ -21,6 +21,18 @@ void with_count(int count, Body&& body) {
   }
 }
 
+// body(their number, whether they have a prologue)
+template <class Body>
+void with_branches(const Branches& x, Body&& body) {
+  with_count(x.count, [&](auto m) {
+    if (x.prologue != nullptr) {
+      body(m, std::true_type{});
+    } else {
+      body(m, std::false_type{});
+    }
+  });
+}
+
 // Typed functions behind the untyped tables.
 template <class T>
 struct Passes {
@@ -31,8 +43,8 @@ struct Passes {
 
   static void squeeze(const MapShape& s, const Branches& x, index_t n, index_t c0, index_t c1,
                       void* sum, void* peak) {
-    with_count(x.count, [&](auto m) {
-      CHATTN_ISA::squeeze<T, m()>(s, {s, x, n}, c0, c1, acc(sum), acc(peak));
+    with_branches(x, [&](auto m, auto prologue) {
+      CHATTN_ISA::squeeze<T, m(), prologue()>(s, x, n, c0, c1, acc(sum), acc(peak));
     });
   }
   static void dot(const MapShape& s, const void* g, const Branches& x, index_t n, index_t c0,
@@ -43,8 +55,9 @@ struct Passes {
   }
   static void rescale(const MapShape& s, const Branches& x, index_t n, index_t c0, index_t c1,
                       const void* gate, void* y, bool stream) {
-    with_count(x.count, [&](auto m) {
-      CHATTN_ISA::rescale<T, m()>(s, {s, x, n}, n, c0, c1, acc(gate), static_cast<T*>(y), stream);
+    with_branches(x, [&](auto m, auto prologue) {
+      CHATTN_ISA::rescale<T, m(), prologue()>(s, x, n, c0, c1, acc(gate), static_cast<T*>(y),
+                                              stream);
     });
   }
   static void gradient(const MapShape& s, const void* g, const void* x, index_t n, index_t c0,

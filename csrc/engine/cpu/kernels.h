@@ -10,7 +10,8 @@ namespace chattn::cpu {
 
 // All passes work on one sample `n` and its channels [c0, c1). Arrays over channels are in the
 // accumulation type and indexed by the channel itself (so they start at channel 0 of the sample).
-// With M branches, `gate` and `dot` have M rows of C. A maximum (`peak`) is of one map.
+// With M branches, `gate` and `dot` have M rows of C. A maximum (`peak`) is of one map. `squeeze`
+// and `rescale` read branches through their prologue, if any.
 struct PassKernels {
   // sum[c] = sum_hw sum_m x_m; with `peak`, also peak[c] = max_hw x.
   void (*squeeze)(const MapShape&, const Branches& x, index_t n, index_t c0, index_t c1, void* sum,

@@ -3,6 +3,7 @@
 //
 // M branches share a pass (a selective kernel has several): the squeeze sums over them, the rescale
 // weighs them, the dot multiplies each with g, the gradient writes all. `gate` has M rows of C.
+// kPrologue: the branches are relu(scale*x + shift), see Branches.
 #pragma once
 #include "engine/cpu/simd.h"
 #include "engine/map.h"
@@ -20,6 +21,52 @@ struct Sample {
   Sample(const MapShape& s, const BranchesOf<Void>& x, index_t n) : pitch(s.c + x.gap) {
     const index_t start = s.channels_last ? n * s.hw * pitch : n * (s.c * s.hw + x.gap);
     for (int m = 0; m < M; ++m) base[m] = static_cast<P>(x.at[m]) + start;
+  }
+};
+
+// The prologue of a branch for one vector of channels, or for one channel in every lane.
+template <class T, bool kPrologue>
+struct Prologue {
+  using V = typename Simd<T>::V;
+  V scale, shift;
+
+  CHATTN_INLINE V operator()(V v, index_t count) const {
+    using S = Simd<T>;
+    return S::first(S::max(V{}, v * scale + shift), count);
+  }
+};
+template <class T>
+struct Prologue<T, false> {
+  using V = typename Simd<T>::V;
+  CHATTN_INLINE V operator()(V v, index_t) const { return v; }
+};
+
+// Branch m's prologue: scale and shift are rows of s.c.
+template <class T, bool kPrologue>
+struct Prologues {
+  using S = Simd<T>;
+  using SA = Simd<acc_t<T>>;
+  const acc_t<T>*scale, *shift;
+  index_t row;
+
+  Prologues(const MapShape& s, const Branches& x)
+      : scale(static_cast<const acc_t<T>*>(x.prologue)),
+        shift(kPrologue ? scale + x.count * s.c : nullptr),
+        row(s.c) {}
+
+  CHATTN_INLINE Prologue<T, kPrologue> of_channel(int m, index_t c) const {
+    if constexpr (kPrologue) {
+      return {S::broadcast(scale[m * row + c]), S::broadcast(shift[m * row + c])};
+    } else {
+      return {};
+    }
+  }
+  CHATTN_INLINE Prologue<T, kPrologue> of_channels(int m, index_t c, index_t count) const {
+    if constexpr (kPrologue) {
+      return {SA::load_some(scale + m * row + c, count), SA::load_some(shift + m * row + c, count)};
+    } else {
+      return {};
+    }
   }
 };
 
@@ -57,8 +104,8 @@ CHATTN_INLINE typename S::V sum_of(index_t length, Value&& value) {
   return total;
 }
 
-// out[r][c] = sum over [0, hw) of value(r, offset, count) at the offsets of plane c in its sample,
-// for c in [c0, c1) and r in [0, R).
+// out[r][c] = sum over [0, hw) of value(r, c, offset, count) at the offsets of plane c in its
+// sample, for c in [c0, c1) and r in [0, R).
 template <class T, int R, class Value>
 CHATTN_INLINE void plane_sums(const MapShape& s, index_t c0, index_t c1, acc_t<T>* out,
                               Value&& value) {
@@ -70,8 +117,9 @@ CHATTN_INLINE void plane_sums(const MapShape& s, index_t c0, index_t c1, acc_t<T
       typename S::V parts[kL];
       for (index_t p = 0; p < kL; ++p) {
         const index_t offset = (c + p) * s.hw;
-        parts[p] = sum_of<S>(p < planes ? s.hw : 0,
-                             [&](index_t i, index_t count) { return value(r, offset + i, count); });
+        parts[p] = sum_of<S>(p < planes ? s.hw : 0, [&](index_t i, index_t count) {
+          return value(r, c + p, offset + i, count);
+        });
       }
       Simd<acc_t<T>>::store_some(out + r * s.c + c, S::sums(parts), planes);
     }
@@ -162,14 +210,19 @@ CHATTN_INLINE void column_sums(const MapShape& s, index_t c0, index_t c1, acc_t<
 
 // ---- the table's functions
 
-template <class T, int M>
-void squeeze(const MapShape& s, const Sample<const T*, M>& u, index_t c0, index_t c1, acc_t<T>* sum,
+template <class T, int M, bool kPrologue>
+void squeeze(const MapShape& s, const Branches& x, index_t n, index_t c0, index_t c1, acc_t<T>* sum,
              acc_t<T>* peak) {
   using S = Simd<T>;
+  const Sample<const T*, M> u(s, x, n);
+  const Prologues<T, kPrologue> prologue(s, x);
   if (!s.channels_last) {
-    plane_sums<T, 1>(s, c0, c1, sum, [&](int, index_t offset, index_t count) {
-      auto v = S::load_some(u.base[0] + offset, count);
-      for (int m = 1; m < M; ++m) v += S::load_some(u.base[m] + offset, count);
+    plane_sums<T, 1>(s, c0, c1, sum, [&](int, index_t c, index_t offset, index_t count) {
+      const auto read = [&](int m) CHATTN_INLINE_LAMBDA {
+        return prologue.of_channel(m, c)(S::load_some(u.base[m] + offset, count), count);
+      };
+      auto v = read(0);
+      for (int m = 1; m < M; ++m) v += read(m);
       return v;
     });
     if (!peak) return;
@@ -178,8 +231,11 @@ void squeeze(const MapShape& s, const Sample<const T*, M>& u, index_t c0, index_
   }
   column_sums<T, 1>(s, c0, c1, sum, [&](int, index_t p, index_t c, index_t count) {
     const index_t offset = p * u.pitch + c;
-    auto v = S::load_some(u.base[0] + offset, count);
-    for (int m = 1; m < M; ++m) v += S::load_some(u.base[m] + offset, count);
+    const auto read = [&](int m) CHATTN_INLINE_LAMBDA {
+      return prologue.of_channels(m, c, count)(S::load_some(u.base[m] + offset, count), count);
+    };
+    auto v = read(0);
+    for (int m = 1; m < M; ++m) v += read(m);
     return v;
   });
   if (!peak) return;
@@ -201,7 +257,7 @@ void dot(const MapShape& s, const T* g, const Sample<const T*, M>& u, index_t n,
   g += n * s.c * s.hw;
   const T* x = u.base[0];
   if (!s.channels_last) {
-    plane_sums<T, M>(s, c0, c1, out, [&](int m, index_t offset, index_t count) {
+    plane_sums<T, M>(s, c0, c1, out, [&](int m, index_t, index_t offset, index_t count) {
       return S::load_some(g + offset, count) * S::load_some(u.base[m] + offset, count);
     });
     if (!peak) return;
@@ -217,11 +273,13 @@ void dot(const MapShape& s, const T* g, const Sample<const T*, M>& u, index_t n,
     for (index_t c = c0; c < c1; ++c) count_out[c] += to_acc(x[p * s.c + c]) == peak[c];
 }
 
-template <class T, int M>
-void rescale(const MapShape& s, const Sample<const T*, M>& u, index_t n, index_t c0, index_t c1,
+template <class T, int M, bool kPrologue>
+void rescale(const MapShape& s, const Branches& x, index_t n, index_t c0, index_t c1,
              const acc_t<T>* gate, T* y, bool stream) {
   using S = Simd<T>;
   using SA = Simd<acc_t<T>>;
+  const Sample<const T*, M> u(s, x, n);
+  const Prologues<T, kPrologue> prologue(s, x);
   y += n * s.c * s.hw;
   if (!s.channels_last) {
     for (index_t c = c0; c < c1; ++c) {
@@ -229,8 +287,11 @@ void rescale(const MapShape& s, const Sample<const T*, M>& u, index_t n, index_t
       typename S::V g[M];
       for (int m = 0; m < M; ++m) g[m] = S::broadcast(gate[m * s.c + c]);
       write_run(y + offset, s.hw, stream, [&](index_t i, index_t count) {
-        auto v = g[0] * S::load_some(u.base[0] + offset + i, count);
-        for (int m = 1; m < M; ++m) v += g[m] * S::load_some(u.base[m] + offset + i, count);
+        const auto read = [&](int m) CHATTN_INLINE_LAMBDA {
+          return prologue.of_channel(m, c)(S::load_some(u.base[m] + offset + i, count), count);
+        };
+        auto v = g[0] * read(0);
+        for (int m = 1; m < M; ++m) v += g[m] * read(m);
         return v;
       });
     }
@@ -239,10 +300,13 @@ void rescale(const MapShape& s, const Sample<const T*, M>& u, index_t n, index_t
   for (index_t p = 0; p < s.hw; ++p) {
     const index_t offset = p * u.pitch + c0;
     write_run(y + p * s.c + c0, c1 - c0, stream, [&](index_t i, index_t count) {
-      auto v = SA::load_some(gate + c0 + i, count) * S::load_some(u.base[0] + offset + i, count);
-      for (int m = 1; m < M; ++m)
-        v += SA::load_some(gate + m * s.c + c0 + i, count) *
-             S::load_some(u.base[m] + offset + i, count);
+      const auto weighed = [&](int m) CHATTN_INLINE_LAMBDA {
+        const auto v = S::load_some(u.base[m] + offset + i, count);
+        return SA::load_some(gate + m * s.c + c0 + i, count) *
+               prologue.of_channels(m, c0 + i, count)(v, count);
+      };
+      auto v = weighed(0);
+      for (int m = 1; m < M; ++m) v += weighed(m);
       return v;
     });
   }

@@ -17,6 +17,7 @@
 #endif
 
 #define CHATTN_INLINE inline __attribute__((always_inline))
+#define CHATTN_INLINE_LAMBDA __attribute__((always_inline))
 
 namespace chattn::CHATTN_ISA {
 
@@ -187,6 +188,13 @@ struct Simd {
     constexpr int kPart = kLanes / kSums;
     return __builtin_shufflevector(a, b, (kLane / kPart * 2 * kPart + kLane % kPart)...) +
            __builtin_shufflevector(a, b, (kLane / kPart * 2 * kPart + kPart + kLane % kPart)...);
+  }
+
+  // The first `count` lanes; zero in the others.
+  static CHATTN_INLINE V first(V v, index_t count) {
+    if (count >= kLanes) return v;
+    for (int i = 0; i < kLanes; ++i) v[i] = i < count ? v[i] : A(0);
+    return v;
   }
 
   // NaN wins, as in torch.amax.

@@ -16,19 +16,24 @@
 namespace chattn::cuda {
 
 // Numbers that a gate has: a scale for every input or output, and a shift, and the peak and the
-// peak's share. kSlices: the branches may be slices of a larger map.
+// peak's share. kSlices: the branches may be slices of a larger map. kPrologue: a shift for every
+// input, and the ReLU of each scaled and shifted input is added up.
 template <int Inputs = 1, int Outputs = 1, bool Shift = false, bool Peak = false,
-          bool Slices = false>
+          bool Slices = false, bool Prologue = false>
 struct ApplyForm {
   static_assert(Inputs == 1 || Outputs == 1);
   static constexpr int kInputs = Inputs, kOutputs = Outputs, kScales = Inputs * Outputs;
-  static constexpr bool kShift = Shift, kPeak = Peak, kSlices = Slices;
-  static constexpr int kTiles = kScales + (Shift ? 1 : 0) + (Peak ? 2 : 0);
+  static constexpr bool kShift = Shift, kPeak = Peak, kSlices = Slices, kPrologue = Prologue;
+  static constexpr int kTiles =
+      kScales + (Prologue ? kScales : 0) + (Shift ? 1 : 0) + (Peak ? 2 : 0);
 };
 
 // Blocks that must fit on a multiprocessor, for enough loads in flight.
 template <class T, int V, class Gate>
 constexpr int kApplyBlocks = sizeof(acc_t<T>) == 8 || Gate::Form::kTiles >= 3 || V == 1 ? 2 : 3;
+// Loads in flight: iterations that are unrolled; fewer where each element needs many numbers.
+template <class Form>
+constexpr int kRowsUnrolled = Form::kPrologue ? 2 : 4;
 constexpr int kTileSize = kApplySamples * kApplyChannels;
 
 // Which gates a block owns. part == 0: nobody else computes them, so this block also stores them.
@@ -77,6 +82,14 @@ struct ApplyIo {
 template <class Form, class A>
 CHATTN_DEVICE A apply_one(const Shared<A>& tiles, int t, int o, const A (&values)[Form::kInputs],
                           A x) {
+  if constexpr (Form::kPrologue) {
+    A r = A(0);
+    CHATTN_UNROLL
+    for (int m = 0; m < Form::kInputs; ++m)
+      r += nan_max(A(0), tiles.ld(m * kTileSize + t) * values[m] +
+                             tiles.ld((Form::kInputs + m) * kTileSize + t));
+    return r;
+  }
   A r = tiles.ld(o * kTileSize + t) * values[0];
   CHATTN_UNROLL
   for (int m = 1; m < Form::kInputs; ++m) r += tiles.ld(m * kTileSize + t) * values[m];
@@ -169,7 +182,7 @@ apply_rows(ApplyShape shape, ApplyIo<T, typename Gate::Form> io, Gate gate) {
   const int end = split_at(shape.hw, p.part + 1, shape.parts);
   for (int m = 0; m < p.samples; ++m) {
     const int t = m * kApplyChannels + channel;
-    CHATTN_UNROLL_BY(4)
+    CHATTN_UNROLL_BY(kRowsUnrolled<Form>)
     for (int i = begin + tid / kCols; i < end; i += kRows) {
       const index_t row = static_cast<index_t>(p.n0 + m) * shape.hw + i;
       const index_t offset = row * shape.c + p.c0 + channel;

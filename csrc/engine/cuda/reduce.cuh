@@ -14,22 +14,67 @@ namespace chattn::cuda {
 
 // ---- what is reduced
 // An Op turns the
-// inputs' values at a position into kStaged numbers, and folds those into kOutputs. `reference` is
-// a number per plane that the fold compares with (only if kReference). Inputs from kBranches on may
-// be slices of a larger map (kBranches < 0: none).
+// inputs' values at a position into kStaged numbers, and folds those into kOutputs. A Reference is
+// what the fold needs to know of a plane: load(memory, plane, C). Inputs from kBranches on may be
+// slices of a larger map (kBranches < 0: none).
+
+template <class A>
+struct Nothing {
+  CHATTN_DEVICE static Nothing load(const A*, index_t, index_t) { return {}; }
+};
+template <class A>
+struct NumberOfPlane {
+  A value;
+  CHATTN_DEVICE static NumberOfPlane load(const A* numbers, index_t plane, index_t) {
+    return {ld(numbers + plane)};
+  }
+};
+template <class A, int M>
+struct PrologueOfPlane {  // of M branches, in (2, M, C): scale and shift
+  A scale[M], shift[M];
+  CHATTN_DEVICE static PrologueOfPlane load(const A* numbers, index_t plane, index_t c_count) {
+    PrologueOfPlane r;
+    const index_t c = plane % c_count;
+    CHATTN_UNROLL
+    for (int m = 0; m < M; ++m) {
+      r.scale[m] = ld(numbers + m * c_count + c);
+      r.shift[m] = ld(numbers + (M + m) * c_count + c);
+    }
+    return r;
+  }
+};
 
 template <class T, int M = 1>
 struct SumOp {  // sum over M inputs
   using A = acc_t<T>;
   static constexpr int kInputs = M, kStaged = 1, kOutputs = 1, kBranches = M > 1 ? 0 : -1;
-  static constexpr bool kReference = false;
+  using Reference = Nothing<A>;
   CHATTN_DEVICE static void stage(const A (&in)[kInputs], A (&out)[kStaged]) {
     out[0] = in[0];
     CHATTN_UNROLL
     for (int m = 1; m < M; ++m) out[0] += in[m];
   }
   CHATTN_DEVICE static A first(int) { return A(0); }
-  CHATTN_DEVICE static void fold(A (&s)[kOutputs], const A (&v)[kStaged], A) { s[0] += v[0]; }
+  CHATTN_DEVICE static void fold(A (&s)[kOutputs], const A (&v)[kStaged], Reference) {
+    s[0] += v[0];
+  }
+  CHATTN_DEVICE static A merge(int, A a, A b) { return a + b; }
+};
+
+template <class T, int M>
+struct PrologueSumOp {  // sum over M inputs, each through its prologue
+  using A = acc_t<T>;
+  static constexpr int kInputs = M, kStaged = M, kOutputs = 1, kBranches = 0;
+  using Reference = PrologueOfPlane<A, M>;
+  CHATTN_DEVICE static void stage(const A (&in)[M], A (&out)[M]) {
+    CHATTN_UNROLL
+    for (int m = 0; m < M; ++m) out[m] = in[m];
+  }
+  CHATTN_DEVICE static A first(int) { return A(0); }
+  CHATTN_DEVICE static void fold(A (&s)[1], const A (&v)[M], const Reference& r) {
+    CHATTN_UNROLL
+    for (int m = 0; m < M; ++m) s[0] += nan_max(A(0), r.scale[m] * v[m] + r.shift[m]);
+  }
   CHATTN_DEVICE static A merge(int, A a, A b) { return a + b; }
 };
 
@@ -37,10 +82,10 @@ template <class T>
 struct SumMaxOp {  // sum and max of one input
   using A = acc_t<T>;
   static constexpr int kInputs = 1, kStaged = 1, kOutputs = 2, kBranches = -1;
-  static constexpr bool kReference = false;
+  using Reference = Nothing<A>;
   CHATTN_DEVICE static void stage(const A (&in)[1], A (&out)[1]) { out[0] = in[0]; }
   CHATTN_DEVICE static A first(int o) { return o == 0 ? A(0) : -A(INFINITY); }
-  CHATTN_DEVICE static void fold(A (&s)[2], const A (&v)[1], A) {
+  CHATTN_DEVICE static void fold(A (&s)[2], const A (&v)[1], Reference) {
     s[0] += v[0];
     s[1] = nan_max(s[1], v[0]);
   }
@@ -51,10 +96,10 @@ template <class T>
 struct DotOp {  // sum of g*x
   using A = acc_t<T>;
   static constexpr int kInputs = 2, kStaged = 1, kOutputs = 1, kBranches = -1;
-  static constexpr bool kReference = false;
+  using Reference = Nothing<A>;
   CHATTN_DEVICE static void stage(const A (&in)[2], A (&out)[1]) { out[0] = in[0] * in[1]; }
   CHATTN_DEVICE static A first(int) { return A(0); }
-  CHATTN_DEVICE static void fold(A (&s)[1], const A (&v)[1], A) { s[0] += v[0]; }
+  CHATTN_DEVICE static void fold(A (&s)[1], const A (&v)[1], Reference) { s[0] += v[0]; }
   CHATTN_DEVICE static A merge(int, A a, A b) { return a + b; }
 };
 
@@ -62,15 +107,15 @@ template <class T>
 struct DotCountOp {  // sum of g*x, and how many x equal the plane's maximum
   using A = acc_t<T>;
   static constexpr int kInputs = 2, kStaged = 2, kOutputs = 2, kBranches = -1;
-  static constexpr bool kReference = true;
+  using Reference = NumberOfPlane<A>;
   CHATTN_DEVICE static void stage(const A (&in)[2], A (&out)[2]) {
     out[0] = in[0] * in[1];
     out[1] = in[1];
   }
   CHATTN_DEVICE static A first(int) { return A(0); }
-  CHATTN_DEVICE static void fold(A (&s)[2], const A (&v)[2], A reference) {
+  CHATTN_DEVICE static void fold(A (&s)[2], const A (&v)[2], Reference maximum) {
     s[0] += v[0];
-    s[1] += v[1] == reference ? A(1) : A(0);
+    s[1] += v[1] == maximum.value ? A(1) : A(0);
   }
   CHATTN_DEVICE static A merge(int, A a, A b) { return a + b; }
 };
@@ -79,13 +124,13 @@ template <class T, int M>
 struct DotsOp {  // sums of g*x_m for M branches
   using A = acc_t<T>;
   static constexpr int kInputs = M + 1, kStaged = M, kOutputs = M, kBranches = 1;
-  static constexpr bool kReference = false;
+  using Reference = Nothing<A>;
   CHATTN_DEVICE static void stage(const A (&in)[kInputs], A (&out)[M]) {
     CHATTN_UNROLL
     for (int m = 0; m < M; ++m) out[m] = in[0] * in[m + 1];
   }
   CHATTN_DEVICE static A first(int) { return A(0); }
-  CHATTN_DEVICE static void fold(A (&s)[M], const A (&v)[M], A) {
+  CHATTN_DEVICE static void fold(A (&s)[M], const A (&v)[M], Reference) {
     CHATTN_UNROLL
     for (int m = 0; m < M; ++m) s[m] += v[m];
   }
@@ -98,10 +143,10 @@ struct ReduceIo {
   static constexpr bool kSlices = Op::kBranches >= 0;
   const T* in[Op::kInputs];
   A* out[Op::kOutputs];
-  const A* reference;  // per plane, or null
+  const A* reference;  // what the Op's References are loaded from, or null
   Arrivals arrivals;   // cleared for the next launch
   index_t gap = 0;     // of the branches: elements between samples (channels_last: positions)
-  index_t sample_planes = 1;
+  index_t sample_planes = 1;  // C, where an Op asks for it
 
   // Elements that the branches' samples (channels_last: positions) before the i-th skip.
   CHATTN_DEVICE index_t skipped(index_t i) const { return kSlices ? i * gap : 0; }
@@ -120,8 +165,8 @@ struct ReduceIo {
       Op::stage(values, staged[k]);
     }
   }
-  CHATTN_DEVICE A plane_reference(index_t plane) const {
-    return Op::kReference ? ld(reference + plane) : A(0);
+  CHATTN_DEVICE typename Op::Reference of_plane(index_t plane) const {
+    return Op::Reference::load(reference, plane, sample_planes);
   }
 };
 
@@ -141,6 +186,11 @@ CHATTN_DEVICE void merge_lanes(A (&s)[Op::kOutputs], int from, int to) {
   }
 }
 
+// Blocks that must fit on a multiprocessor; 0 leaves it to the compiler, which would rather spill a
+// prologue's numbers.
+template <class Op>
+constexpr int kReduceBlocks = sizeof(typename Op::Reference) > sizeof(double) ? 2 : 0;
+
 // Loads in flight: iterations that are unrolled; fewer where each has many inputs, for registers.
 template <class Op>
 constexpr int kUnrolled = Op::kInputs > 2 ? 2 : 4;
@@ -150,7 +200,7 @@ constexpr int kUnrolled = Op::kInputs > 2 ? 2 : 4;
 // [b*tile_planes, ...), read as one run of 16-byte words however long a plane is. Shared: kStaged
 // arrays of tile_planes*hw accumulators.
 template <class T, int V, class Op>
-CHATTN_KERNEL(kThreads)
+CHATTN_KERNEL(kThreads, kReduceBlocks<Op>)
 reduce_tiles(ReduceIo<T, Op> io, index_t planes, int hw, int tile_planes, int lanes) {
   using A = acc_t<T>;
   io.arrivals.clear();
@@ -201,7 +251,7 @@ reduce_tiles(ReduceIo<T, Op> io, index_t planes, int hw, int tile_planes, int la
     A s[Op::kOutputs];
     start<Op>(s);
     if (p < count) {
-      const A reference = io.plane_reference(first + p);
+      const auto reference = io.of_plane(first + p);
       for (int i = lane; i < hw; i += lanes) {
         A v[Op::kStaged];
         CHATTN_UNROLL
@@ -223,7 +273,7 @@ reduce_tiles(ReduceIo<T, Op> io, index_t planes, int hw, int tile_planes, int la
 // word: elements before the first and after the last whole word go one by one. Shared: kOutputs *
 // kWarps accumulators.
 template <class T, int V, class Op>
-CHATTN_KERNEL(kThreads)
+CHATTN_KERNEL(kThreads, kReduceBlocks<Op>)
 reduce_planes(ReduceIo<T, Op> io, index_t planes, int hw, int warps_per_plane, int splits) {
   using A = acc_t<T>;
   io.arrivals.clear();
@@ -242,7 +292,7 @@ reduce_planes(ReduceIo<T, Op> io, index_t planes, int hw, int warps_per_plane, i
   const int skew = static_cast<int>((base + begin) % V);
   const int body = min(end, begin + (skew ? V - skew : 0));
   const int tail = body + (end - body) / V * V;
-  const A reference = io.plane_reference(plane);
+  const auto reference = io.of_plane(plane);
 
   A s[Op::kOutputs];
   start<Op>(s);
@@ -291,7 +341,7 @@ reduce_planes(ReduceIo<T, Op> io, index_t planes, int hw, int warps_per_plane, i
 // channels and walks over positions; `cols` threads lie along a row. Shared: kOutputs * kWarps *
 // cols * V accumulators.
 template <class T, int V, class Op>
-CHATTN_KERNEL(kThreads)
+CHATTN_KERNEL(kThreads, kReduceBlocks<Op>)
 reduce_rows(ReduceIo<T, Op> io, index_t n_count, index_t c_count, int hw, int cols, int splits) {
   using A = acc_t<T>;
   io.arrivals.clear();
@@ -306,11 +356,12 @@ reduce_rows(ReduceIo<T, Op> io, index_t n_count, index_t c_count, int hw, int co
   const int begin = split_at(hw, split, splits);
   const int end = split_at(hw, split + 1, splits);
 
-  A s[V][Op::kOutputs], reference[V];
+  A s[V][Op::kOutputs];
+  typename Op::Reference reference[V] = {};
   CHATTN_UNROLL
   for (int k = 0; k < V; ++k) {
     start<Op>(s[k]);
-    reference[k] = c < c_count ? io.plane_reference(n * c_count + c + k) : A(0);
+    if (c < c_count) reference[k] = io.of_plane(n * c_count + c + k);
   }
   if (c < c_count) {
     CHATTN_UNROLL_BY(kUnrolled<Op>)

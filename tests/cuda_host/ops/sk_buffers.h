@@ -34,6 +34,9 @@ inline void register_inputs(hostcuda::BufferScope& known, const Branches& x, con
   each_branch(x, map, "x", [&](const void* p, std::size_t bytes, const char* name) {
     known.input(p, bytes, name);
   });
+  if (x.prologue)
+    known.input(x.prologue, static_cast<std::size_t>(2 * x.count * map.c * acc_size(map.dtype)),
+                "prologue");
 }
 
 inline void register_buffers(hostcuda::BufferScope& known, const SkSqueeze& p) {
