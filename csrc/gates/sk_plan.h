@@ -11,6 +11,11 @@ inline ReducePlan plan_sk_reduce(const MapShape& map, int staged, index_t gap) {
   return plan_reduce(map, staged, gap != 0);
 }
 
+// Numbers of scratch memory for them: partial results of every plane.
+inline index_t sk_partials(const MapShape& map, int staged, index_t gap) {
+  return plan_sk_reduce(map, staged, gap).splits * staged * map.planes();
+}
+
 inline ApplyPlan plan_sk_apply(const MapShape& map) { return plan_apply(map, 0); }
 
 // The launches of a forward or of a backward call, without the network in between.
