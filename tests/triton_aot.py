@@ -123,6 +123,7 @@ def _rare_sk() -> Iterator[Case]:
     for m in (1, 3, 4):
         for channels_last in (False, True):
             yield Case("sk", _LONG, "fp32", channels_last, {"m": m})
+    yield Case("sk", _SHORT, "fp32", options={"m": 4})
     yield Case("sk", _ODD, "fp64", options={"m": 4, "to_gate": True})
 
 
