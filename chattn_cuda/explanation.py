@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,6 +25,7 @@ class Explanation:
             own submodules, one after the other) or "error".
         reasons: Why this path.
         others: Why each of the other backends was not taken.
+        notes: What the call does besides, such as a copy.
     """
 
     block: str
@@ -32,11 +33,13 @@ class Explanation:
     path: str
     reasons: tuple[str, ...] = ()
     others: dict[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         """A few lines of text."""
         lines = [f"{self.block}: {self.path}" + (f", backend {self.backend}" * bool(self.backend))]
         lines += [f"  because {reason}" for reason in self.reasons]
+        lines += [f"  note: {note}" for note in self.notes]
         lines += [f"  not {name}: {reason}" for name, reason in self.others.items()]
         return "\n".join(lines)
 
@@ -92,6 +95,7 @@ def explain_call(
     dtype: torch.dtype,
     uncovered: str | None,
     fallback: str,
+    notes: Mapping[str, str] | None = None,
 ) -> Explanation:
     """The explanation of one call.
 
@@ -102,6 +106,7 @@ def explain_call(
         dtype: x's type.
         uncovered: Why the fused path does not cover this call; None where it does.
         fallback: The path of a call that is not covered: "reference" or "eager".
+        notes: By backend, what it does besides on the fused path.
     """
     reasons = []
     try:
@@ -137,4 +142,5 @@ def explain_call(
                 if requested != "auto"
                 else "it could run, but is not the first choice here"
             )
-    return Explanation(block, backend, path, tuple(reasons), others)
+    said = [(notes or {}).get(backend)] if backend is not None and path == "fused" else []
+    return Explanation(block, backend, path, tuple(reasons), others, tuple(filter(None, said)))

@@ -6,6 +6,7 @@ The list of barriers is found in the sources, so a new one is covered on the day
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import re
 import subprocess
@@ -15,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from tests.cuda_host import build, direct, kernel_zoo, mutation
+from tests.cuda_host import bugs, build, direct, kernel_zoo, mutation
 from tests.cuda_host.direct import Process
 from tests.cuda_host.mutation import Mutant
 from tests.cuda_host.oracle import complaint, inputs_of
@@ -118,6 +119,27 @@ def test_problems_reach_every_path_of_eca() -> None:
     assert reaches(tap_tiles=several)
 
 
+def test_problems_reach_every_path_of_sk() -> None:
+    reaches = functools.partial(some, "sk")
+    for m in range(1, 5):
+        assert reaches(m=m)
+    for slices in (False, True):
+        for kind in KINDS:
+            assert reaches(kind=kind, slices=slices)
+    assert reaches(kind="planes", slices=True, warps_per_plane=1, h=lambda h: h % 2)
+    assert reaches(kind="planes", slices=True, warps_per_plane=8)
+    assert reaches(kind="planes", reduce_splits=several)
+    assert reaches(kind="rows", vec=1, reduce_splits=several) and reaches(kind="rows", vec=4)
+    for channels_last in (False, True):
+        assert reaches(apply_parts=several, channels_last=channels_last)
+        assert reaches(channel_tiles=several, channels_last=channels_last)
+        assert reaches(to_gate=True, channels_last=channels_last)
+    for problem, plan in plans("sk"):
+        if problem.name == "tiles_slices":  # several tiles in a sample, and the last is smaller
+            assert problem.c > plan["dot_tile"] and problem.c % plan["dot_tile"]
+    assert any(problem.n * problem.c > 256 for problem in PROBLEMS["sk"])  # two blocks of planes
+
+
 # ---- barriers -----------------------------------------------------------------------------------
 def name_of(mutant: Mutant) -> str:
     return mutant.name
@@ -135,28 +157,42 @@ def _clean() -> None:
     mutation.remove_old_copies()
 
 
+BARRIERS = mutation.barriers(mutation.CSRC)
+# Once more in the kernels with several inputs or outputs, which are instantiations of their own.
+OF_BRANCHES = [
+    dataclasses.replace(mutant, name=f"sk-{mutant.name}", shown_by="sk")
+    for mutant in BARRIERS
+    if mutant.file in ("engine/cuda/reduce.cuh", "engine/cuda/apply.cuh")
+]
+
+
 def test_barriers_are_found() -> None:
-    found = {m.file: m.block for m in mutation.barriers(mutation.CSRC)}
+    found = {m.file: m.block for m in BARRIERS}
     engine = ("reduce", "apply", "matmul", "arrival")
     assert {f"engine/cuda/{name}.cuh" for name in engine} <= set(found)
     assert found["engine/cuda/matmul.cuh"] == "se"
     assert found["gates/eca_stage_cuda.cuh"] == found["gates/conv1d_cuda.cuh"] == "eca"
+    assert len(OF_BRANCHES) >= 5
 
 
 @pytest.mark.sanitize
-@pytest.mark.parametrize("mutant", mutation.barriers(mutation.CSRC), ids=name_of)
+@pytest.mark.parametrize("mutant", [*BARRIERS, *OF_BRANCHES], ids=name_of)
 def test_deleted_barrier(mutant: Mutant) -> None:
     require_noticed(mutant)
 
 
 @pytest.mark.sanitize
-@pytest.mark.parametrize("mutant", mutation.BUGS, ids=name_of)
+@pytest.mark.parametrize("mutant", bugs.BUGS, ids=name_of)
 def test_planted_bug(mutant: Mutant) -> None:
     require_noticed(mutant)
 
 
 # ---- the order of launches ----------------------------------------------------------------------
-ORDERED = [*(PROBLEMS["se"][i] for i in (0, 1, 5)), *(PROBLEMS["eca"][i] for i in (5, 8))]
+ORDERED = [
+    *(PROBLEMS["se"][i] for i in (0, 1, 5)),
+    *(PROBLEMS["eca"][i] for i in (5, 8)),
+    *(PROBLEMS["sk"][i] for i in (1, 2, 8)),
+]
 
 
 @pytest.mark.parametrize("problem", ORDERED, ids=lambda p: f"{p.block}-{p.name}")
@@ -187,7 +223,7 @@ ZOO_BARRIERS = [
 
 
 @pytest.mark.sanitize
-@pytest.mark.parametrize("mutant", [*ZOO_BARRIERS, *mutation.ZOO_BUGS], ids=name_of)
+@pytest.mark.parametrize("mutant", [*ZOO_BARRIERS, *bugs.ZOO_BUGS], ids=name_of)
 def test_mutant_of_the_zoo(mutant: Mutant) -> None:
     folder = mutant.apply()
     program = build.build_program(

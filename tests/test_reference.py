@@ -9,7 +9,11 @@ import torch
 from torch import nn
 
 from chattn_cuda import SqueezeExcite, activations, reference
-from chattn_cuda.functional import efficient_channel_attention, squeeze_excite
+from chattn_cuda.functional import (
+    efficient_channel_attention,
+    selective_kernel,
+    squeeze_excite,
+)
 
 F64 = torch.float64
 
@@ -90,6 +94,44 @@ def test_eca_gradient_by_hand() -> None:
     # dz1 = x10 = -2: dw = -2 p, dp = -2 w, each over two pixels; and the gate z1 = 12 at x10
     assert dw.flatten().tolist() == [-4.0, 2.0, -8.0]
     assert dx.flatten().tolist() == [-1.0, -1.0, 12.0 - 2.0, -2.0, -3.0, -3.0]
+
+
+# ---- the selective kernel: two branches of two channels of 1 x 2, means 2, -1 and 1, 3
+SK_U = [[[[1.0, 3.0]], [[-2.0, 0.0]]], [[[2.0, 0.0]], [[4.0, 2.0]]]]
+
+
+def test_sk_by_hand() -> None:
+    # p = (2 + 1, -1 + 3) = (3, 2); h = relu(3 - 2, -3 + 2 + 0.5) = (1, 0)
+    # z = (2, 0) + b for the first branch, (1, 0) + b for the second: differences 1 and -1.5
+    branches = [torch.tensor([u], dtype=F64) for u in SK_U]
+    w_reduce = torch.tensor([[1.0, -1.0], [-1.0, 1.0]], dtype=F64)
+    b_reduce = torch.tensor([0.0, 0.5], dtype=F64)
+    w_select = torch.tensor([[2.0, 5.0], [0.0, 5.0], [1.0, -5.0], [0.0, -5.0]], dtype=F64)
+    b_select = torch.tensor([0.0, 0.0, 0.0, 1.5], dtype=F64)
+    assert reference.squeeze_branches(branches).tolist() == [[3.0, 2.0]]
+    weights = (w_reduce, b_reduce, w_select, b_select)
+    y, gate = selective_kernel(branches, *weights, return_gate=True, backend="reference")
+    # softmax of two numbers: the sigmoid of their difference
+    a, b = 1 / (1 + math.exp(-1)), 1 / (1 + math.exp(1.5))
+    assert gate.flatten().tolist() == pytest.approx([a, b, 1 - a, 1 - b], abs=1e-15)
+    expected = [a + 2 * (1 - a), 3 * a, -2 * b + 4 * (1 - b), 2 * (1 - b)]
+    assert y.flatten().tolist() == pytest.approx(expected, abs=1e-15)
+
+
+def test_sk_gradient_by_hand() -> None:
+    # Channel 0 only: p = 2 + 1, logits z = (1 p + 6, 3 p) = (9, 9), so both gates are 1 / 2.
+    # L = y[0] at the first pixel = g0 * 1 + g1 * 2, so dg = (1, 2) and
+    # dz = g (dg - sum(g dg)) = 1/2 * ((1, 2) - 3/2) = (-1/4, 1/4)
+    branches = [torch.tensor([u[:1]], dtype=F64, requires_grad=True) for u in SK_U]
+    w = torch.tensor([[[1.0], [3.0]]], dtype=F64, requires_grad=True)
+    b = torch.tensor([[[6.0], [0.0]]], dtype=F64)
+    logits = w * reference.squeeze_branches(branches)[:, None] + b
+    y, gate = reference.select_branches(branches, logits)
+    assert gate.flatten().tolist() == [0.5, 0.5]
+    du, dv, dw = torch.autograd.grad(y[0, 0, 0, 0], [*branches, w])
+    # dw = dz p; dp = dz w = -1/4 + 3/4 = 1/2, over two pixels: 1/4; and the gates at the first
+    assert dw.flatten().tolist() == [-0.75, 0.75]
+    assert du.flatten().tolist() == dv.flatten().tolist() == [0.75, 0.25]
 
 
 @pytest.mark.parametrize("k", [1, 3, 5, 9])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -278,6 +279,26 @@ def test_split_attention_is_timms(arguments: dict[str, Any], training: bool) -> 
 def test_split_attention_refuses(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         chattn_cuda.SplitAttn(12, **arguments)
+
+
+@on_fused
+def test_explain_says_who_copies_slices(backend: str) -> None:
+    cases.require(backend)
+    x = torch.randn(2, 8, 6, 6, device=cases.device_of(backend))
+    block = nn.ModuleList([SplitAttn(8, radix=2)]).to(x.device)
+    chattn_cuda.accelerate(block, backend)
+    wide, w = torch.cat([x, x], 1), (x.new_ones(4, 8), None, x.new_ones(16, 4), None)
+    call = functools.partial(chattn_cuda.explain, functional.selective_kernel, backend=backend)
+    explanations = [chattn_cuda.explain(block[0], x), call(wide.chunk(2, 1), *w), call([x, x], *w)]
+    assert all(e.path == "fused" and e.backend == backend for e in explanations)
+    copied = ["copies branches that are slices of one map" in str(e) for e in explanations]
+    assert copied == [backend == "triton", backend == "triton", False]
+    if backend == "triton":
+        from chattn_cuda.triton import sk
+
+        slices = wide.chunk(2, 1)
+        read = sk.squeeze_launches(slices)[1][0].args[0]
+        assert all(a.data_ptr() != b.data_ptr() for a, b in zip(read, slices, strict=True))
 
 
 def test_radix_of_one_is_left() -> None:

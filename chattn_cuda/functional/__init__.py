@@ -11,9 +11,14 @@ from chattn_cuda.functional.se_relatives import (
     run_effective_squeeze_excite,
     squeeze_excite_scale_bias,
 )
-from chattn_cuda.functional.sk import run_selective_kernel, selective_kernel
+from chattn_cuda.functional.sk import (
+    COPIES_OF_SLICES,
+    run_selective_kernel,
+    selective_kernel,
+)
 
 __all__ = [
+    "COPIES_OF_SLICES",
     "Resolved",
     "effective_squeeze_excite",
     "efficient_channel_attention",

@@ -13,7 +13,13 @@ from chattn_cuda.activations import ActivationSpec
 from chattn_cuda.explanation import Explanation, explain_call, register_explainer
 from chattn_cuda.functional.common import why_not_fused
 
-__all__ = ["run_selective_kernel", "selective_kernel"]
+__all__ = ["COPIES_OF_SLICES", "run_selective_kernel", "selective_kernel"]
+
+#: for `explain`: by backend, what happens to branches that lie in one map
+COPIES_OF_SLICES = {
+    "triton": "the Triton backend copies branches that are slices of one map before it reads them, "
+    "and their gradients behind"
+}
 
 _WEIGHTS = ("w_reduce", "b_reduce", "w_select", "b_select")
 
@@ -42,7 +48,8 @@ def selective_kernel(
 
     Args:
         branches: 1 to 4 maps (N, C, H, W) of one shape, type and device: float32, float16, bfloat16
-            or float64. Any strides; slices of the channels of one map are read in place.
+            or float64. Any strides; slices of the channels of one map are read in place (Triton
+            copies them, and `chattn_cuda.explain` says so).
         w_reduce: (d, C) as a Linear's weight or (d, C, 1, 1) as a 1x1 convolution's.
         b_reduce: Its bias (d,), or None.
         w_select: (M * C, d) or (M * C, d, 1, 1): the rows of the first branch first.
@@ -153,7 +160,17 @@ def _explain(
     validation.check_selective_kernel(branches, w_reduce, b_reduce, w_select, b_select, prologue)
     x = branches[0]
     uncovered = why_not_fused(x, (*branches[1:], w_reduce, b_reduce, w_select, b_select))
-    return explain_call("selective_kernel", backend, x.device.type, x.dtype, uncovered, "reference")
+    memory_format = ops.memory_format_of(x)
+    dense = all(u.is_contiguous(memory_format=memory_format) for u in branches)
+    return explain_call(
+        "selective_kernel",
+        backend,
+        x.device.type,
+        x.dtype,
+        uncovered,
+        "reference",
+        {} if dense else COPIES_OF_SLICES,
+    )
 
 
 register_explainer(selective_kernel, _explain)

@@ -21,7 +21,7 @@ class SplitAttnForward(FusedForward):
     """The forward over conv, bn0, drop, act0, fc1, bn1, act1, fc2, rsoftmax and radix.
 
     Zhang et al., arXiv 2004.08955. The branches are slices of the convolution's map: they are read
-    in place, and their gradients are written into one map.
+    in place, and their gradients are written into one map (by Triton with copies of both).
     """
 
     if TYPE_CHECKING:
@@ -79,7 +79,15 @@ class SplitAttnForward(FusedForward):
         """How ``forward(x)`` would run; see `chattn_cuda.explain`."""
         validation.check_map(x)
         uncovered = self.obstacle() or functional.why_not_fused(x, ())
-        return explain_call("SplitAttn", self.backend, x.device.type, x.dtype, uncovered, "eager")
+        return explain_call(
+            "SplitAttn",
+            self.backend,
+            x.device.type,
+            x.dtype,
+            uncovered,
+            "eager",
+            functional.COPIES_OF_SLICES,
+        )
 
 
 class RadixSoftmax(nn.Module):

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from . import host
 from .kernels import passes, select
-from .launch import UNLIMITED, plan_pass
+from .launch import UNLIMITED, PassPlan, plan_pass
 
 SCHEMAS = (
     "sk_squeeze(Tensor[] branches, Tensor? prologue=None) -> Tensor pooled",
@@ -32,6 +32,21 @@ def _shape(x: Tensor, channels_last: bool) -> tuple[int, int, int, bool]:
     return n, c, h * w, channels_last or h * w == 1
 
 
+def _tiles(maps: int) -> int:
+    """How many tiles a pass over so many maps keeps, to a power of two.
+
+    Those of a plan for more than four would be too small for 128-bit loads of 16-bit maps.
+    """
+    return min(1 << (maps - 1).bit_length(), 4)
+
+
+def _select_plan(x: Tensor, m: int, channels_last: bool) -> PassPlan:
+    """The plan of a pass that writes maps."""
+    n, c, hw, cl = _shape(x, channels_last)
+    size = x.element_size()
+    return plan_pass(n, c, hw, cl, size, _tiles(m), max_splits=UNLIMITED, fill=host.FILL)
+
+
 def _programs(planes: int) -> int:
     return -(-planes // _PLANES)
 
@@ -47,7 +62,9 @@ def squeeze_launches(
     if n == 0:
         return pooled, []
     maps = tuple(host.dense(u, channels_last) for u in branches)
-    samples, p = host.reduction(n, c, hw, cl, x.element_size(), 1, prologue is not None)
+    samples, p = host.reduction(
+        n, c, hw, cl, x.element_size(), _tiles(len(branches)), prologue is not None
+    )
     part_sum = pooled.new_empty((p.splits, n, c))
     prologue = None if prologue is None else prologue.contiguous()
     squeeze = (maps, prologue, part_sum, None, *host.sizes(p, samples), *host.tiles(p))
@@ -64,13 +81,13 @@ def select_launches(
     """Outputs (y, gate), not yet computed, and the launches that do."""
     x, m = branches[0], len(branches)
     channels_last = host.is_channels_last(x)
-    n, c, hw, cl = _shape(x, channels_last)
+    n, c = x.shape[:2]
     y = host.empty_map(x, channels_last)
     gate = x.new_empty((n, m, c), dtype=host.accumulator(x.dtype))
     if n == 0:
         return (y, gate), []
     maps = tuple(host.dense(u, channels_last) for u in branches)
-    p = plan_pass(n, c, hw, cl, x.element_size(), max_splits=UNLIMITED, fill=host.FILL)
+    p = _select_plan(x, m, channels_last)
     prologue = None if prologue is None else prologue.contiguous()
     args = (maps, prologue, y, logits.contiguous(), gate, *host.sizes(p, n), m, *host.tiles(p))
     return (y, gate), [host.Launch(select.select_kernel, p.programs, args)]
@@ -89,9 +106,7 @@ def dot_launches(
     maps = tuple(host.dense(u, channels_last) for u in branches)
     dy = host.dense(dy, channels_last)
     dgate = None if dgate is None else dgate.contiguous()
-    samples, p = host.reduction(
-        n, c, hw, cl, x.element_size(), 1 << m.bit_length()
-    )  # at least m + 1 tiles
+    samples, p = host.reduction(n, c, hw, cl, x.element_size(), _tiles(m + 1))
     parts = gate.new_empty((m, p.splits, n, c))
     reduce = (dy, maps, None, parts, None, *host.sizes(p, samples), *host.tiles(p))
     merge = (parts, dgate, gate.contiguous(), dlogits, n, c, p.splits, m, _PLANES)
@@ -112,7 +127,7 @@ def gradient_launches(
         return outputs, []
     dy = host.dense(dy, channels_last)
     dpooled = None if dpooled is None else dpooled.contiguous()
-    p = plan_pass(n, c, hw, cl, dy.element_size(), max_splits=UNLIMITED, fill=host.FILL)
+    p = _select_plan(dy, m, channels_last)
     args = (dy, gate.contiguous(), dpooled, tuple(outputs), *host.sizes(p, n), hw, m)
     return outputs, [host.Launch(select.select_spread_kernel, p.programs, (*args, *host.tiles(p)))]
 

@@ -25,16 +25,11 @@ Status check_size(const MapShape& map) {
       static_cast<long long>(map.n), static_cast<long long>(map.c), static_cast<long long>(map.hw));
 }
 
-// Partial results of every plane, `staged` numbers each.
-index_t partials(const MapShape& map, int staged, index_t gap) {
-  return plan_sk_reduce(map, staged, gap).splits * staged * map.planes() * acc_size(map.dtype);
-}
-
 }  // namespace
 
 template <>
 index_t scratch_bytes(const SkSqueeze& p) {
-  return partials(p.map, p.x.prologue != nullptr ? p.x.count : 1, p.x.gap);
+  return sk_squeeze_partials(p.map, p.x) * acc_size(p.map.dtype);
 }
 template <>
 index_t scratch_bytes(const SkSelect&) {
@@ -42,7 +37,7 @@ index_t scratch_bytes(const SkSelect&) {
 }
 template <>
 index_t scratch_bytes(const SkDot& p) {
-  return partials(p.map, p.x.count, p.x.gap);
+  return sk_dot_partials(p.map, p.x) * acc_size(p.map.dtype);
 }
 template <>
 index_t scratch_bytes(const SkGradient&) {

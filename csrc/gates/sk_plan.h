@@ -11,6 +11,17 @@ inline ReducePlan plan_sk_reduce(const MapShape& map, int staged, index_t gap) {
   return plan_reduce(map, staged, gap != 0);
 }
 
+// Numbers of scratch memory for them: partial results of every plane.
+inline index_t sk_partials(const ReducePlan& plan, int outputs, const MapShape& map) {
+  return plan.splits * outputs * map.planes();
+}
+inline index_t sk_squeeze_partials(const MapShape& map, const Branches& x) {
+  return sk_partials(plan_sk_reduce(map, x.prologue ? x.count : 1, x.gap), 1, map);
+}
+inline index_t sk_dot_partials(const MapShape& map, const Branches& x) {
+  return sk_partials(plan_sk_reduce(map, x.count, x.gap), x.count, map);
+}
+
 inline ApplyPlan plan_sk_apply(const MapShape& map) { return plan_apply(map, 0); }
 
 // The launches of a forward or of a backward call, without the network in between.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import Tensor
 from chattn_cuda import reference
 from tests.compare import assert_close
 from tests.cuda_host.direct import Outcome, Process
-from tests.cuda_host.problems import EcaProblem, Problem, SeProblem
+from tests.cuda_host.problems import EcaProblem, Problem, SeProblem, Shape, SkProblem
 
 Tensors = dict[str, Tensor]
 #: by buffer: bytes
@@ -22,10 +23,10 @@ Bytes = dict[str, int]
 # ---- results ------------------------------------------------------------------------------------
 @functools.cache
 def inputs_of(problem: Problem) -> Tensors:
-    """Random numbers; matrices shrink what they sum up to the size of one."""
+    """Random numbers; weights shrink what they sum up to the size of one."""
     generator = torch.Generator().manual_seed(0)
     tensors = {k: torch.randn(s, generator=generator) for k, s in problem.inputs.items()}
-    return {k: t / t.shape[-1] ** 0.5 if t.dim() in (2, 3) else t for k, t in tensors.items()}
+    return {k: t / t.shape[-1] ** 0.5 if k[0] == "w" else t for k, t in tensors.items()}
 
 
 def _se(problem: SeProblem, x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> Tensors:
@@ -43,16 +44,32 @@ def _eca(problem: EcaProblem, x: Tensor, weight: Tensor) -> Tensors:
     return {"pooled": x.mean((2, 3)), "gate": gate, "y": y}
 
 
-FORMULAS: dict[str, Callable[..., Tensors]] = {"se": _se, "eca": _eca}
+def _sk(
+    problem: SkProblem, logits: Tensor, prologue: Tensor | None = None, **maps: Tensor
+) -> Tensors:
+    branches = maps["x"].chunk(problem.m, 1) if problem.slices else tuple(maps.values())
+    y, gate = reference.select_branches(branches, logits)
+    pooled = reference.squeeze_branches(branches)
+    if prologue is not None:  # other values, the same gradients
+        with torch.no_grad():
+            after = reference.after_prologue(branches, prologue.flatten(1))
+            y.copy_(reference.select_branches(after, logits)[0])
+            pooled.copy_(reference.squeeze_branches(after))
+    return {"pooled": pooled, "gate": gate, "y": y}
+
+
+FORMULAS: dict[str, Callable[..., Tensors]] = {"se": _se, "eca": _eca, "sk": _sk}
 
 
 @functools.cache
 def results(problem: Problem, dtype: torch.dtype) -> Tensors:
     """By the formulas; float64 for the exact value, float32 for the yardstick."""
-    leaves = {k: v.to(dtype).requires_grad_(k != "dy") for k, v in inputs_of(problem).items()}
-    dy = leaves.pop("dy")
-    outputs = FORMULAS[problem.block](problem, **leaves)
-    grads = torch.autograd.grad(outputs["y"], list(leaves.values()), dy)
+    inputs = {k: v.to(dtype) for k, v in inputs_of(problem).items()}
+    given = {k[1:]: inputs.pop(k) for k in list(inputs) if k[0] == "d"}
+    leaves = {k: v.requires_grad_() for k, v in inputs.items() if k not in problem.frozen}
+    outputs = FORMULAS[problem.block](problem, **inputs)
+    of = [outputs[k] for k in given]
+    grads = torch.autograd.grad(of, list(leaves.values()), list(given.values()))
     return {**outputs, **{f"d{k}": g for k, g in zip(leaves, grads, strict=True)}}
 
 
@@ -60,7 +77,14 @@ def check_results(problem: Problem, outcome: Outcome) -> None:
     """In the order in which they are computed: the first wrong one is nearest to the cause."""
     exact, eager = results(problem, torch.float64), results(problem, torch.float32)
     for name, value in exact.items():
-        assert_close(name, outcome.arrays[name], value, eager[name], dtype=torch.float32)
+        assert_close(
+            name,
+            outcome.arrays[name],
+            value,
+            eager[name],
+            dtype=torch.float32,
+            allow_zero=problem.is_zero(name),
+        )
 
 
 # ---- traffic ------------------------------------------------------------------------------------
@@ -80,12 +104,27 @@ def _eca_traffic(problem: EcaProblem, plan: dict[str, int]) -> tuple[Bytes, Byte
     return {"x": forward}, {"dy": 2 * size, "x": size}
 
 
-LOADS: dict[str, Callable[..., tuple[Bytes, Bytes]]] = {"se": _se_traffic, "eca": _eca_traffic}
+def _sk_traffic(problem: SkProblem, _: dict[str, int]) -> tuple[Bytes, Bytes]:
+    maps = {k: b for k, b in map_bytes(problem.inputs).items() if k[0] == "x"}
+    return {k: 2 * b for k, b in maps.items()}, {"dy": 2 * problem.map_bytes, **maps}
+
+
+LOADS: dict[str, Callable[..., tuple[Bytes, Bytes]]] = {
+    "se": _se_traffic,
+    "eca": _eca_traffic,
+    "sk": _sk_traffic,
+}
+
+
+def map_bytes(arrays: dict[str, Shape]) -> Bytes:
+    """The size of each of the arrays that is a map."""
+    return {k: 4 * math.prod(shape) for k, shape in arrays.items() if len(shape) == 4}
 
 
 def check_traffic(problem: Problem, outcome: Outcome, plan: dict[str, int]) -> None:
     """The maps move as often as docs/design.md says, to the byte."""
-    stored = ({"y": problem.map_bytes}, {"dx": problem.map_bytes})
+    written = map_bytes(problem.outputs)
+    stored = [{k: b for k, b in written.items() if (k[0] == "d") == back} for back in (False, True)]
     loaded = LOADS[problem.block](problem, plan)
     for (direction, report), loads, stores in zip(
         outcome.reports.items(), loaded, stored, strict=True

@@ -1,0 +1,118 @@
+"""Bugs in the selective kernel, and in what the shared passes do for it alone."""
+
+from __future__ import annotations
+
+from tests.cuda_host.mutation import PLACE, Mutant, in_csrc
+
+_SELECT, _SK = "gates/select_cuda.cuh", "gates/sk_cuda_impl.cuh"
+_APPLY, _REDUCE = "engine/cuda/apply.cuh", "engine/cuda/reduce.cuh"
+
+
+def _pass(name: str, file: str, old: str, new: str, noticed: str) -> Mutant:
+    return in_csrc(name, file, old, new, noticed, "sk")
+
+
+BUGS = (
+    # ---- gates
+    in_csrc(
+        "one-gate-too-many", _SELECT,
+        "if (t % kApplyChannels < p.channels)", "if (t % kApplyChannels <= p.channels)",
+        PLACE + "(race|out-of-bounds)",
+    ),
+    in_csrc(
+        "every-part-writes-the-gate", _SELECT,
+        "if (p.part == 0) st(gate", "st(gate",
+        PLACE + "race on 'gate'",
+    ),
+    in_csrc(
+        "gate-not-written", _SELECT,
+        "if (p.part == 0) st(gate + at + b * c, s);", "",
+        "sk_select: no kernel wrote 'gate' at byte 0",
+    ),
+    in_csrc(
+        "softmax-without-its-first-branch", _SELECT,
+        "for (int b = 0; b < M; ++b) total += z[b]",
+        "total = 1; for (int b = 1; b < M; ++b) total += z[b]",
+        "gate: max-abs error",
+    ),
+    in_csrc(
+        "gradient-of-the-sum-not-the-mean", _SELECT,
+        "ld(dpooled + static_cast<index_t>(n) * c + channel) / hw",
+        "ld(dpooled + static_cast<index_t>(n) * c + channel)",
+        "dx0?: max-abs error",
+    ),
+    # ---- what follows the sums
+    in_csrc(
+        "one-mean-of-branches-too-many", _SELECT,
+        "if (i < planes) st(pooled", "if (i <= planes) st(pooled",
+        PLACE + "(out-of-bounds|load of 'scratch')",
+    ),
+    in_csrc(
+        "one-logit-too-many", _SELECT,
+        "if (i >= a.planes) return;", "if (i > a.planes) return;",
+        PLACE + "(race|out-of-bounds|load of 'scratch')",
+    ),
+    in_csrc(
+        "gradient-of-the-first-gate-only", _SELECT,
+        "if (a.dgate != nullptr) ds[b] +=", "if (a.dgate != nullptr && b == 0) ds[b] +=",
+        "dlogits: max-abs error",
+    ),
+    in_csrc(
+        "branches-share-their-partial-sums", _SK,
+        "static_cast<A*>(scratch) + b * plan.splits * planes",
+        "static_cast<A*>(scratch) + b * planes",
+        PLACE + "race on 'scratch'",
+    ),
+    # ---- the prologue
+    in_csrc(
+        "prologue-of-the-next-branch", _SELECT,
+        "s * ld(prologue + row)", "s * ld(prologue + (b + 1) % M * c + p.c0 + i)",
+        "y: max-abs error",
+    ),
+    _pass(
+        "prologue-without-relu", _REDUCE,
+        "s[0] += nan_max(A(0), r.scale[m] * v[m] + r.shift[m]);",
+        "s[0] += r.scale[m] * v[m] + r.shift[m];",
+        "pooled: max-abs error",
+    ),
+    _pass(
+        "prologue-of-the-plane-not-its-channel", _REDUCE,
+        "const index_t c = plane % c_count;", "const index_t c = plane;",
+        PLACE + "out-of-bounds load|pooled: max-abs error",
+    ),
+    # ---- slices of one map
+    _pass(
+        "slices-taken-for-dense-in-tiles", _REDUCE,
+        "skip = io.skipped(n);", "(void)n;",
+        "pooled: max-abs error",
+    ),
+    _pass(
+        "tile-runs-into-the-next-sample", _REDUCE,
+        "end = (n + 1) * io.sample_planes;", "end = planes;",
+        PLACE + "race on 'scratch'",
+    ),
+    _pass(
+        "gap-behind-every-plane", _REDUCE,
+        "io.skipped(plane / io.sample_planes)", "io.skipped(plane)",
+        PLACE + "out-of-bounds load of 16 bytes",
+    ),
+    _pass(
+        "gap-behind-every-sample-of-rows", _REDUCE,
+        "io.skipped(n * hw + i)", "io.skipped(n)",
+        "pooled: max-abs error",
+    ),
+    _pass(
+        "gradient-forgets-the-samples-before", _APPLY,
+        "io.skipped_out(row)", "io.skipped_out(i)",
+        PLACE + "race on 'dx'",
+    ),
+    # ---- traffic
+    _pass(
+        "branches-read-twice", _REDUCE,
+        "    CHATTN_UNROLL\n    for (int k = 0; k < V; ++k) {\n      A values[Op::kInputs];",
+        "    for (int m = Op::kBranches; m < Op::kInputs; ++m)\n"
+        "      v[m] = load_vec<V>(in[m] + offset + skip);\n"
+        "    for (int k = 0; k < V; ++k) {\n      A values[Op::kInputs];",
+        "x0: .* bytes in loads, expected",
+    ),
+)  # fmt: skip

@@ -1,0 +1,79 @@
+// The selective kernel for direct.py; sizes, arrays and plan are those of problems.SkProblem.
+#include "cuda_host/direct/direct.h"
+#include "cuda_host/ops/sk_buffers.h"
+#include "gates/sk_plan.h"
+
+namespace chattn::cuda {
+
+// Instantiated in gates/sk_cuda_f32.cu.
+template <class T>
+Status sk_squeeze_as(const SkSqueeze& p, void* scratch, void* stream);
+template <class T>
+Status sk_select_as(const SkSelect& p, void* scratch, void* stream);
+template <class T>
+Status sk_dot_as(const SkDot& p, void* scratch, void* stream);
+template <class T>
+Status sk_gradient_as(const SkGradient& p, void* scratch, void* stream);
+
+}  // namespace chattn::cuda
+
+namespace {
+
+using namespace chattn;
+
+// The branches: `count` arrays, or slices of the first one.
+template <class Maps>
+Maps branches_of(float* const* maps, const MapShape& map, int count, bool slices) {
+  const index_t slice = map.channels_last ? map.c : map.c * map.hw;
+  Maps b;
+  b.count = count;
+  b.gap = slices ? (count - 1) * slice : 0;
+  for (int m = 0; m < count; ++m) b.at[m] = slices ? maps[0] + m * slice : maps[m];
+  return b;
+}
+
+}  // namespace
+
+DIRECT_API int direct_sk(int backward, const int* sizes, float* const* arrays, char* error,
+                         std::size_t error_size) {
+  const MapShape map = direct::map_of(sizes);
+  const int count = sizes[4];
+  const bool slices = sizes[5] != 0, to_gate = sizes[6] != 0, prologue = sizes[7] != 0;
+  const float *dy = arrays[0], *small = arrays[1], *logits = arrays[2];
+  const float *dgate = to_gate ? small : nullptr, *dpooled = to_gate ? nullptr : small;
+  const int maps = slices ? 1 : count;
+  Branches x = branches_of<Branches>(arrays + 3, map, count, slices);
+  float* const* out = arrays + 3 + maps;  // pooled, y, gate, dlogits, dx
+  if (prologue) {
+    const float* numbers = *out++;
+    if (!backward) x.prologue = numbers;
+  }
+  const MutableBranches dx = branches_of<MutableBranches>(out + 4, map, count, slices);
+  return direct::reported(error, error_size, [&] {
+    if (backward) {
+      direct::launch(SkDot{map, x, dy, dgate, out[2], out[3]}, cuda::sk_dot_partials(map, x),
+                     cuda::sk_dot_as<float>);
+      direct::launch(SkGradient{map, dy, out[2], dpooled, dx}, 0, cuda::sk_gradient_as<float>);
+    } else {
+      direct::launch(SkSqueeze{map, x, out[0]}, cuda::sk_squeeze_partials(map, x),
+                     cuda::sk_squeeze_as<float>);
+      direct::launch(SkSelect{map, x, logits, out[1], out[2]}, 0, cuda::sk_select_as<float>);
+    }
+  });
+}
+
+DIRECT_API void direct_sk_plan(const int* sizes, int* out) {
+  const MapShape map = direct::map_of(sizes);
+  const index_t gap = sizes[5];
+  const cuda::ReducePlan squeeze = cuda::plan_sk_reduce(map, sizes[7] ? sizes[4] : 1, gap);
+  const cuda::ReducePlan dot = cuda::plan_sk_reduce(map, sizes[4], gap);
+  const cuda::ApplyPlan apply = cuda::plan_sk_apply(map);
+  *out++ = static_cast<int>(squeeze.kind);
+  *out++ = squeeze.vec;
+  *out++ = squeeze.warps_per_plane;
+  *out++ = squeeze.splits;
+  *out++ = squeeze.tile_planes;
+  *out++ = dot.tile_planes;
+  *out++ = apply.parts;
+  *out++ = static_cast<int>(apply.channel_tiles);
+}
