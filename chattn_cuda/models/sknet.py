@@ -151,11 +151,6 @@ def _sknet(
         return made
 
     unit.expansion = bottleneck.expansion  # type: ignore[attr-defined]
-    return timm_model(
-        "skresnext50_32x4d",
-        block=unit,
-        layers=layers,
-        cardinality=groups,
-        base_width=_NARROWEST // groups,
-        **kwargs,
-    )
+    kwargs = {"layers": layers, **kwargs}
+    width = {"cardinality": groups, "base_width": _NARROWEST // groups}
+    return timm_model("skresnext50_32x4d", block=unit, **width, **kwargs)
