@@ -83,7 +83,7 @@ def units(model: nn.Module) -> list[Any]:
 
 def test_weights_are_drawn_as_timm_draws_them() -> None:
     torch.manual_seed(3)
-    weight = models.sknet26(layers=(1, 1, 1, 1)).layer4[0].conv2.paths[1].conv.weight
+    weight = models.sknet26(layers=(1, 1, 1, 1)).layer4[0].conv2.paths[1].conv.weight.detach()
     assert float(weight.std()) == pytest.approx((2 / (9 * 1024)) ** 0.5, rel=0.01)  # fan out
 
 
