@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--backend", default="auto", help="default: auto")
     parser.add_argument("--device", default="cpu", help="default: cpu")
     parser.add_argument(
-        "--short", action="store_true", help="leave out blocks that repeat: a minute, not ten"
+        "--short", action="store_true", help="leave out blocks that repeat: a minute, not three"
     )
     parser.add_argument("--threads", type=int, help="CPU threads (default: torch's own)")
 
