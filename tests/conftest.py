@@ -2,8 +2,12 @@ from __future__ import annotations
 
 import os
 
-import pytest
-import torch
+# OpenMP reads it when torch is imported. Threads that spin while they wait make several processes
+# on few cores up to seven times slower.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
 
 if not torch.cuda.is_available():
     # Triton reads it when a kernel is defined: before the first import of the kernels.

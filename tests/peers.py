@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -124,6 +125,67 @@ class eca_layer(nn.Module):  # noqa: N801
         return x * self.sigmoid(y.transpose(-1, -2).unsqueeze(-1)).expand_as(x)
 
 
+class Conv2dStaticSamePadding(nn.Conv2d):
+    """As in lukemelas/EfficientNet-PyTorch: pads for maps of one size, more behind than before."""
+
+    def __init__(self, c_in: int, c_out: int, k: int, pad: tuple[int, int], **options: Any) -> None:
+        super().__init__(c_in, c_out, k, **options)
+        self.static_padding = nn.ZeroPad2d(pad * 2) if max(pad) else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.static_padding(x)
+        return nn.functional.conv2d(x, self.weight, self.bias, self.stride, 0, 1, self.groups)
+
+
+class MemoryEfficientSwish(nn.Module):
+    """As there."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.sigmoid(x)
+
+
+class MBConvBlock(nn.Module):
+    """As there: SE inside the forward, stochastic depth by an argument."""
+
+    def __init__(self, c_in: int, c_out: int, expand: int = 1, k: int = 3, stride: int = 1) -> None:
+        super().__init__()
+        self.has_se = True
+        self.shortcut = stride == 1 and c_in == c_out
+        c = c_in * expand
+        if expand != 1:
+            self._expand_conv = Conv2dStaticSamePadding(c_in, c, 1, (0, 0), bias=False)
+            self._bn0 = nn.BatchNorm2d(c)
+        pad = ((k - stride) // 2, (k - stride + 1) // 2)
+        depthwise = {"groups": c, "stride": stride, "bias": False}
+        self._depthwise_conv = Conv2dStaticSamePadding(c, c, k, pad, **depthwise)
+        self._bn1 = nn.BatchNorm2d(c)
+        self._se_reduce = Conv2dStaticSamePadding(c, c_in // 4, 1, (0, 0))
+        self._se_expand = Conv2dStaticSamePadding(c_in // 4, c, 1, (0, 0))
+        self._project_conv = Conv2dStaticSamePadding(c, c_out, 1, (0, 0), bias=False)
+        self._bn2 = nn.BatchNorm2d(c_out)
+        self._swish = MemoryEfficientSwish()
+
+    def forward(self, inputs: Tensor, drop_connect_rate: float | None = None) -> Tensor:
+        x = inputs
+        if "_expand_conv" in self._modules:
+            x = self._swish(self._bn0(self._expand_conv(x)))
+        x = self._swish(self._bn1(self._depthwise_conv(x)))
+        if self.has_se:
+            x = self.excited(x)
+        x = self._bn2(self._project_conv(x))
+        if self.shortcut:
+            if drop_connect_rate and self.training:
+                keep = torch.rand(len(x), 1, 1, 1, dtype=x.dtype) >= drop_connect_rate
+                x = x * keep / (1 - drop_connect_rate)
+            x = x + inputs
+        return x
+
+    def excited(self, x: Tensor) -> Tensor:
+        s = nn.functional.adaptive_avg_pool2d(x, 1)
+        s = self._se_expand(self._swish(self._se_reduce(s)))
+        return torch.sigmoid(s) * x
+
+
 #: A module of 24 channels, and the shape of a map that it takes.
 BUILD: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "moskomule": (lambda: SELayer(24), (2, 24, 5, 7)),
@@ -135,6 +197,8 @@ BUILD: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "mmpretrain-sigmoid": (lambda: MMSELayer(24, bias=False, hard=False), (2, 24, 5, 7)),
     "ecanet": (lambda: eca_layer(24, 5), (2, 24, 5, 7)),
     "ecanet-k1": (lambda: eca_layer(24, 1), (2, 24, 5, 7)),
+    "lukemelas": (lambda: MBConvBlock(24, 24, 2), (2, 24, 5, 7)),
+    "lukemelas-stride": (lambda: MBConvBlock(24, 16, k=5, stride=2), (2, 24, 6, 8)),
 }
 
 
@@ -160,3 +224,23 @@ class Detached(SELayer):
 class Refusing(SELayer):
     def forward(self, x: Tensor) -> Tensor:
         raise RuntimeError("maps are 224 x 224")
+
+
+class AfterProjection(MBConvBlock):
+    """Excites the projected map: has the structure of the block, but SE somewhere else."""
+
+    def forward(self, inputs: Tensor, drop_connect_rate: float | None = None) -> Tensor:
+        x = self._swish(self._bn1(self._depthwise_conv(inputs)))
+        return self._bn2(self.excited(self._project_conv(x)))
+
+
+class Unasked(MBConvBlock):
+    """Computes SE without asking whether it has one."""
+
+    def forward(self, inputs: Tensor, drop_connect_rate: float | None = None) -> Tensor:
+        x = self.excited(self._swish(self._bn1(self._depthwise_conv(inputs))))
+        return self._bn2(self._project_conv(x))
+
+
+class LowRank(nn.Conv2d):
+    """A layer that somebody put in the place of another."""

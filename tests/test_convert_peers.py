@@ -146,13 +146,15 @@ def test_graphs_of_plain_operations(peer: tuple[nn.Module, Tensor]) -> None:
     assert "chattn_cuda::" not in str(traced.inlined_graph)
     assert_same(traced(x).detach(), expected)
     if not isinstance(module, peers.ChannelSELayer):  # whose own forward fx cannot trace
-        assert_same(torch.fx.symbolic_trace(module)(x).detach(), expected)
+        assert_same(torch.fx.symbolic_trace(nn.Sequential(module))(x).detach(), expected)
 
 
-@pytest.mark.parametrize("name", [n for n in BUILD if not n.startswith(("monai", "timm-cl"))])
+@pytest.mark.parametrize(
+    "name", [n for n in BUILD if not n.startswith(("monai", "timm-cl", "lukemelas"))]
+)
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 def test_script(name: str) -> None:
-    """The own forwards of MONAI and of SqueezeExciteCl are no TorchScript."""
+    """The own forwards of MONAI, SqueezeExciteCl and MBConvBlock are no TorchScript."""
     build, shape = BUILD[name]
     module = build().double().eval()
     expected = module(maps(shape)).detach()
@@ -186,8 +188,10 @@ def test_structure_decides_and_not_the_name() -> None:
         (lambda: peers.Squared(24), "computes something else"),
         (lambda: peers.Detached(24), "computes something else"),
         (lambda: peers.Refusing(24), "fails on a small map: maps are 224 x 224"),
+        (lambda: peers.AfterProjection(24, 24), "computes something else"),
+        (lambda: peers.Unasked(24, 24), "computes something else"),
     ],
-    ids=["residual", "max", "squared", "detached", "refusing"],
+    ids=["residual", "max", "squared", "detached", "refusing", "after-projection", "unasked"],
 )
 def test_another_forward_is_left_alone(build: Callable[[], nn.Module], reason: str) -> None:
     module = build()
@@ -239,6 +243,82 @@ def test_activation_that_the_kernels_do_not_know() -> None:
         "the kernels do not know act (PReLU)",
         "the kernels do not know gate (HSigmoid)",
     ]
+
+
+def block_and_copy() -> tuple[Any, Any]:
+    torch.manual_seed(0)
+    block = peers.MBConvBlock(24, 24, 2).double()
+    return accelerate(copy.deepcopy(block)).model, block
+
+
+def test_mbconv_keeps_its_own_stochastic_depth() -> None:
+    fast, plain = block_and_copy()
+    x = maps((6, 24, 5, 7))
+    results = []
+    for block in (fast, plain):
+        torch.manual_seed(1)
+        results.append(block(x, drop_connect_rate=0.5))
+    assert_same(*results)
+    assert not torch.allclose(results[0], plain(x))
+
+
+def test_mbconv_is_as_it_was_from_outside() -> None:
+    fast, plain = block_and_copy()
+    assert fast.has_se is True and type(fast._project_conv) is peers.Conv2dStaticSamePadding
+    assert fast.get_submodule("_project_conv") is fast._project_conv
+    calls: list[str] = []
+    fast._project_conv.register_forward_hook(lambda *args: calls.append("project"))
+    fast._se_expand.register_forward_hook(lambda *args: calls.append("expand"))
+    x = maps(MAP)
+    assert chattn_cuda.explain(fast, x).path == "eager"
+    assert_same(fast(x), plain(x))
+    assert calls == ["expand", "project"]
+    fast.has_se = plain.has_se = False  # of no effect on one of them would show
+    assert_same(fast(x), plain(x))
+
+
+@pytest.mark.parametrize(
+    ("change", "note"),
+    [
+        (lambda m: setattr(m, "_swish", nn.PReLU()), "the kernels do not know act (PReLU)"),
+        (
+            lambda m: setattr(m, "_se_reduce", peers.LowRank(48, 6, 1)),
+            "_se_reduce is a LowRank",
+        ),
+    ],
+)
+def test_mbconv_with_other_layers(change: Callable[[Any], None], note: str) -> None:
+    block = peers.MBConvBlock(24, 24, 2)
+    change(block)
+    report = accelerate(block)
+    assert not report.changed and [e.note for e in report.left] == [note]
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+@pytest.mark.parametrize("training", [True, False])
+def test_mbconv_of_any_type_and_device(training: bool, device: str) -> None:
+    """The copy that is tried out has statistics of its own."""
+    with torch.device(device):
+        block = peers.MBConvBlock(24, 24, 2).half().train(training)
+    assert accelerate(block).changed
+    if device == "cpu":
+        assert block._bn1.running_mean.dtype == torch.half and not block._bn1.running_mean.any()
+
+
+def test_mbconv_without_se_is_no_block() -> None:
+    block = peers.MBConvBlock(24, 24, 2)
+    block.has_se = False
+    report = accelerate(block)
+    assert not report.changed and not report.left
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_mbconv_compiles_to_one_graph(training: bool) -> None:
+    torch._dynamo.reset()
+    fast, plain = block_and_copy()
+    x = maps(MAP)
+    compiled = torch.compile(fast.train(training), backend="aot_eager", fullgraph=True)
+    assert_same(compiled(x), plain.train(training)(x))
 
 
 def test_trying_out_leaves_no_trace() -> None:

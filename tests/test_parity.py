@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from chattn_cuda import backends, functional, parity
 from chattn_cuda.cli import main
-from chattn_cuda.convert import ADAPTERS
+from chattn_cuda.convert import accelerate
 from chattn_cuda.parity import FAMILIES, Family, check
 
 pytest.importorskip("timm", reason="timm is not installed")
@@ -40,31 +40,56 @@ BLOCKS = {
     "torchvision efficientnet_b0": 16,
     "torchvision regnet_y_400mf": 16,
 }
-#: Their classes, where it is not sure that there is an adapter.
-OTHERS = {
-    "skresnet50": "timm.layers.selective_kernel.SelectiveKernel",
-    "skresnext50_32x4d": "timm.layers.selective_kernel.SelectiveKernel",
-    "resnest50d": "timm.layers.split_attn.SplitAttn",
-}
 
 
 def test_the_list_is_complete() -> None:
     assert {f.name for f in FAMILIES} == set(BLOCKS)
 
 
+def convolutions(model: nn.Module) -> set[Any]:
+    return {(m.weight.shape, m.stride) for m in model.modules() if isinstance(m, nn.Conv2d)}
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda f: f.name)
+def test_every_block_is_accelerated(family: Family) -> None:
+    """Of the whole model, without memory; and the short one has every kind of convolution."""
+    # torchvision computes RegNet's sizes with tensors
+    device = "cpu" if family.name == "torchvision regnet_y_400mf" else "meta"
+    with torch.device(device):
+        model = family.build()
+    report = accelerate(model)
+    assert BLOCKS[family.name] in Counter(e.cls for e in report.changed).values()
+    assert not report.left
+    kinds, count = convolutions(model), len(list(model.modules()))
+    parity._shorten(model)
+    assert convolutions(model) == kinds and len(list(model.modules())) <= count
+
+
+def same_numbers(family: Family, training: bool, short: bool) -> parity.Outcome:
+    outcome = check(family, training, channels_last=not training, short=short)
+    assert outcome.same, (outcome.errors, outcome.worst)
+    assert set(outcome.errors) == {"output", "gradients", *["statistics"] * training}
+    assert not outcome.left
+    # batch norm inside the gate normalises with the batch in train mode
+    if FUSED and not (training and family.name == "rexnet_100"):
+        assert outcome.fused == len(outcome.changed)
+    return outcome
+
+
 @pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda f: f.name)
 def test_same_numbers(family: Family, training: bool) -> None:
-    outcome = check(family, training, channels_last=not training)
-    assert outcome.same, (outcome.errors, outcome.worst)
-    assert set(outcome.errors) == {"output", "gradients", *["statistics"] * training}
-    if OTHERS.get(family.name, "") in ("", *ADAPTERS):
-        counts = Counter(e.cls for e in outcome.changed)
-        assert BLOCKS[family.name] in counts.values(), counts
-        assert not outcome.left
-        # batch norm inside the gate normalises with the batch in train mode
-        if FUSED and not (training and family.name == "rexnet_100"):
-            assert outcome.fused == len(outcome.changed)
+    """Without the blocks that repeat: there are at least one of every stage."""
+    outcome = same_numbers(family, training, short=True)
+    assert 4 <= len(outcome.changed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda f: f.name)
+def test_same_numbers_of_the_whole_model(family: Family) -> None:
+    """In train mode; `verify` does both."""
+    outcome = same_numbers(family, training=True, short=False)
+    assert BLOCKS[family.name] in Counter(e.cls for e in outcome.changed).values()
 
 
 # ---- that the comparison notices ----------------------------------------------------------------
@@ -126,6 +151,13 @@ def test_verify(capsys: pytest.CaptureFixture[str]) -> None:
     assert "[2/2] regnety_002: train" in out
     assert "2 of 2 agree in float64 to 1e-09" in out
     assert "13/13" in out and "same" in out
+
+
+def test_verify_short(capsys: pytest.CaptureFixture[str]) -> None:
+    """A whole mobilenet has 8 blocks, two of which repeat."""
+    assert main(["verify", "torchvision mobilenet_v3_large", "--short"]) == 0
+    out = capsys.readouterr().out
+    assert "2 of 2 agree" in out and "6/6" in out
 
 
 @pytest.mark.usefixtures("small")

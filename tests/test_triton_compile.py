@@ -81,7 +81,7 @@ def require_128_bit_accesses_to_maps(records: list[Record]) -> None:
     ("arch", "which"),
     [
         pytest.param(90, "few"),
-        *(pytest.param(a, "all", marks=pytest.mark.sanitize) for a in (80, 90, 100)),
+        *(pytest.param(a, "all", marks=pytest.mark.slow) for a in (80, 90, 100)),
     ],
 )
 def test_kernels_compile_to_good_code(arch: int, which: str) -> None:

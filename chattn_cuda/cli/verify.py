@@ -22,6 +22,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("models", nargs="*", metavar="MODEL", help="default: the whole list")
     parser.add_argument("--backend", default="auto", help="default: auto")
     parser.add_argument("--device", default="cpu", help="default: cpu")
+    parser.add_argument(
+        "--short", action="store_true", help="leave out blocks that repeat: a minute, not three"
+    )
     parser.add_argument("--threads", type=int, help="CPU threads (default: torch's own)")
 
 
@@ -71,7 +74,7 @@ def _chosen(names: list[str]) -> list[Family]:
 
 def _outcome(family: Family, training: bool, arguments: argparse.Namespace) -> Outcome | Exception:
     # each layout once
-    options = {"device": arguments.device, "channels_last": not training}
+    options = {"device": arguments.device, "channels_last": not training, "short": arguments.short}
     try:
         return check(family, training, arguments.backend, **options)
     except Exception as error:  # one model must not hide the others

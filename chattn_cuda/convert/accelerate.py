@@ -25,9 +25,9 @@ def accelerate(model: nn.Module, backend: str = "auto") -> Report:
     Known are the SE and ECA blocks of timm (``SEModule``, ``SqueezeExcite`` of the EfficientNet
     family, ``EffectiveSEModule``, ``SqueezeExciteCl``, ``EcaModule``, ``CecaModule``, the
     ``SEModule`` of legacy senets, ``SelectiveKernelAttn``, ``SelectiveKernel``, ``SplitAttn``) and
-    torchvision (``SqueezeExcitation``), and modules that are
-    built like other libraries' (``SELayer``, ``ChannelSELayer``, ``SE``, ``eca_layer``, ...): those
-    are accepted when a copy with random weights gives, in float64, what the block's formula gives.
+    torchvision (``SqueezeExcitation``), and modules that are built like other libraries'
+    (``SELayer``, ``ChannelSELayer``, ``SE``, ``eca_layer``, ``MBConvBlock``, ...): those are
+    accepted when a copy with random weights gives, in float64, what the block's formula gives.
     Results, state_dict keys, parameters, hooks, ``isinstance``, deepcopy and pickle stay as they
     were. Modules that are already accelerated get the new ``backend``.
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 __all__ = ["difference"]
 
 _SIZES = {1: ((6,), (5,)), 2: ((3, 2), (1, 5)), 3: ((3, 2, 2), (1, 1, 5))}
+_LARGER = ((9, 7), (5, 12))  # for a block with convolutions
 _POOLS = {nn.AdaptiveAvgPool1d: 1, nn.AdaptiveAvgPool2d: 2, nn.AdaptiveAvgPool3d: 3}
 
 
@@ -30,8 +31,10 @@ def difference(module: Any, accelerated: Any) -> str | None:
             channels = max(p.shape[0] for p in plain.parameters())
             if hasattr(fused, "fused_layers"):
                 channels = fused.fused_layers().second.weight.shape[0]
+            if hasattr(fused, "probe_channels"):  # the input has others than the gate
+                channels = fused.probe_channels()
             dims = next((_POOLS[type(m)] for m in plain.modules() if type(m) in _POOLS), 2)
-            for size in _SIZES[dims]:
+            for size in _LARGER if hasattr(fused, "probe_channels") else _SIZES[dims]:
                 x = torch.randn(2, channels, *size, dtype=torch.float64)
                 for a, b in zip(_run(plain, x), _run(fused, x), strict=True):
                     if not torch.allclose(a, b, rtol=1e-9, atol=1e-12):
@@ -42,7 +45,7 @@ def difference(module: Any, accelerated: Any) -> str | None:
 
 
 def _copies(module: Any, accelerated: Any) -> tuple[Any, Any]:
-    """The module without hooks, on the CPU in float64, with random weights; and accelerated."""
+    """The module without hooks, on the CPU in float64, with random numbers; and accelerated."""
     memo: dict[int, Any] = {}
     for m in module.modules():
         for name, value in m.__dict__.items():
@@ -51,6 +54,9 @@ def _copies(module: Any, accelerated: Any) -> tuple[Any, Any]:
     for p in module.parameters():
         values = torch.randn(p.shape, dtype=torch.float64) / max(1, p[0].numel()) ** 0.5
         memo[id(p)] = nn.Parameter(values)
+    for b in module.buffers():  # statistics, that is: 0.5 to 1.5 is good for means and variances
+        values = torch.rand(b.shape, dtype=torch.float64) + 0.5
+        memo[id(b)] = values if b.is_floating_point() else torch.zeros(b.shape, dtype=b.dtype)
     plain = copy.deepcopy(module, memo)
     fused = copy.deepcopy(plain)
     fused.__class__ = accelerated

@@ -22,6 +22,7 @@ from chattn_cuda.models.senet import (
     se_resnext50,
     senet154,
 )
+from chattn_cuda.models.sknet import sknet26, sknet50, sknet101, sknet_cifar
 
 __all__ = [
     "BlockProfile",
@@ -40,4 +41,8 @@ __all__ = [
     "se_resnet50",
     "se_resnext50",
     "senet154",
+    "sknet101",
+    "sknet26",
+    "sknet50",
+    "sknet_cifar",
 ]

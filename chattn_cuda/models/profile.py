@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,11 @@ from torch import Tensor, nn
 
 from chattn_cuda import activations
 from chattn_cuda.modules.fused import FusedForward
+from chattn_cuda.modules.selective_kernel import (
+    SelectiveKernelAttnForward,
+    SelectiveKernelForward,
+    SplitAttnForward,
+)
 
 __all__ = ["BlockProfile", "GateProfile", "gate_profile"]
 
@@ -31,6 +37,15 @@ class BlockProfile:
     name: str
     stage: int
     gates: Tensor
+
+    @property
+    def difference(self) -> Tensor | None:
+        """The last branch's mean gates less the first's, (classes, C); None without branches.
+
+        Above 0 where the larger kernel has more weight. Its mean over the channels is what Li et
+        al., arXiv 1903.06586, section 4.4, plot by class.
+        """
+        return self.gates[:, -1] - self.gates[:, 0] if self.gates.dim() == 3 else None
 
 
 @dataclass(frozen=True)
@@ -55,7 +70,8 @@ class GateProfile:
     def plot(self, path: str | Path, title: str = "Mean gate of every channel by class") -> Path:
         """Draw the last block of every stage, a line per class, to a PNG or SVG file.
 
-        Of a block with branches, the last branch is drawn: with two, the other's gate is 1 less it.
+        Of a block with branches the `BlockProfile.difference` is drawn, by channel and, as the SK
+        paper does, its mean by class.
 
         Args:
             path: Where to; the suffix says which format.
@@ -79,9 +95,11 @@ def gate_profile(
     """Measure, and plot, the mean gate of every channel by class.
 
     Hu et al., arXiv 1709.01507, section 7.2 ("The role of excitation"): in early stages the gates
-    hardly depend on the class, in later ones they do, and near the end they saturate. The model
-    runs in eval mode without gradients and is left as it was: mode of every module, statistics,
-    hooks. While it is measured, its blocks run their submodules one by one.
+    hardly depend on the class, in later ones they do, and near the end they saturate. Of selective
+    kernels and split attention every branch's gate is measured, where the module is called
+    (``SelectiveKernelAttn.fuse`` is no call). The model runs in eval mode without gradients and is
+    left as it was: mode of every module, statistics, hooks. While it is measured, its blocks run
+    their submodules one by one.
 
     Args:
         model: A network with blocks of this package in it, or an accelerated one.
@@ -112,8 +130,8 @@ def gate_profile(
     counts: dict[int, int] = {}
     with _evaluated(model), contextlib.ExitStack() as hooks:
         current: list[Tensor] = []
-        for name, (block, gate) in gates.items():
-            hooks.enter_context(_recorded(name, block, gate, sums, current))
+        for name, block in gates.items():
+            hooks.enter_context(_recorded(name, block, sums, current))
         for batch in loader:
             images, labels = _check_batch(batch)
             current[:] = [labels]
@@ -155,22 +173,35 @@ class _Sums:
         return torch.stack([self._sums[c] / self._counts[c] for c in classes])
 
 
-def _gates(model: nn.Module) -> dict[str, tuple[nn.Module, nn.Module]]:
-    """Of every block by name: the block, and the submodule whose output is its gate."""
-    found: dict[str, tuple[nn.Module, nn.Module]] = {}
-    for name, block in model.named_modules():
-        if not _is_block(block):
-            continue
-        # Whatever a class calls it, the gate is the last activation that a block registers.
-        last = [m for m in block.modules() if _is_gate(m)]
-        if not last:
-            raise ValueError(f"{name or type(block).__name__} has no submodule that is its gate")
-        found[name] = (block, last[-1])
-    return found
+@dataclass(frozen=True)
+class _Block:
+    """A block, the submodule whose output is its gate, and how many branches the gate is of."""
+
+    module: nn.Module
+    gate: nn.Module
+    branches: int | None = None
 
 
-def _is_block(module: nn.Module) -> bool:
-    return isinstance(module, FusedForward)
+def _gates(model: nn.Module) -> dict[str, _Block]:
+    """The blocks by name."""
+    blocks = {n: m for n, m in model.named_modules() if isinstance(m, FusedForward)}
+    inside = {id(m.attn) for m in blocks.values() if isinstance(m, SelectiveKernelForward)}
+    return {n: _block(n, m) for n, m in blocks.items() if id(m) not in inside}
+
+
+def _block(name: str, module: Any) -> _Block:
+    kind = type(module)  # of which isinstance would make no module for mypy
+    if issubclass(kind, SelectiveKernelForward):
+        return _Block(module, module.attn, module.num_paths)
+    if issubclass(kind, SelectiveKernelAttnForward):
+        return _Block(module, module, module.num_paths)
+    if issubclass(kind, SplitAttnForward):
+        return _Block(module, module.rsoftmax, module.radix)
+    # Whatever a class calls it, the gate is the last activation that a block registers.
+    last = [m for m in module.modules() if _is_gate(m)]
+    if not last:
+        raise ValueError(f"{name or type(module).__name__} has no submodule that is its gate")
+    return _Block(module, last[-1])
 
 
 def _is_gate(module: nn.Module) -> bool:
@@ -180,31 +211,31 @@ def _is_gate(module: nn.Module) -> bool:
 
 @contextlib.contextmanager
 def _recorded(
-    name: str, block: nn.Module, gate: nn.Module, sums: dict[str, _Sums], labels: list[Tensor]
+    name: str, block: _Block, sums: dict[str, _Sums], labels: list[Tensor]
 ) -> Iterator[None]:
     """Add to ``sums[name]`` what the gate returns: with a hook on it, the block calls it."""
-    shape: list[tuple[int, ...]] = []
     seen: list[Tensor] = []
 
     def before(module: nn.Module, args: Any) -> None:
-        shape[:] = [tuple(args[0].shape)]
         seen.clear()
 
     def output(module: nn.Module, args: Any, y: Tensor) -> None:
         seen.append(y)
 
     def after(module: nn.Module, args: Any, y: Tensor) -> None:
-        n, c, *size = shape[0]
-        if len(seen) != 1 or seen[0].numel() != n * c:
-            raise ValueError(f"the gate of {name or type(block).__name__} was not found")
+        # the gate that SelectiveKernelAttn returns has no size: its branches have
+        n, c, *size = args[0][:, 0].shape if y.dim() == 5 else y.shape
+        shape = (n, c) if block.branches is None else (n, block.branches, c)
+        if len(seen) != 1 or seen[0].numel() != math.prod(shape):
+            raise ValueError(f"the gate of {name or type(module).__name__} was not found")
         if name not in sums:
             sums[name] = _Sums(tuple(size))
-        sums[name].add(seen[0].reshape(n, c), labels[0])
+        sums[name].add(seen[0].reshape(shape), labels[0])
 
     hooks: list[Callable[[], None]] = [
-        block.register_forward_pre_hook(before).remove,
-        gate.register_forward_hook(output).remove,
-        block.register_forward_hook(after).remove,
+        block.module.register_forward_pre_hook(before).remove,
+        block.gate.register_forward_hook(output).remove,
+        block.module.register_forward_hook(after).remove,
     ]
     try:
         yield

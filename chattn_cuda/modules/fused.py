@@ -18,7 +18,7 @@ from chattn_cuda import backends, functional, validation
 from chattn_cuda.explanation import Explanation, explain_call
 from chattn_cuda.hooks import own_behaviour
 
-__all__ = ["FusedForward", "pointwise_obstacle", "submodule_obstacle"]
+__all__ = ["FusedForward", "must_be_plain", "pointwise_obstacle", "submodule_obstacle"]
 
 
 class FusedForward:
@@ -93,7 +93,7 @@ class FusedForward:
             return self.eager_forward(x)
         if self._any_rank and isinstance(x, Tensor) and x.dim() in (3, 5):
             return self._on_map(x)
-        y = None if _must_be_plain() else self.fused_forward(x)
+        y = None if must_be_plain() else self.fused_forward(x)
         return self.eager_forward(x) if y is None else y
 
     @torch.jit.unused
@@ -102,7 +102,7 @@ class FusedForward:
         last = self._channel_dim == -1
         m = functional.to_map(x, self._channel_dim)
         view = m.movedim(1, -1) if last else m
-        y = None if _must_be_plain() else self.fused_forward(view)
+        y = None if must_be_plain() else self.fused_forward(view)
         if y is None:
             if self._eager_any_rank:
                 return self.eager_forward(x)
@@ -110,7 +110,7 @@ class FusedForward:
         return functional.from_map(y.movedim(-1, 1) if last else y, x, self._channel_dim)
 
 
-def _must_be_plain() -> bool:
+def must_be_plain() -> bool:
     """Whether a graph is made that must not depend on this package: it gets plain operations."""
     if torch.jit.is_tracing():
         return True
@@ -128,12 +128,14 @@ def submodule_obstacle(module: Any, name: str, *types: type[nn.Module]) -> str |
     return None if own is None else f"{name} {own}"
 
 
-def pointwise_obstacle(module: Any, name: str) -> str | None:
+def pointwise_obstacle(
+    module: Any, name: str, kinds: tuple[type[nn.Module], ...] = (nn.Conv2d, nn.Linear)
+) -> str | None:
     """Why ``module`` is not a plain 1x1 convolution or linear layer; None where it is one."""
-    reason = submodule_obstacle(module, name, nn.Conv2d, nn.Linear)
+    reason = submodule_obstacle(module, name, *kinds)
     if (
         reason is None
-        and type(module) is nn.Conv2d
+        and isinstance(module, nn.Conv2d)
         and not (
             module.kernel_size == (1, 1)
             and module.groups == 1

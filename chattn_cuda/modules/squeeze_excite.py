@@ -38,12 +38,13 @@ class SqueezeExciteLayers(NamedTuple):
     add_maxpool: bool = False
     names: tuple[str, str] = ("fc1", "fc2")
     around: tuple[Any, ...] = ()  # other submodules that are called, and whose hooks count
+    kinds: tuple[type[nn.Module], ...] = (nn.Conv2d, nn.Linear)  # that first and second may be of
 
     def why_never_fused(self) -> str | None:
         """What will not go away by itself, as hooks and batch statistics can; None: nothing."""
         for layer, name in zip((self.first, self.second), self.names, strict=True):
-            if layer is not None and type(layer) not in (nn.Conv2d, nn.Linear):
-                return submodule_obstacle(layer, name, nn.Conv2d, nn.Linear)
+            if layer is not None and type(layer) not in self.kinds:
+                return submodule_obstacle(layer, name, *self.kinds)
         norm = type(self.norm)
         if norm not in (type(None), nn.Identity, nn.BatchNorm2d, nn.SyncBatchNorm):
             return f"bn is a {norm.__name__}"
@@ -53,7 +54,7 @@ class SqueezeExciteLayers(NamedTuple):
     def why_not_fused(self) -> str | None:
         """Why the operators do not cover the layers as they are now; None where they do."""
         for layer, name in zip((self.first, self.second), self.names, strict=True):
-            reason = None if layer is None else pointwise_obstacle(layer, name)
+            reason = None if layer is None else pointwise_obstacle(layer, name, self.kinds)
             if reason is not None:
                 return reason
         for module in self.around:

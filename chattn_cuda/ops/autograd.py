@@ -21,7 +21,7 @@ from torch import Tensor
 from chattn_cuda.ops import eca, se, sk
 from chattn_cuda.ops.block import Block
 from chattn_cuda.ops.derivable import Derivable
-from chattn_cuda.ops.flops import register_flops
+from chattn_cuda.ops.flops import find_operator
 
 __all__ = ["BLOCKS", "apply", "register_fakes"]
 
@@ -63,9 +63,7 @@ def _constant(value: float) -> float:
 
 
 def _operator(namespace: str, block: str, direction: str) -> Any:
-    if not torch.compiler.is_compiling() and torch._C._len_torch_dispatch_stack() > 0:
-        register_flops(namespace)
-    return getattr(getattr(torch.ops, namespace), f"{block}_{direction}").default
+    return find_operator(namespace, f"{block}_{direction}")
 
 
 def _call_backward(

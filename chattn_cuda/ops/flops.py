@@ -1,7 +1,8 @@
 """The operators' floating-point operations, for torch's FlopCounterMode.
 
 Counted as it counts the convolutions that they stand for: two per multiplication of a weight, none
-for pooling, activations and rescaling.
+for pooling, activations, rescaling and sums over branches. Selective kernels have no weights in
+their operators: the layers between them are PyTorch's, and are counted as such.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
-__all__ = ["register_flops"]
+__all__ = ["find_operator", "register_flops"]
 
 
 def _product(n: int, *weight: int) -> int:
@@ -46,12 +47,27 @@ def _eca_backward(dy: Any, dgate: Any, x: Any, *rest: Any, **_: Any) -> int:
     return (need_dx + need_dw) * _product(x[0], x[1], weight[2])
 
 
+def _sk(*args: Any, **_: Any) -> int:
+    return 0
+
+
 _FORMULAS: dict[str, Any] = {
     "se_forward": _se_forward,
     "se_backward": _se_backward,
     "eca_forward": _eca_forward,
     "eca_backward": _eca_backward,
+    "sk_squeeze": _sk,
+    "sk_select": _sk,
+    "sk_dot": _sk,
+    "sk_gradient": _sk,
 }
+
+
+def find_operator(namespace: str, name: str) -> Any:
+    """The operator ``name`` of a backend, with its formula where somebody may be counting."""
+    if not torch.compiler.is_compiling() and torch._C._len_torch_dispatch_stack() > 0:
+        register_flops(namespace)
+    return getattr(getattr(torch.ops, namespace), name).default
 
 
 def register_flops(namespace: str) -> None:
@@ -74,7 +90,7 @@ def register_flops(namespace: str) -> None:
 def _registered(namespace: str) -> dict[Any, Any]:
     from torch.utils.flop_counter import flop_registry, register_flop_formula
 
-    operators = [getattr(getattr(torch.ops, namespace), name) for name in _FORMULAS]
-    for operator, formula in zip(operators, _FORMULAS.values(), strict=True):
-        register_flop_formula(operator)(formula)
-    return {operator: flop_registry[operator] for operator in operators}
+    packets = [getattr(getattr(torch.ops, namespace), name) for name in _FORMULAS]
+    for packet, formula in zip(packets, _FORMULAS.values(), strict=True):
+        register_flop_formula(packet)(formula)
+    return {packet: flop_registry[packet] for packet in packets}

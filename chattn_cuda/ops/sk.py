@@ -24,6 +24,7 @@ from torch import Tensor
 from chattn_cuda import reference
 from chattn_cuda.ops.block import memory_format_of
 from chattn_cuda.ops.derivable import Derivable
+from chattn_cuda.ops.flops import find_operator
 
 __all__ = ["FAKES", "attend", "squeeze", "takes_prologue"]
 
@@ -82,7 +83,7 @@ def squeeze(namespace: str, branches: Sequence[Tensor]) -> Tensor:
 
 
 def _operator(namespace: str, name: str) -> Any:
-    return getattr(getattr(torch.ops, namespace), f"sk_{name}").default
+    return find_operator(namespace, f"sk_{name}")
 
 
 def _split(maps: Sequence[Tensor], slices: int) -> list[Tensor]:

@@ -81,10 +81,12 @@ weights must give the block's formula in float64, or the module is left alone:
 | `avg_pool`, `f_ex` (Conv2d, act, Conv2d, gate) | pycls `SE` |
 | `global_avgpool`, `conv1`, `conv2` (each conv, activate) | mmpretrain, mmdet `SELayer` |
 | `avg_pool`, `conv` (Conv1d over channels), `sigmoid` | BangguWu `eca_layer` |
+| `_depthwise_conv`, `_se_reduce`, `_se_expand`, ... | lukemelas EfficientNet `MBConvBlock` |
 
 Left alone, and named in the report: subclasses that override `forward`, gates and activations that
-the kernels do not know, layers that were replaced by other classes (LoRA, quantisation). Not known:
-lukemelas EfficientNet, whose blocks compute SE inside `MBConvBlock.forward` and not in a module.
+the kernels do not know, layers that were replaced by other classes (LoRA, quantisation). An
+`MBConvBlock` computes SE inside its forward: it keeps that forward, which is shown a block without
+SE, and SE runs before the projection.
 """
 
 

@@ -1,0 +1,120 @@
+"""The adapter for lukemelas' EfficientNet, whose blocks compute SE inside their forward."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.fx import Proxy
+
+from chattn_cuda.convert.adapter import Adapter, se_obstacle
+from chattn_cuda.hooks import own_behaviour
+from chattn_cuda.modules.fused import must_be_plain
+from chattn_cuda.modules.squeeze_excite import SqueezeExciteForward, SqueezeExciteLayers
+
+__all__ = ["STRUCTURES"]
+
+_ALWAYS = {"_depthwise_conv", "_bn1", "_se_reduce", "_se_expand", "_project_conv", "_bn2", "_swish"}
+_EXPANDED = {"_expand_conv", "_bn0"}
+#: Its convolutions, which pad as TensorFlow does: a 1x1 convolution not at all.
+_CONVOLUTIONS = ("Conv2d", "Conv2dStaticSamePadding", "Conv2dDynamicSamePadding")
+_SWISHES = ("Swish", "MemoryEfficientSwish")
+
+
+class _WithoutSE:
+    """A block as its own forward sees it: without SE, which ``_project_conv`` does beforehand."""
+
+    has_se = False
+
+    def __init__(self, block: Any) -> None:
+        self.block = block
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.block, name)
+
+    def _project_conv(self, x: Tensor) -> Tensor:
+        block = self.block
+        return block._project_conv(block.excite(x) if block.has_se else x)
+
+
+class _MBConvBlock(SqueezeExciteForward):
+    """Expansion, depthwise convolution, SE, projection, and a shortcut with stochastic depth.
+
+    All but SE stays the class's own forward, whatever it does.
+    """
+
+    if TYPE_CHECKING:
+        _depthwise_conv: Any
+        _se_reduce: Any
+        _se_expand: Any
+        _swish: Any
+        _modules: Any
+
+    def forward(self, inputs: Tensor, drop_connect_rate: Any = None) -> Tensor:
+        """The block on a map (N, C, H, W)."""
+        if torch.jit.is_scripting():
+            return self.eager_forward(inputs, drop_connect_rate)
+        return self._without_se(inputs, drop_connect_rate)
+
+    if TYPE_CHECKING:
+
+        def eager_forward(self, x: Tensor, drop_connect_rate: Any = None) -> Tensor: ...
+
+    @torch.jit.unused
+    def _without_se(self, inputs: Tensor, drop_connect_rate: Any) -> Tensor:
+        own: Any = type(self).eager_forward
+        return own(_WithoutSE(self), inputs, drop_connect_rate)
+
+    @torch.jit.unused
+    def excite(self, x: Tensor) -> Tensor:
+        """SE on the map between the depthwise convolution and the projection."""
+        plain = isinstance(x, Proxy) or must_be_plain()
+        y = None if plain else self.fused_forward(x)
+        if y is not None:
+            return y
+        s = self._se_expand(self._swish(self._se_reduce(F.adaptive_avg_pool2d(x, 1))))
+        return torch.sigmoid(s) * x
+
+    @torch.jit.unused
+    def fused_layers(self) -> SqueezeExciteLayers:
+        first, second = self._se_reduce, self._se_expand
+        return SqueezeExciteLayers(
+            first,
+            None,
+            "silu" if _is_swish(self._swish) else self._swish,
+            second,
+            "sigmoid",
+            names=("_se_reduce", "_se_expand"),
+            around=(*first.children(), *second.children()),
+            kinds=tuple(type(m) for m in (first, second) if type(m).__name__ in _CONVOLUTIONS),
+        )
+
+    @torch.jit.unused
+    def probe_channels(self) -> int:
+        """Of the block's input."""
+        first = self._modules.get("_expand_conv", self._depthwise_conv)
+        return first.in_channels
+
+    @classmethod
+    def fits(cls, module: Any) -> bool:
+        names = set(module._modules)
+        return (
+            names in (_ALWAYS, _ALWAYS | _EXPANDED)
+            and not module._parameters
+            and module.__dict__.get("has_se") is True
+            and all(isinstance(m, nn.Conv2d) for m in (module._se_reduce, module._se_expand))
+        )
+
+
+def _is_swish(module: Any) -> bool:
+    plain = own_behaviour(module) is None and next(module.parameters(), None) is None
+    return type(module).__name__ in _SWISHES and plain
+
+
+STRUCTURES: dict[str, Adapter] = {
+    "_depthwise_conv, _se_reduce, _se_expand": Adapter(
+        _MBConvBlock, se_obstacle(_MBConvBlock), fits=_MBConvBlock.fits
+    ),
+}
