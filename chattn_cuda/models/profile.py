@@ -14,11 +14,8 @@ from torch import Tensor, nn
 
 from chattn_cuda import activations
 from chattn_cuda.modules.fused import FusedForward
-from chattn_cuda.modules.selective_kernel import (
-    SelectiveKernelAttnForward,
-    SelectiveKernelForward,
-    SplitAttnForward,
-)
+from chattn_cuda.modules.selective_kernel import SelectiveKernelAttnForward, SelectiveKernelForward
+from chattn_cuda.modules.split_attention import SplitAttnForward
 
 __all__ = ["BlockProfile", "GateProfile", "gate_profile"]
 
