@@ -85,10 +85,10 @@ def test_same_numbers(family: Family, training: bool) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda f: f.name)
-def test_same_numbers_of_the_whole_model(family: Family) -> None:
-    """In train mode; `verify` does both."""
-    outcome = same_numbers(family, training=True, short=False)
+def test_same_numbers_of_the_whole_model(family: Family, training: bool) -> None:
+    outcome = same_numbers(family, training, short=False)
     assert BLOCKS[family.name] in Counter(e.cls for e in outcome.changed).values()
 
 
