@@ -21,16 +21,10 @@ void with_count(int count, Body&& body) {
   }
 }
 
-// body(their number, whether they have a prologue)
+// body(whether the branches have a prologue)
 template <class Body>
-void with_branches(const Branches& x, Body&& body) {
-  with_count(x.count, [&](auto m) {
-    if (x.prologue != nullptr) {
-      body(m, std::true_type{});
-    } else {
-      body(m, std::false_type{});
-    }
-  });
+void with_prologue(const Branches& x, Body&& body) {
+  x.prologue ? body(std::true_type{}) : body(std::false_type{});
 }
 
 // Typed functions behind the untyped tables.
@@ -43,8 +37,8 @@ struct Passes {
 
   static void squeeze(const MapShape& s, const Branches& x, index_t n, index_t c0, index_t c1,
                       void* sum, void* peak) {
-    with_branches(x, [&](auto m, auto prologue) {
-      CHATTN_ISA::squeeze<T, m(), prologue()>(s, x, n, c0, c1, acc(sum), acc(peak));
+    with_prologue(x, [&](auto prologue) {
+      CHATTN_ISA::squeeze<T, prologue()>(s, x, n, c0, c1, acc(sum), acc(peak));
     });
   }
   static void dot(const MapShape& s, const void* g, const Branches& x, index_t n, index_t c0,
@@ -55,9 +49,11 @@ struct Passes {
   }
   static void rescale(const MapShape& s, const Branches& x, index_t n, index_t c0, index_t c1,
                       const void* gate, void* y, bool stream) {
-    with_branches(x, [&](auto m, auto prologue) {
-      CHATTN_ISA::rescale<T, m(), prologue()>(s, x, n, c0, c1, acc(gate), static_cast<T*>(y),
-                                              stream);
+    with_count(x.count, [&](auto m) {
+      with_prologue(x, [&](auto prologue) {
+        CHATTN_ISA::rescale<T, m(), prologue()>(s, x, n, c0, c1, acc(gate), static_cast<T*>(y),
+                                                stream);
+      });
     });
   }
   static void gradient(const MapShape& s, const void* g, const void* x, index_t n, index_t c0,

@@ -10,17 +10,18 @@
 
 namespace chattn::CHATTN_ISA {
 
-// One sample of M branches: branch m starts at base[m], and in channels_last its positions are
-// `pitch` elements apart.
+// One sample of M branches, from the `first` on: branch m starts at base[m], and in channels_last
+// its positions are `pitch` elements apart.
 template <class P, int M>
 struct Sample {
   P base[M];
   index_t pitch;
 
   template <class Void>
-  Sample(const MapShape& s, const BranchesOf<Void>& x, index_t n) : pitch(s.c + x.gap) {
+  Sample(const MapShape& s, const BranchesOf<Void>& x, index_t n, int first = 0)
+      : pitch(s.c + x.gap) {
     const index_t start = s.channels_last ? n * s.hw * pitch : n * (s.c * s.hw + x.gap);
-    for (int m = 0; m < M; ++m) base[m] = static_cast<P>(x.at[m]) + start;
+    for (int m = 0; m < M; ++m) base[m] = static_cast<P>(x.at[first + m]) + start;
   }
 };
 
@@ -105,11 +106,12 @@ CHATTN_INLINE typename S::V sum_of(index_t length, Value&& value) {
 }
 
 // out[r][c] = sum over [0, hw) of value(r, c, offset, count) at the offsets of plane c in its
-// sample, for c in [c0, c1) and r in [0, R).
+// sample, for c in [c0, c1) and r in [0, R). `add`: to what is there.
 template <class T, int R, class Value>
-CHATTN_INLINE void plane_sums(const MapShape& s, index_t c0, index_t c1, acc_t<T>* out,
+CHATTN_INLINE void plane_sums(const MapShape& s, index_t c0, index_t c1, acc_t<T>* out, bool add,
                               Value&& value) {
   using S = Simd<T>;
+  using SA = Simd<acc_t<T>>;
   constexpr index_t kL = S::kLanes;
   for (index_t c = c0; c < c1; c += kL) {
     const index_t planes = c1 - c < kL ? c1 - c : kL;
@@ -121,7 +123,9 @@ CHATTN_INLINE void plane_sums(const MapShape& s, index_t c0, index_t c1, acc_t<T
           return value(r, c + p, offset + i, count);
         });
       }
-      Simd<acc_t<T>>::store_some(out + r * s.c + c, S::sums(parts), planes);
+      acc_t<T>* o = out + r * s.c + c;
+      const auto sums = S::sums(parts);
+      SA::store_some(o, add ? SA::load_some(o, planes) + sums : sums, planes);
     }
   }
 }
@@ -167,7 +171,7 @@ CHATTN_INLINE void write_run(T* out, index_t length, bool stream, Value&& value)
 // then each starts with misses, which four at a time overlap. Partial sums of a chunk of rows stay
 // in the first-level cache; the error grows with the number of chunks and not of positions.
 template <class T, int R, class Value>
-CHATTN_INLINE void column_sums(const MapShape& s, index_t c0, index_t c1, acc_t<T>* out,
+CHATTN_INLINE void column_sums(const MapShape& s, index_t c0, index_t c1, acc_t<T>* out, bool add,
                                Value&& value) {
   using SA = Simd<acc_t<T>>;
   using V = typename SA::V;
@@ -201,7 +205,8 @@ CHATTN_INLINE void column_sums(const MapShape& s, index_t c0, index_t c1, acc_t<
           V& total = totals[r][i / kL];
           total = starts ? sums[r][i / kL] : total + sums[r][i / kL];
           acc_t<T>* o = out + r * s.c + b0 + i;
-          if (ends) SA::store_some(o, p1 > span ? SA::load_some(o, count) + total : total, count);
+          const bool there = add || p1 > span;
+          if (ends) SA::store_some(o, there ? SA::load_some(o, count) + total : total, count);
         }
       });
     }
@@ -210,44 +215,46 @@ CHATTN_INLINE void column_sums(const MapShape& s, index_t c0, index_t c1, acc_t<
 
 // ---- the table's functions
 
-template <class T, int M, bool kPrologue>
-void squeeze(const MapShape& s, const Branches& x, index_t n, index_t c0, index_t c1, acc_t<T>* sum,
-             acc_t<T>* peak) {
+// peak[c] = the maximum of a sample's channel.
+template <class T>
+void maxima(const MapShape& s, const T* x, index_t c0, index_t c1, acc_t<T>* peak) {
   using S = Simd<T>;
-  const Sample<const T*, M> u(s, x, n);
-  const Prologues<T, kPrologue> prologue(s, x);
+  using SA = Simd<acc_t<T>>;
   if (!s.channels_last) {
-    plane_sums<T, 1>(s, c0, c1, sum, [&](int, index_t c, index_t offset, index_t count) {
-      const auto read = [&](int m) CHATTN_INLINE_LAMBDA {
-        return prologue.of_channel(m, c)(S::load_some(u.base[m] + offset, count), count);
-      };
-      auto v = read(0);
-      for (int m = 1; m < M; ++m) v += read(m);
-      return v;
-    });
-    if (!peak) return;
-    for (index_t c = c0; c < c1; ++c) peak[c] = plane_max(u.base[0] + c * s.hw, s.hw);
+    for (index_t c = c0; c < c1; ++c) peak[c] = plane_max(x + c * s.hw, s.hw);
     return;
   }
-  column_sums<T, 1>(s, c0, c1, sum, [&](int, index_t p, index_t c, index_t count) {
-    const index_t offset = p * u.pitch + c;
-    const auto read = [&](int m) CHATTN_INLINE_LAMBDA {
-      return prologue.of_channels(m, c, count)(S::load_some(u.base[m] + offset, count), count);
-    };
-    auto v = read(0);
-    for (int m = 1; m < M; ++m) v += read(m);
-    return v;
-  });
-  if (!peak) return;
-  using SA = Simd<acc_t<T>>;
   for (index_t p = 0; p < s.hw; ++p) {
-    const T* row = u.base[0] + p * u.pitch;
+    const T* row = x + p * s.c;
     for_vectors<S::kLanes>(c1 - c0, [&](index_t i, index_t count) {
       auto v = S::load_some(row + c0 + i, count);
       if (p > 0) v = S::max(SA::load_some(peak + c0 + i, count), v);
       SA::store_some(peak + c0 + i, v, count);
     });
   }
+}
+
+// Branch after branch: one stream at a time.
+template <class T, bool kPrologue>
+void squeeze(const MapShape& s, const Branches& x, index_t n, index_t c0, index_t c1, acc_t<T>* sum,
+             acc_t<T>* peak) {
+  using S = Simd<T>;
+  const Prologues<T, kPrologue> prologue(s, x);
+  for (int m = 0; m < x.count; ++m) {
+    const Sample<const T*, 1> u(s, x, n, m);
+    const T* base = u.base[0];
+    if (!s.channels_last) {
+      plane_sums<T, 1>(s, c0, c1, sum, m > 0, [&](int, index_t c, index_t offset, index_t count) {
+        return prologue.of_channel(m, c)(S::load_some(base + offset, count), count);
+      });
+    } else {
+      column_sums<T, 1>(s, c0, c1, sum, m > 0, [&](int, index_t p, index_t c, index_t count) {
+        const auto v = S::load_some(base + p * u.pitch + c, count);
+        return prologue.of_channels(m, c, count)(v, count);
+      });
+    }
+  }
+  if (peak) maxima(s, static_cast<const T*>(x.at[0]) + n * s.c * s.hw, c0, c1, peak);
 }
 
 template <class T, int M>
@@ -257,14 +264,14 @@ void dot(const MapShape& s, const T* g, const Sample<const T*, M>& u, index_t n,
   g += n * s.c * s.hw;
   const T* x = u.base[0];
   if (!s.channels_last) {
-    plane_sums<T, M>(s, c0, c1, out, [&](int m, index_t, index_t offset, index_t count) {
+    plane_sums<T, M>(s, c0, c1, out, false, [&](int m, index_t, index_t offset, index_t count) {
       return S::load_some(g + offset, count) * S::load_some(u.base[m] + offset, count);
     });
     if (!peak) return;
     for (index_t c = c0; c < c1; ++c) count_out[c] = plane_count(x + c * s.hw, s.hw, peak[c]);
     return;
   }
-  column_sums<T, M>(s, c0, c1, out, [&](int m, index_t p, index_t c, index_t count) {
+  column_sums<T, M>(s, c0, c1, out, false, [&](int m, index_t p, index_t c, index_t count) {
     return S::load_some(g + p * s.c + c, count) * S::load_some(u.base[m] + p * u.pitch + c, count);
   });
   if (!peak) return;
