@@ -13,15 +13,15 @@ CPP := $(shell find csrc tests/cuda_host -name '*.h' -o -name '*.cuh' -o -name '
 .PHONY: help demo test sanitize bench gpu-check doctor lint format types clean
 
 help:
-	@echo "make demo     build, then run a real model with and without chattn_cuda (main job)"
-	@echo "make test     build, then run all tests"
-	@echo "make sanitize  races, sanitizers and mutants of the CUDA kernels, other slow checks"
-	@echo "make bench    build, then compare with eager PyTorch and torch.compile (pytest-benchmark)"
-	@echo "make gpu-check  on a machine with a GPU: build with $$PYTHON, test, check, measure (8 min)"
-	@echo "make doctor   what is built and what can run here"
-	@echo "make lint     ruff, clang-format;   make format applies them"
-	@echo "make types    mypy"
-	@echo "make clean    remove build results (not .venv)"
+	@echo "make demo       build, then run a real model with and without chattn_cuda (main job)"
+	@echo "make test       build, then run the tests"
+	@echo "make sanitize   the slow tests: races, sanitizers, mutants of the CUDA kernels, whole models"
+	@echo "make bench      build, then compare with eager PyTorch and torch.compile (pytest-benchmark)"
+	@echo "make gpu-check  on a machine with a GPU: build with \$$PYTHON, test, check, measure (8 min)"
+	@echo "make doctor     what is built and what can run here"
+	@echo "make lint       ruff, clang-format;   make format applies them"
+	@echo "make types      mypy"
+	@echo "make clean      remove build results (not .venv)"
 
 # Packages; made again when the project's requirements change.
 $(VENV)/.packages: pyproject.toml
