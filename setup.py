@@ -27,7 +27,7 @@ from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
 VERSION = re.search(r'__version__ = "(.+?)"', (ROOT / "chattn_cuda/_version.py").read_text())[1]
-DEFAULT_ARCHS = "7.5;8.0;8.6;8.9;9.0;10.0;12.0+PTX"
+DEFAULT_ARCHS = "7.5;8.0;8.6;8.9;9.0+PTX;10.0;12.0"
 # The oldest libtorch that the stable-ABI calls must work with.
 TORCH_TARGET = "0x020b000000000000"
 
@@ -91,12 +91,39 @@ def cuda_architectures() -> list[str]:
     return archs
 
 
-def gencode(arch: str) -> list[str]:
-    number = arch.removesuffix("+PTX").replace(".", "")
-    flags = [f"-gencode=arch=compute_{number},code=sm_{number}"]
-    if arch.endswith("+PTX"):
-        flags.append(f"-gencode=arch=compute_{number},code=compute_{number}")
+def code_levels(archs: list[str]) -> list[tuple[str, list[str], bool]]:
+    """(architecture of the PTX, those whose machine code is made from it, whether it is kept).
+
+    To the sources there are three kinds of devices: before 8.0, 8.x, and from 9.0 on (clusters).
+    The lowest of a kind serves all; its PTX, which takes most of the time, is made once.
+    """
+    levels: dict[str, list[str]] = {}
+    for arch in archs:
+        number = arch.removesuffix("+PTX")
+        alone = number if number[-1] in "af" else ""  # features of one architecture
+        levels.setdefault(alone or str(min(int(number.split(".")[0]), 9)), []).append(arch)
+    found = []
+    for level in levels.values():
+        numbers = [arch.removesuffix("+PTX") for arch in level]
+        lowest = min(numbers, key=lambda n: [int(re.sub(r"\D", "", x)) for x in n.split(".")])
+        found.append((lowest, numbers, any(arch.endswith("+PTX") for arch in level)))
+    return found
+
+
+def gencode(archs: list[str]) -> list[str]:
+    flags = []
+    for lowest, numbers, keep in code_levels(archs):
+        code = [f"sm_{n}" for n in numbers] + [f"compute_{lowest}"] * keep
+        code = ",".join(c.replace(".", "") for c in code)
+        flags.append(f"-gencode=arch=compute_{lowest.replace('.', '')},code=[{code}]")
     return flags
+
+
+def built_architectures(archs: list[str]) -> list[str]:
+    """What is in the binary: +PTX where it was made."""
+    kept = {lowest for lowest, _, keep in code_levels(archs) if keep}
+    numbers = [arch.removesuffix("+PTX") for arch in archs]
+    return [f"{n}+PTX" if n in kept else n for n in numbers]
 
 
 def parallel_jobs() -> int:
@@ -158,7 +185,7 @@ class Cuda:
     def command(self, defines: list[str]) -> list[str]:
         return [
             self.nvcc, "-O3", "-std=c++20", "-Xcompiler=-fPIC,-Wall,-fvisibility=hidden",
-            f"-I{ROOT / 'csrc'}", *defines, *(f for a in self.archs for f in gencode(a)),
+            f"-I{ROOT / 'csrc'}", *defines, *gencode(self.archs),
             *(["--compress-mode=size"] if self.release >= (12, 8) else []),
         ]  # fmt: skip
 
@@ -192,6 +219,7 @@ class BuildNative(build_ext):
         from torch.utils import cpp_extension
 
         cuda = Cuda()
+        archs = built_architectures(cuda.archs)
         # For an editable install, pip names a folder that it throws away.
         folder = ROOT / "build/temp-editable" if self.editable_mode else Path(self.build_temp)
         self.objects = folder.resolve() / "csrc"
@@ -206,7 +234,7 @@ class BuildNative(build_ext):
         info = {
             "VERSION": VERSION, "TORCH_VERSION": torch.__version__, "CUDA_VERSION": cuda.version,
             "CPU_ISAS": ";".join(ISA_FLAGS),
-            "CUDA_ARCHS": ";".join(cuda.archs), "CUDA_NOTE": cuda.note,
+            "CUDA_ARCHS": ";".join(archs), "CUDA_NOTE": cuda.note,
         }  # fmt: skip
         python = self.compiler.include_dirs + self.include_dirs
         module_flags = [f'-DCHATTN_{k}="{v}"' for k, v in info.items()] + [
@@ -238,7 +266,7 @@ class BuildNative(build_ext):
 
         say(f"CPU kernels for {', '.join(ISA_FLAGS)}")
         if cuda.home:
-            say(f"CUDA kernels included: {cuda.note}, architectures {' '.join(cuda.archs)}")
+            say(f"CUDA kernels included: {cuda.note}, architectures {' '.join(archs)}")
         else:
             say(f"CUDA kernels not included: {cuda.note}")
         workers = parallel_jobs()
@@ -275,8 +303,9 @@ class BuildNative(build_ext):
         return done.stdout + done.stderr
 
 
-setup(
-    version=VERSION,
-    ext_modules=[Extension("chattn_cuda._C", sources=[])],
-    cmdclass={"build_ext": BuildNative},
-)
+if __name__ == "__main__":
+    setup(
+        version=VERSION,
+        ext_modules=[Extension("chattn_cuda._C", sources=[])],
+        cmdclass={"build_ext": BuildNative},
+    )

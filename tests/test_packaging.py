@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import runpy
 import shutil
 import subprocess
 import sys
@@ -124,6 +125,34 @@ def test_build_errors_are_clear(env: dict[str, str], message: str, tmp_path: Pat
     )
     assert done.returncode != 0
     assert message in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("archs", "flags", "built"),
+    [
+        ("8.6", ["compute_86,code=[sm_86]"], "8.6"),
+        (
+            "7.5 8.0 8.9 9.0 10.0 12.0+PTX",
+            [
+                "compute_75,code=[sm_75]",
+                "compute_80,code=[sm_80,sm_89]",
+                "compute_90,code=[sm_90,sm_100,sm_120,compute_90]",
+            ],
+            "7.5 8.0 8.9 9.0+PTX 10.0 12.0",
+        ),
+        (
+            "12.0+PTX 9.0a 10.0",
+            ["compute_100,code=[sm_120,sm_100,compute_100]", "compute_90a,code=[sm_90a]"],
+            "12.0 9.0a 10.0+PTX",
+        ),
+    ],
+)
+def test_one_ptx_serves_a_kind_of_devices(archs: str, flags: list[str], built: str) -> None:
+    if not (ROOT / "setup.py").exists():
+        pytest.skip("not a source checkout")
+    setup = runpy.run_path(str(ROOT / "setup.py"), run_name="setup")
+    assert setup["gencode"](archs.split()) == [f"-gencode=arch={flag}" for flag in flags]
+    assert " ".join(setup["built_architectures"](archs.split())) == built
 
 
 def test_binary_uses_only_the_stable_abi() -> None:
