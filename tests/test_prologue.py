@@ -265,3 +265,14 @@ def test_behind_a_norm_comes_anti_aliasing() -> None:
     )
     x = torch.randn(2, 8, 6, 6, dtype=torch.float64)
     torch.testing.assert_close(module(x), plain(module, x))
+
+
+@on_modules
+@torch.no_grad()
+def test_compile_without_graph_break(name: str) -> None:
+    cases.require("cpu")
+    module = randomised(MODULES[name]())
+    compiled = torch.compile(module, backend="aot_eager", fullgraph=True)
+    for n in (2, 3):
+        x = torch.randn(n, 8, 6, 6, dtype=torch.float64)
+        torch.testing.assert_close(compiled(x), plain(module, x))
