@@ -27,7 +27,7 @@ from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
 VERSION = re.search(r'__version__ = "(.+?)"', (ROOT / "chattn_cuda/_version.py").read_text())[1]
-DEFAULT_ARCHS = "7.5;8.0;8.6;8.9;9.0+PTX;10.0;12.0"
+DEFAULT_ARCHS = "7.5;8.0;8.6;8.9;9.0;10.0;12.0+PTX"
 # The oldest libtorch that the stable-ABI calls must work with.
 TORCH_TARGET = "0x020b000000000000"
 
@@ -95,13 +95,15 @@ def code_levels(archs: list[str]) -> list[tuple[str, list[str], bool]]:
     """(architecture of the PTX, those whose machine code is made from it, whether it is kept).
 
     To the sources there are three kinds of devices: before 8.0, 8.x, and from 9.0 on (clusters).
-    The lowest of a kind serves all; its PTX, which takes most of the time, is made once.
+    The lowest of a kind serves all; its PTX, which takes most of the time, is made once. 12.x is a
+    kind of its own: made from older PTX, its machine code spills registers.
     """
     levels: dict[str, list[str]] = {}
     for arch in archs:
         number = arch.removesuffix("+PTX")
         alone = number if number[-1] in "af" else ""  # features of one architecture
-        levels.setdefault(alone or str(min(int(number.split(".")[0]), 9)), []).append(arch)
+        kind = max(k for k in (7, 8, 9, 12) if k <= max(int(number.split(".")[0]), 7))
+        levels.setdefault(alone or str(kind), []).append(arch)
     found = []
     for level in levels.values():
         numbers = [arch.removesuffix("+PTX") for arch in level]

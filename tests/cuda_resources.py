@@ -5,7 +5,7 @@
 
 Registers and spills are read from the cubins inside the extension; shared memory is what the
 planner asks for, the most over all shapes. A build for all architectures is needed, as on a machine
-without a GPU; elsewhere TORCH_CUDA_ARCH_LIST="7.5;8.0;8.6;8.9;9.0+PTX;10.0;12.0".
+without a GPU; elsewhere TORCH_CUDA_ARCH_LIST="7.5;8.0;8.6;8.9;9.0;10.0;12.0+PTX".
 """
 
 from __future__ import annotations

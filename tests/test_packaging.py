@@ -136,14 +136,15 @@ def test_build_errors_are_clear(env: dict[str, str], message: str, tmp_path: Pat
             [
                 "compute_75,code=[sm_75]",
                 "compute_80,code=[sm_80,sm_89]",
-                "compute_90,code=[sm_90,sm_100,sm_120,compute_90]",
+                "compute_90,code=[sm_90,sm_100]",
+                "compute_120,code=[sm_120,compute_120]",
             ],
-            "7.5 8.0 8.9 9.0+PTX 10.0 12.0",
+            "7.5 8.0 8.9 9.0 10.0 12.0+PTX",
         ),
         (
-            "12.0+PTX 9.0a 10.0",
-            ["compute_100,code=[sm_120,sm_100,compute_100]", "compute_90a,code=[sm_90a]"],
-            "12.0 9.0a 10.0+PTX",
+            "8.9+PTX 9.0a 8.0",
+            ["compute_80,code=[sm_89,sm_80,compute_80]", "compute_90a,code=[sm_90a]"],
+            "8.9 9.0a 8.0+PTX",
         ),
     ],
 )

@@ -66,7 +66,9 @@ def require_128_bit_accesses_to_maps(records: list[Record]) -> None:
             continue
         vector = VECTORS[case["dtype"]]
         if kernel in READS_ONLY_MAPS and not case["options"].get("add_maxpool"):
-            assert set(record["loads"]) == {vector}, record
+            others = set(record["loads"]) - {vector}  # a prologue has numbers of its own
+            assert vector in record["loads"], record
+            assert not others or case["options"].get("with_prologue"), record
         if kernel in WRITES_MAP[case["block"]]:
             assert vector in record["loads"] and vector in record["stores"], record
         checked.add((kernel, case["dtype"], case["channels_last"]))
