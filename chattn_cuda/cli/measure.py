@@ -62,8 +62,9 @@ def compare(
     values: Sequence[Tensor],
     exact: Sequence[Tensor],
     eager: Sequence[Tensor],
+    factor: float = FACTOR,
 ) -> tuple[float, str | None]:
-    """Compare results with the exact ones, by the error that eager PyTorch makes.
+    """Compare results with the exact ones, by ``factor`` times the error that eager PyTorch makes.
 
     Returns:
         The largest error over all tensors, and what is wrong, if anything is.
@@ -73,7 +74,7 @@ def compare(
         if v.shape != e.shape or v.dtype != e.dtype:
             return float("inf"), f"{name} is {v.dtype} {tuple(v.shape)}, not {tuple(e.shape)}"
         for error, allowed in zip(errors(v, x), errors(e, x), strict=True):
-            limit = FACTOR * allowed + error_floor(e.dtype)
+            limit = factor * allowed + error_floor(e.dtype)
             if not error <= limit and problem is None:  # also where it is NaN
                 problem = f"{name} has error {error:.1e}, above {limit:.1e}"
         largest = max(largest, errors(v, x)[0])
@@ -175,7 +176,9 @@ def measure(
             text = str(error).strip() or type(error).__name__
             entry.unavailable = text.splitlines()[0]
             continue
-        entry.error, entry.wrong = compare(problem.names, values, exact, eager)
+        # What PyTorch's own compiler loses by another order of sums is not for us to judge.
+        factor = 4 * FACTOR if name == COMPILE else FACTOR
+        entry.error, entry.wrong = compare(problem.names, values, exact, eager, factor)
         if entry.wrong is None:
             calls[name] = call
     del exact, eager
