@@ -6,6 +6,7 @@ The codes are part of the operator schemas; csrc/common/activation.h lists the s
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -221,10 +222,20 @@ def as_callable(spec: ActivationSpec, argument: str = "act") -> Callable[[Tensor
         activation, param = covered
         return activation.with_param(param)
     if isinstance(spec, str) or isinstance(spec, type):
-        return make_layer(spec, argument)
-    if isinstance(spec, functools.partial) and isinstance(spec.func, type):
-        return spec()
-    return spec
+        spec = make_layer(spec, argument)
+    elif isinstance(spec, functools.partial) and isinstance(spec.func, type):
+        spec = spec()
+    if isinstance(spec, nn.Module):
+        return functools.partial(in_its_type, spec)
+    function: Any = spec
+    return function
+
+
+def in_its_type(module: Any, x: Tensor) -> Tensor:
+    """``module(x)`` with x in the type of its parameters (or buffers); the result in x's."""
+    numbers = itertools.chain(module.parameters(), module.buffers())
+    first = next((t for t in numbers if t.is_floating_point()), None)
+    return module(x if first is None else x.to(first.dtype)).to(x.dtype)
 
 
 def _canonical(name: str, argument: str) -> str:

@@ -107,8 +107,8 @@ class Outcome:
 
     @property
     def same(self) -> bool:
-        """Whether everything agrees to rounding."""
-        return all(error <= SAME for error in self.errors.values())
+        """Whether something was accelerated, and everything agrees to rounding."""
+        return bool(self.changed) and all(error <= SAME for error in self.errors.values())
 
 
 def check(

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from chattn_cuda import backends, functional, parity
 from chattn_cuda.cli import main
-from chattn_cuda.convert import accelerate
+from chattn_cuda.convert import Report, accelerate
 from chattn_cuda.parity import FAMILIES, Family, check
 
 pytest.importorskip("timm", reason="timm is not installed")
@@ -172,6 +172,16 @@ def test_verify_fails_on_a_mismatch(
 
 
 @pytest.mark.usefixtures("small")
+def test_verify_fails_where_nothing_is_accelerated(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(parity, "accelerate", lambda model, _: Report(model, "accelerated", (), ()))
+    assert main(["verify"]) == 1
+    out = capsys.readouterr().out
+    assert out.count("nothing was accelerated") == 2 and "0 of 2 agree" in out
+
+
+@pytest.mark.usefixtures("small")
 def test_verify_goes_on_where_a_model_fails(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -190,6 +200,12 @@ def test_verify_goes_on_where_a_model_fails(
         (["resnet51"], "unknown model 'resnet51'; known are seresnet50"),
         (["--backend", "gpu"], "backend must be one of auto"),
         (["--backend", "cuda"], "backend 'cuda' cannot run here"),
+        (["--device", "gpu0"], "--device gpu0: no such device"),
+        pytest.param(
+            ["--device", "cuda"],
+            "no usable GPU",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU"),
+        ),
     ],
 )
 def test_wrong_use(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import time
 
+import torch
+
 from chattn_cuda import backends
 from chattn_cuda.cli.bench import quiet, set_threads
 from chattn_cuda.cli.environment import environment
@@ -36,6 +38,11 @@ def run(arguments: argparse.Namespace) -> int:
         set_threads(arguments.threads)
     families = _chosen(arguments.models)
     try:
+        if torch.device(arguments.device).type == "cuda" and not torch.cuda.is_available():
+            raise UsageError("--device cuda: there is no usable GPU")
+    except RuntimeError as error:
+        raise UsageError(f"--device {arguments.device}: no such device") from error
+    try:
         backends.select(arguments.backend, arguments.device.partition(":")[0])
     except ValueError as error:
         raise UsageError(str(error)) from error
@@ -53,6 +60,8 @@ def run(arguments: argparse.Namespace) -> int:
         if isinstance(outcome, Exception):
             terminal.line(f"{family.name}, {mode} fails: {outcome}", "bold red")
             continue
+        if not outcome.changed:
+            terminal.line(f"{family.name}, {mode}: nothing was accelerated", "bold red")
         for kind, size in outcome.errors.items():
             if not size <= SAME:
                 text = f"{family.name}, {mode}: {kind} differ most in {outcome.worst[kind]}"

@@ -66,7 +66,11 @@ def accelerate(model: nn.Module, backend: str = "auto") -> Report:
         if reason is not None:
             left.append(entry(reason))
             continue
-        module.__class__ = _accelerated(cls, key)
+        try:
+            module.__class__ = _accelerated(cls, key)
+        except TypeError as error:  # a metaclass, __init_subclass__, __slots__
+            left.append(entry(f"its class cannot be extended: {error}"))
+            continue
         module.backend = backend
         changed.append(entry(f"backend {backend!r}"))
     return Report(model, "accelerated", tuple(changed), tuple(left))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import copy
+import itertools
 from typing import Any
 
 import torch
@@ -11,22 +12,24 @@ from torch import Tensor, nn
 
 __all__ = ["difference"]
 
-_SIZES = {1: ((6,), (5,)), 2: ((3, 2), (1, 5)), 3: ((3, 2, 2), (1, 1, 5))}
+_SIZES = {1: ((6,), (13,)), 2: ((3, 2), (1, 11)), 3: ((3, 2, 2), (1, 9, 10))}
 _LARGER = ((9, 7), (5, 12))  # for a block with convolutions
+_SCALES = (1.0, 6.0)  # of the numbers: gates in the middle of their range, and at its ends
 _POOLS = {nn.AdaptiveAvgPool1d: 1, nn.AdaptiveAvgPool2d: 2, nn.AdaptiveAvgPool3d: 3}
 
 
 def difference(module: Any, accelerated: Any) -> str | None:
     """Why ``module`` does not compute what it would as an ``accelerated`` one; None: it does.
 
-    A float64 copy with random weights runs both ways on two small maps; outputs and gradients must
-    agree. Neither the module nor the global random state changes, and no hook runs.
+    A float64 copy with random weights runs both ways on some small maps, in eval and in train mode;
+    outputs, gradients and buffers must agree, and nothing may be left in an attribute. Neither the
+    module nor the global random state changes, and no hook runs.
     """
     try:
         # whatever mode it is called in
         modes = torch.inference_mode(False), torch.enable_grad(), torch.device("cpu")
         with torch.random.fork_rng(devices=[]), modes[0], modes[1], modes[2]:
-            torch.manual_seed(0)
+            torch.default_generator.manual_seed(0)
             plain, fused = _copies(module, accelerated)
             channels = max(p.shape[0] for p in plain.parameters())
             if hasattr(fused, "fused_layers"):
@@ -34,14 +37,32 @@ def difference(module: Any, accelerated: Any) -> str | None:
             if hasattr(fused, "probe_channels"):  # the input has others than the gate
                 channels = fused.probe_channels()
             dims = next((_POOLS[type(m)] for m in plain.modules() if type(m) in _POOLS), 2)
-            for size in _LARGER if hasattr(fused, "probe_channels") else _SIZES[dims]:
-                x = torch.randn(2, channels, *size, dtype=torch.float64)
+            sizes = _LARGER if hasattr(fused, "probe_channels") else _SIZES[dims]
+            before = _attributes(plain)
+            for training, size, scale in itertools.product((False, True), sizes, _SCALES):
+                x = scale * torch.randn(2, channels, *size, dtype=torch.float64)
+                plain.train(training), fused.train(training)
                 for a, b in zip(_run(plain, x), _run(fused, x), strict=True):
                     if not torch.allclose(a, b, rtol=1e-9, atol=1e-12):
                         return "it is built like the block, but computes something else"
+            after = _attributes(plain)
+            for name, value in after.items():
+                if name not in before or before[name] is not value:
+                    return f"it is built like the block, but its forward sets {name}"
     except Exception as error:
         return f"it is built like the block, but fails on a small map: {error}"
     return None
+
+
+def _attributes(module: Any) -> dict[str, Any]:
+    """What its modules hold that is no parameter, buffer, submodule, hook or mode."""
+    usual = {*nn.Module().__dict__}
+    return {
+        f"{prefix}.{name}".lstrip("."): value
+        for prefix, m in module.named_modules()
+        for name, value in m.__dict__.items()
+        if name not in usual
+    }
 
 
 def _copies(module: Any, accelerated: Any) -> tuple[Any, Any]:
@@ -67,4 +88,5 @@ def _copies(module: Any, accelerated: Any) -> tuple[Any, Any]:
 def _run(module: Any, x: Tensor) -> list[Tensor]:
     leaf = x.clone().requires_grad_()
     y = module(leaf)
-    return [y, *torch.autograd.grad(y.sin().sum(), [leaf, *module.parameters()])]
+    grads = torch.autograd.grad(y.sin().sum(), [leaf, *module.parameters()])
+    return [y, *grads, *(b.double() for b in module.buffers())]

@@ -14,25 +14,20 @@ from torch import Tensor, nn
 from chattn_cuda import activations
 from chattn_cuda.activations import ActivationSpec
 from chattn_cuda.convert.adapter import Adapter, se_obstacle
-from chattn_cuda.hooks import has_hooks
+from chattn_cuda.hooks import own_behaviour
 from chattn_cuda.modules.efficient_channel_attention import EfficientChannelAttentionForward
-from chattn_cuda.modules.fused import submodule_obstacle
+from chattn_cuda.modules.fused import is_global_average_pool, submodule_obstacle
 from chattn_cuda.modules.squeeze_excite import SqueezeExciteForward, SqueezeExciteLayers
 
 __all__ = ["STRUCTURES"]
 
-_POOLS = (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)
-
 
 def _consists_of(module: nn.Module, *names: str) -> bool:
-    return set(module._modules) == set(names) and not module._parameters
-
-
-def _is_global_pool(module: Any) -> bool:
-    if type(module) not in _POOLS:
-        return False
-    size = module.output_size
-    return all(s == 1 for s in (size if isinstance(size, tuple) else (size,)))
+    return (
+        set(module._modules) == set(names)
+        and all(m is not None for m in module._modules.values())
+        and not module._parameters
+    )
 
 
 def _is_pool_and(module: Any, name: str) -> bool:
@@ -41,7 +36,7 @@ def _is_pool_and(module: Any, name: str) -> bool:
         return False
     layers = module._modules[name]
     return (
-        _is_global_pool(module.avg_pool)
+        is_global_average_pool(module.avg_pool)
         and type(layers) is nn.Sequential
         and len(layers) == 4
         and all(type(layers[i]) in (nn.Linear, nn.Conv2d) for i in (0, 2))
@@ -49,9 +44,15 @@ def _is_pool_and(module: Any, name: str) -> bool:
 
 
 def _layers_of(pool: nn.Module, sequence: nn.Sequential, name: str) -> SqueezeExciteLayers:
+    if type(sequence) is not nn.Sequential or len(sequence) != 4:
+        return SqueezeExciteLayers(
+            None, None, "identity", None, "identity", changed=f"{name} is not four layers any more"
+        )
     first, act, second, gate = sequence
-    names, around = (f"{name}.0", f"{name}.2"), (pool, sequence)
-    return SqueezeExciteLayers(first, None, act, second, gate, names=names, around=around)
+    names = f"{name}.0", f"{name}.2"
+    return SqueezeExciteLayers(
+        first, None, act, second, gate, names=names, around=(sequence,), pool=pool
+    )
 
 
 class _AvgPoolFc(SqueezeExciteForward):
@@ -106,14 +107,15 @@ class _ConvModules(SqueezeExciteForward):
             two.conv,
             _named_activation(two.activate),
             names=("conv1.conv", "conv2.conv"),
-            around=(self.global_avgpool, one, two),
+            around=(one, two),
+            pool=self.global_avgpool,
         )
 
     @classmethod
     def fits(cls, module: Any) -> bool:
         return (
             _consists_of(module, "global_avgpool", "conv1", "conv2")
-            and _is_global_pool(module.global_avgpool)
+            and is_global_average_pool(module.global_avgpool)
             and all(_consists_of(m, "conv", "activate") for m in (module.conv1, module.conv2))
             and all(type(m.conv) is nn.Conv2d for m in (module.conv1, module.conv2))
         )
@@ -137,11 +139,18 @@ class _EcaLayer(EfficientChannelAttentionForward):
 
     @torch.jit.unused
     def obstacle(self) -> str | None:
-        return "avg_pool has hooks" if has_hooks(self.avg_pool) else super().obstacle()
+        return self._why_another_pool() or super().obstacle()
 
     @torch.jit.unused
     def fused_forward(self, x: Tensor) -> Tensor | None:
-        return None if has_hooks(self.avg_pool) else super().fused_forward(x)
+        return super().fused_forward(x) if self._why_another_pool() is None else None
+
+    @torch.jit.unused
+    def _why_another_pool(self) -> str | None:
+        if not is_global_average_pool(self.avg_pool):
+            return f"it pools with a {type(self.avg_pool).__name__}"
+        own = own_behaviour(self.avg_pool)
+        return None if own is None else f"avg_pool {own}"
 
     @torch.jit.unused
     def _gate_module(self) -> nn.Module:
@@ -155,7 +164,7 @@ class _EcaLayer(EfficientChannelAttentionForward):
     def fits(cls, module: Any) -> bool:
         return (
             _consists_of(module, "avg_pool", "conv", "sigmoid")
-            and _is_global_pool(module.avg_pool)
+            and is_global_average_pool(module.avg_pool)
             and type(module.conv) is nn.Conv1d
         )
 

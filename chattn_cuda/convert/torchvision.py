@@ -26,7 +26,7 @@ class _SqueezeExcitation(SqueezeExciteForward):
             self.activation,
             self.fc2,
             self.scale_activation,
-            around=(self.avgpool,),
+            pool=self.avgpool,
         )
 
 

@@ -137,8 +137,11 @@ def run_selective_kernel(
     memory_format = ops.memory_format_of(branches[0])
     if slices > 1:
         branches = branches[0].chunk(slices, 1)
-    with reference.no_autocast(branches[0].device.type):
-        z = logits(reference.squeeze_branches(branches))
+    device = branches[0].device.type
+    with reference.no_autocast(device):
+        pooled = reference.squeeze_branches(branches)
+    z = logits(pooled)
+    with reference.no_autocast(device):
         y, s = reference.select_branches(branches, z)
     return y.contiguous(memory_format=memory_format), s
 

@@ -9,6 +9,7 @@ parameters: its 24.37 M are 25,557,112.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -131,13 +132,16 @@ def _eca_resnet(
         raise ValueError(f"kernel_sizes must be of the four stages, got {len(kernel_sizes)}")
     # A stage is known by its channels: timm's attn_layer is told nothing else.
     k_of = {width * 2**stage: k for stage, k in enumerate(kernel_sizes)}
-
-    def attention(channels: int, **factory: Any) -> nn.Module:
-        return EfficientChannelAttention(kernel_size=k_of[channels], backend=backend, **factory)
-
+    attention = functools.partial(_attention, k_of, backend)
     model = timm_model(name, block_args={"attn_layer": attention}, **kwargs)
     model.register_load_state_dict_pre_hook(_authors_keys)
     return model
+
+
+def _attention(
+    k_of: dict[int, int], backend: str, channels: int, **factory: Any
+) -> EfficientChannelAttention:
+    return EfficientChannelAttention(kernel_size=k_of[channels], backend=backend, **factory)
 
 
 def _authors_keys(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:

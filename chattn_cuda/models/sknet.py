@@ -11,6 +11,7 @@ says 16.8, 27.5 and 48.9. A bias in every convolution would give all three (16.7
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 from torch import nn
@@ -130,27 +131,40 @@ def _sknet(
         raise ValueError(f"groups must divide {_NARROWEST}, got {groups}")
     bottleneck = library("timm.models.sknet").SelectiveKernelBottleneck
 
-    def unit(inplanes: int, planes: int, stride: int = 1, *args: Any, **given: Any) -> nn.Module:
-        """timm's, with our selective kernel in it."""
-        made: nn.Module = bottleneck(inplanes, planes, stride, *args, **given)
-        theirs: Any = made.conv2
-        passed = ("act_layer", "norm_layer", "aa_layer", "device", "dtype")
-        made.conv2 = SelectiveKernel(
-            theirs.in_channels,
-            theirs.out_channels,
-            [3 + 2 * m for m in range(branches)],
-            stride,
-            given.get("first_dilation") or given.get("dilation", 1),
-            groups,
-            rd_channels=max(theirs.out_channels // reduction, min_channels),
-            split_input=False,
-            drop_layer=given.get("drop_block"),
-            backend=backend,
-            **{name: given[name] for name in passed if given.get(name) is not None},
-        )
-        return made
-
-    unit.expansion = bottleneck.expansion  # type: ignore[attr-defined]
+    # Not a function in here: models are pickled with what they are made of.
+    options = (reduction, branches, groups, min_channels, backend)
+    unit: Any = functools.partial(_unit, bottleneck, options)
+    unit.expansion = bottleneck.expansion
     kwargs = {"layers": layers, **kwargs}
     width = {"cardinality": groups, "base_width": _NARROWEST // groups}
     return timm_model("skresnext50_32x4d", block=unit, **width, **kwargs)
+
+
+def _unit(
+    bottleneck: Any,
+    options: tuple[int, int, int, int, str],
+    inplanes: int,
+    planes: int,
+    stride: int = 1,
+    *args: Any,
+    **given: Any,
+) -> nn.Module:
+    """timm's, with our selective kernel in it."""
+    reduction, branches, groups, min_channels, backend = options
+    made: nn.Module = bottleneck(inplanes, planes, stride, *args, **given)
+    theirs: Any = made.conv2
+    passed = ("act_layer", "norm_layer", "aa_layer", "device", "dtype")
+    made.conv2 = SelectiveKernel(
+        theirs.in_channels,
+        theirs.out_channels,
+        [3 + 2 * m for m in range(branches)],
+        stride,
+        given.get("first_dilation") or given.get("dilation", 1),
+        groups,
+        rd_channels=max(theirs.out_channels // reduction, min_channels),
+        split_input=False,
+        drop_layer=given.get("drop_block"),
+        backend=backend,
+        **{name: given[name] for name in passed if given.get(name) is not None},
+    )
+    return made

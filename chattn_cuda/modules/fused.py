@@ -18,7 +18,15 @@ from chattn_cuda import backends, functional, validation
 from chattn_cuda.explanation import Explanation, explain_call
 from chattn_cuda.hooks import own_behaviour
 
-__all__ = ["FusedForward", "must_be_plain", "pointwise_obstacle", "submodule_obstacle"]
+__all__ = [
+    "FusedForward",
+    "is_global_average_pool",
+    "must_be_plain",
+    "pointwise_obstacle",
+    "submodule_obstacle",
+]
+
+_POOLS = (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)
 
 
 class FusedForward:
@@ -115,6 +123,14 @@ def must_be_plain() -> bool:
     if torch.jit.is_tracing():
         return True
     return torch.compiler.is_exporting() and torch.onnx.is_in_onnx_export()
+
+
+def is_global_average_pool(module: Any) -> bool:
+    """Whether ``module`` is an adaptive average pooling to one position."""
+    if type(module) not in _POOLS:
+        return False
+    size = module.output_size
+    return all(s == 1 for s in (size if isinstance(size, tuple) else (size,)))
 
 
 def submodule_obstacle(module: Any, name: str, *types: type[nn.Module]) -> str | None:

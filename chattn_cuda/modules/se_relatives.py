@@ -357,9 +357,15 @@ class SpatialChannelSqueezeExcite(SqueezeExciteForward, nn.Module):
     @torch.jit.unused
     def fused_layers(self) -> SqueezeExciteLayers:
         """The layers of the channel half."""
+        if type(self.cSE) is not nn.Sequential or len(self.cSE) != 5:
+            return SqueezeExciteLayers(
+                None, None, "identity", None, "identity", changed="cSE is not five layers any more"
+            )
         pool, first, act, second, gate = self.cSE
-        names, around = ("cSE.1", "cSE.3"), (self.cSE, pool)
-        return SqueezeExciteLayers(first, None, act, second, gate, names=names, around=around)
+        names = "cSE.1", "cSE.3"
+        return SqueezeExciteLayers(
+            first, None, act, second, gate, names=names, around=(self.cSE,), pool=pool
+        )
 
     def eager_forward(self, x: Tensor) -> Tensor:
         """The block by its submodules, one after the other."""

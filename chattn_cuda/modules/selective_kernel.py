@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +27,6 @@ __all__ = [
     "small_layer",
 ]
 
-_BATCH_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
 _PATHS = ("chattn_cuda.modules.selective_kernel_blocks.Path", "timm.layers.conv_bn_act.ConvNormAct")
 
 
@@ -78,15 +78,14 @@ def small_layer(module: Any, name: str, s: Tensor) -> Tensor:
     """A 1x1 convolution on (N, K) numbers, in their type where nothing else asks to be called."""
     if pointwise_obstacle(module, name) is None:
         bias = None if module.bias is None else module.bias.to(s.dtype)
-        return F.linear(s, module.weight.flatten(1).to(s.dtype), bias)
+        with reference.no_autocast(s.device.type):
+            return F.linear(s, module.weight.flatten(1).to(s.dtype), bias)
     return called(module, s)
 
 
 def called(module: Any, s: Tensor) -> Tensor:
     """Any module of (N, K, 1, 1) maps, on (N, K) numbers, in its parameters' type."""
-    first = next(module.parameters(), None)
-    x = s if first is None else s.to(first.dtype)
-    return module(x[:, :, None, None]).flatten(1).to(s.dtype)
+    return activations.in_its_type(module, s[:, :, None, None]).flatten(1)
 
 
 def inner_norm(module: Any, name: str, s: Tensor) -> Tensor:
@@ -97,11 +96,12 @@ def inner_norm(module: Any, name: str, s: Tensor) -> Tensor:
     """
     if type(module) is nn.Identity:
         return s
-    if isinstance(module, _BATCH_NORMS) and module.training and s.shape[0] == 1:
+    # Its subclasses may know more samples, on other devices.
+    if type(module) is nn.BatchNorm2d and module.training and s.shape[0] == 1:
         raise ValueError(
             f"{name} cannot normalise with the statistics of one sample; train with N >= 2, set "
-            f"{name}.eval(), or build the module without it (norm_layer=None, attn_norm_layer=None "
-            "or fc='plain')"
+            f"{name}.eval(), or build the module without it: norm_layer=None; attn_norm_layer=None "
+            "of SelectiveKernel; fc='plain' of SelectiveKernelConv and SKConv"
         )
     return called(module, s)
 
@@ -133,9 +133,8 @@ class SelectiveKernelAttnForward(FusedForward):
             return None
         if functional.why_not_fused(branches[0], branches[1:]) is not None:
             return None
-        with reference.no_autocast(x.device.type):
-            z = attn_logits(self, ops.sk.squeeze(namespace, branches))
-            return torch.softmax(z, 1).to(x.dtype)[:, :, :, None, None]
+        z = attn_logits(self, ops.sk.squeeze(namespace, branches))
+        return torch.softmax(z, 1).to(x.dtype)[:, :, :, None, None]
 
     @torch.jit.unused
     def fuse(self, branches: Sequence[Tensor]) -> Tensor:
@@ -150,11 +149,7 @@ class SelectiveKernelAttnForward(FusedForward):
         if len(branches) != self.num_paths:
             raise ValueError(f"branches must be {self.num_paths} maps, got {len(branches)}")
 
-        def logits(pooled: Tensor) -> Tensor:
-            with reference.no_autocast(pooled.device.type):
-                return attn_logits(self, pooled)
-
-        return fuse(branches, logits, self.backend)[0]
+        return fuse(branches, functools.partial(attn_logits, self), self.backend)[0]
 
     @torch.jit.unused
     def obstacle(self) -> str | None:
@@ -185,7 +180,7 @@ class SelectiveKernelAttnForward(FusedForward):
 def attn_logits(attn: Any, pooled: Tensor) -> Tensor:
     """The logits (N, M, C) by the submodules of a `SelectiveKernelAttn`, ours or timm's."""
     h = inner_norm(attn.bn, "bn", small_layer(attn.fc_reduce, "fc_reduce", pooled))
-    z = small_layer(attn.fc_select, "fc_select", attn.act(h))
+    z = small_layer(attn.fc_select, "fc_select", activations.in_its_type(attn.act, h))
     return z.unflatten(1, (attn.num_paths, -1))
 
 
@@ -199,20 +194,18 @@ class SelectiveKernelForward(FusedForward):
         in_channels: int
         split_input: bool
 
-    def inputs(self, x: Tensor) -> list[Tensor]:
-        """What the paths get."""
-        if self.split_input:
-            return list(torch.split(x, self.in_channels // self.num_paths, 1))
-        return [x for _ in range(self.num_paths)]
-
     def branches(self, x: Tensor) -> list[Tensor]:
         """The maps that are weighed, by the paths."""
-        parts = self.inputs(x)
-        return [path(parts[i]) for i, path in enumerate(self.paths)]
+        if self.split_input:
+            parts = torch.split(x, self.in_channels // self.num_paths, 1)
+            return [path(parts[i]) for i, path in enumerate(self.paths)]
+        return [path(x) for path in self.paths]
 
     @torch.jit.unused
     def branches_before_norm(self, x: Tensor) -> tuple[list[Tensor], Tensor | None]:
         """As `before_norm`; the stages are the paths, where their layers are known."""
+        if type(self).branches is not SelectiveKernelForward.branches:
+            return self.branches(x), None
         stages = []
         for path in self.paths:
             kind = f"{type(path).__module__}.{type(path).__qualname__}"
@@ -221,7 +214,9 @@ class SelectiveKernelForward(FusedForward):
             names = ("bn", "drop", "act", "aa")
             layers = [getattr(path, name, None) for name in names]
             stages.append((path.conv, [layer for layer in layers if layer is not None]))
-        return before_norm(stages, self.inputs(x))
+        if not self.split_input:
+            return before_norm(stages, [x] * self.num_paths)
+        return before_norm(stages, torch.split(x, self.in_channels // self.num_paths, 1))
 
     def eager_forward(self, x: Tensor) -> Tensor:
         """The block by its submodules, one after the other."""
@@ -252,10 +247,7 @@ class SelectiveKernelForward(FusedForward):
             return self.eager_forward(x)  # the checks need not run again
         branches, prologue = self.branches_before_norm(x)
 
-        def logits(pooled: Tensor) -> Tensor:
-            with reference.no_autocast(pooled.device.type):
-                return attn_logits(self.attn, pooled)
-
+        logits = functools.partial(attn_logits, self.attn)
         return fuse(branches, logits, self.backend, prologue=prologue)[0]
 
     @torch.jit.unused

@@ -7,14 +7,24 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from chattn_cuda import activations, backends, functional, reference, validation
+from chattn_cuda import activations, backends, functional, validation
 from chattn_cuda.activations import ActivationSpec
 from chattn_cuda.explanation import Explanation, explain_call
 from chattn_cuda.modules.fused import FusedForward, submodule_obstacle
-from chattn_cuda.modules.make_divisible import make_divisible
-from chattn_cuda.modules.selective_kernel import before_norm, fuse, inner_norm, small_layer
+from chattn_cuda.modules.selective_kernel import (
+    before_norm,
+    fuse,
+    inner_norm,
+    small_layer,
+)
 
 __all__ = ["RadixSoftmax", "SplitAttn", "SplitAttnForward"]
+
+
+_SOFTMAXES = (
+    "chattn_cuda.modules.split_attention.RadixSoftmax",
+    "timm.layers.split_attn.RadixSoftmax",
+)
 
 
 class SplitAttnForward(FusedForward):
@@ -53,7 +63,10 @@ class SplitAttnForward(FusedForward):
         """Why the operators do not cover this module as it is now; None where they do."""
         if not 1 < self.radix <= validation.MAX_BRANCHES:
             return f"the kernels take a radix of 2 to {validation.MAX_BRANCHES}"
-        return submodule_obstacle(self.rsoftmax, "rsoftmax", type(self.rsoftmax))
+        kind = type(self.rsoftmax)
+        if f"{kind.__module__}.{kind.__qualname__}" not in _SOFTMAXES:
+            return f"rsoftmax is a {kind.__name__}"
+        return submodule_obstacle(self.rsoftmax, "rsoftmax", kind)
 
     @torch.jit.unused
     def fused_forward(self, x: Tensor) -> Tensor | None:
@@ -65,9 +78,8 @@ class SplitAttnForward(FusedForward):
         maps, prologue = before_norm([(self.conv, [self.bn0, self.drop, self.act0])], [x])
 
         def logits(pooled: Tensor) -> Tensor:
-            with reference.no_autocast(pooled.device.type):
-                h = inner_norm(self.bn1, "bn1", small_layer(self.fc1, "fc1", pooled))
-                z = small_layer(self.fc2, "fc2", self.act1(h))
+            h = inner_norm(self.bn1, "bn1", small_layer(self.fc1, "fc1", pooled))
+            z = small_layer(self.fc2, "fc2", activations.in_its_type(self.act1, h))
             # Rows of fc2: cardinal groups, in each the radix, in each the channels.
             z = z.unflatten(1, (self.rsoftmax.cardinality, self.radix, -1))
             return z.transpose(1, 2).flatten(2)
@@ -136,6 +148,7 @@ class SplitAttn(SplitAttnForward, nn.Module):
         device: Of the parameters.
         dtype: Of the parameters.
         backend: "auto" or one of `chattn_cuda.backends.names()`; may be set later.
+        **kwargs: Of the convolution, such as padding_mode.
 
     Raises:
         TypeError: An argument of the wrong type.
@@ -167,6 +180,7 @@ class SplitAttn(SplitAttnForward, nn.Module):
         dtype: torch.dtype | None = None,
         *,
         backend: str = "auto",
+        **kwargs: Any,
     ) -> None:
         super().__init__()
         out_channels = in_channels if out_channels is None else out_channels
@@ -177,7 +191,8 @@ class SplitAttn(SplitAttnForward, nn.Module):
             validation.check_positive(value, name)
         if rd_channels is None:
             width = in_channels * radix * rd_ratio
-            hidden = max(32, make_divisible(width, rd_divisor, round_limit=0.9))
+            hidden = max(32, int(width + rd_divisor / 2) // rd_divisor * rd_divisor)
+            hidden += rd_divisor if hidden < 0.9 * width else 0
         else:
             validation.check_positive(rd_channels, "rd_channels")
             hidden = rd_channels * radix
@@ -187,7 +202,7 @@ class SplitAttn(SplitAttnForward, nn.Module):
         self.conv = nn.Conv2d(
             in_channels, slices, kernel_size, stride,
             kernel_size // 2 if padding is None else padding, dilation, groups * radix, bias,
-            **factory,
+            **factory, **kwargs,
         )  # fmt: skip
         self.bn0 = norm_layer(slices, **factory) if norm_layer else nn.Identity()
         self.drop = drop_layer() if drop_layer else nn.Identity()

@@ -10,10 +10,11 @@ from torch import Tensor, nn
 
 from chattn_cuda import activations, backends, functional, validation
 from chattn_cuda.activations import ActivationSpec
-from chattn_cuda.hooks import has_hooks, own_behaviour
+from chattn_cuda.hooks import own_behaviour
 from chattn_cuda.modules.batch_norm import fold_batch_norm
 from chattn_cuda.modules.fused import (
     FusedForward,
+    is_global_average_pool,
     pointwise_obstacle,
     submodule_obstacle,
 )
@@ -39,9 +40,13 @@ class SqueezeExciteLayers(NamedTuple):
     names: tuple[str, str] = ("fc1", "fc2")
     around: tuple[Any, ...] = ()  # other submodules that are called, and whose hooks count
     kinds: tuple[type[nn.Module], ...] = (nn.Conv2d, nn.Linear)  # that first and second may be of
+    pool: Any = None  # the module that squeezes, where there is one
+    changed: str | None = None  # why these are not the layers of the block any more
 
     def why_never_fused(self) -> str | None:
         """What will not go away by itself, as hooks and batch statistics can; None: nothing."""
+        if (reason := self._why_another_block()) is not None:
+            return reason
         for layer, name in zip((self.first, self.second), self.names, strict=True):
             if layer is not None and type(layer) not in self.kinds:
                 return submodule_obstacle(layer, name, *self.kinds)
@@ -53,13 +58,15 @@ class SqueezeExciteLayers(NamedTuple):
 
     def why_not_fused(self) -> str | None:
         """Why the operators do not cover the layers as they are now; None where they do."""
+        if (reason := self._why_another_block()) is not None:
+            return reason
         for layer, name in zip((self.first, self.second), self.names, strict=True):
             reason = None if layer is None else pointwise_obstacle(layer, name, self.kinds)
             if reason is not None:
                 return reason
-        for module in self.around:
-            if has_hooks(module):
-                return f"a {type(module).__name__} in it has hooks"
+        for module in self.around if self.pool is None else (*self.around, self.pool):
+            if (own := own_behaviour(module)) is not None:
+                return f"a {type(module).__name__} in it {own}"
         norm = self.norm
         if norm is None:
             return None
@@ -69,6 +76,11 @@ class SqueezeExciteLayers(NamedTuple):
         if norm.training or norm.running_mean is None:
             return "bn normalises with the statistics of the batch"
         return None
+
+    def _why_another_block(self) -> str | None:
+        if self.pool is not None and not is_global_average_pool(self.pool):
+            return f"it pools with a {type(self.pool).__name__}"
+        return self.changed
 
     def activations(self) -> str | tuple[functional.Resolved, functional.Resolved]:
         """The activation and the gate as the operators know them, or why they do not."""

@@ -1,0 +1,211 @@
+"""Modules whose parts were replaced, or that do more than the block: the numbers stay theirs."""
+
+from __future__ import annotations
+
+import functools
+import io
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import chattn_cuda
+from chattn_cuda import accelerate, explain, models
+from chattn_cuda.modules import SelectiveKernel, SelectiveKernelAttn, SpatialChannelSqueezeExcite
+from tests.peers import SELayer, eca_layer
+
+timm = pytest.importorskip("timm")
+torchvision = pytest.importorskip("torchvision")
+
+X = torch.randn(2, 16, 9, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+
+def accelerated(module: nn.Module) -> nn.Module:
+    report = accelerate(module.double(), "cpu")
+    assert report.changed and not report.left
+    return module
+
+
+class Warm(timm.layers.split_attn.RadixSoftmax):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x / 10)
+
+
+def torchvision_se() -> nn.Module:
+    return accelerated(torchvision.ops.SqueezeExcitation(16, 4))
+
+
+REPLACED: dict[str, tuple[Callable[[], nn.Module], str, Callable[[Any], nn.Module]]] = {
+    "torchvision's pool": (torchvision_se, "avgpool", lambda m: nn.AdaptiveMaxPool2d(1)),
+    "moskomule's pool": (
+        lambda: accelerated(SELayer(16)), "avg_pool", lambda m: nn.AdaptiveMaxPool2d(1),
+    ),
+    "moskomule's layers": (
+        lambda: accelerated(SELayer(16)), "fc", lambda m: nn.Sequential(*m.fc, nn.Tanh()),
+    ),
+    "ECANet's pool": (
+        lambda: accelerated(eca_layer(16)), "avg_pool", lambda m: nn.AdaptiveMaxPool2d(1),
+    ),
+    "a softmax": (
+        lambda: accelerated(timm.layers.SplitAttn(16)), "rsoftmax", lambda m: Warm(2, 1),
+    ),
+    "scSE's layers": (
+        lambda: SpatialChannelSqueezeExcite(16, 2).double(), "cSE",
+        lambda m: nn.Sequential(*m.cSE, nn.Tanh()),
+    ),
+    "scSE's pool": (
+        lambda: SpatialChannelSqueezeExcite(16, 2).double(), "cSE",
+        lambda m: nn.Sequential(nn.AdaptiveMaxPool2d(1), *list(m.cSE)[1:]),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REPLACED)
+def test_a_replaced_part_runs(name: str) -> None:
+    make, attribute, new = REPLACED[name]
+    module: Any = make()
+    setattr(module, attribute, new(module).double())
+    torch.testing.assert_close(module(X), module.eager_forward(X), rtol=0, atol=0)
+    assert explain(module, X).path == "eager"
+
+
+def test_a_forward_of_an_instance_runs() -> None:
+    module: Any = torchvision_se()
+    module.avgpool.forward = lambda x: x.amax((2, 3), keepdim=True)
+    torch.testing.assert_close(module(X), module.eager_forward(X), rtol=0, atol=0)
+
+
+def test_accelerate_leaves_another_pool() -> None:
+    module = torchvision.ops.SqueezeExcitation(16, 4)
+    module.avgpool = nn.AdaptiveMaxPool2d(1)
+    report = accelerate(module)
+    assert not report.changed and "AdaptiveMaxPool2d" in report.left[0].note
+
+
+class Dropping(SELayer):
+    def forward(self, x: Tensor) -> Tensor:
+        s = F.dropout(self.fc(self.avg_pool(x).flatten(1)), 0.5, self.training)
+        return x * s[:, :, None, None]
+
+
+class Clamped(SELayer):
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.fc(self.avg_pool(x).flatten(1)).clamp(0.05, 0.95)[:, :, None, None]
+
+
+class Counting(SELayer):
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels)
+        self.register_buffer("usage", torch.zeros(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        s = self.fc(self.avg_pool(x).flatten(1))
+        self.usage.mul_(0.9).add_(s.detach().mean(0))
+        return x * s[:, :, None, None]
+
+
+class Remembering(SELayer):
+    def forward(self, x: Tensor) -> Tensor:
+        self.last = self.fc(self.avg_pool(x).flatten(1))
+        return x * self.last[:, :, None, None]
+
+
+@pytest.mark.parametrize("cls", [Dropping, Clamped, Counting, Remembering])
+def test_accelerate_leaves_what_does_more(cls: Any) -> None:
+    report = accelerate(cls(16).eval())
+    assert not report.changed and "built like the block" in report.left[0].note
+
+
+def test_accelerate_leaves_classes_that_cannot_be_extended() -> None:
+    class Keyed(timm.layers.SEModule):
+        def __init_subclass__(cls, *, key: str) -> None:
+            super().__init_subclass__()
+
+    report = accelerate(nn.Sequential(Keyed(16), timm.layers.SEModule(16)))
+    assert len(report.changed) == 1 and "cannot be extended" in report.left[0].note
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_layers_between_get_their_type(dtype: torch.dtype) -> None:
+    x = torch.randn(2, 16, 5, 5, dtype=dtype)
+    for module in (
+        SelectiveKernel(16, act_layer="prelu", norm_layer=None),
+        chattn_cuda.SplitAttn(16, act_layer="prelu"),
+        chattn_cuda.SqueezeExcite(16, act_layer="prelu"),
+    ):
+        assert module.to(dtype)(x).dtype == dtype
+    norm = functools.partial(nn.BatchNorm2d, affine=False)
+    attn = SelectiveKernelAttn(16, norm_layer=norm)
+    assert attn.to(dtype).eval()(torch.stack([x, x], 1)).dtype == dtype
+    w = torch.randn(4, 16, dtype=dtype), None, torch.randn(16, 4, dtype=dtype), None
+    y = chattn_cuda.functional.squeeze_excite(x, *w, act=nn.PReLU().to(dtype))
+    assert y.dtype == dtype
+
+
+class Adapted(nn.Module):
+    """As LoRA on a convolution: two of other types, under autocast."""
+
+    def __init__(self, base: nn.Conv2d) -> None:
+        super().__init__()
+        self.base = base.bfloat16()
+        self.low = nn.Conv2d(base.in_channels, base.out_channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.base(x) + self.low(x)
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_replaced_layers_run_under_autocast(backend: str) -> None:
+    block: Any = SelectiveKernel(16, backend=backend)
+    block.attn.fc_reduce = Adapted(block.attn.fc_reduce)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert block(X.float()).isfinite().all()
+
+
+def test_fx_traces_what_timm_traces() -> None:
+    block = SelectiveKernel(16).double().eval()
+    traced = torch.fx.symbolic_trace(block)
+    torch.testing.assert_close(traced(X), block(X))
+
+
+def test_own_branches_of_a_subclass_are_used() -> None:
+    class Doubled(SelectiveKernel):
+        def branches(self, x: Tensor) -> list[Tensor]:
+            return [2 * u for u in super().branches(x)]
+
+    block = Doubled(16).double().eval()
+    with torch.no_grad():
+        torch.testing.assert_close(block(X), block.eager_forward(X))
+
+
+@pytest.mark.parametrize("make", [models.eca_resnet18, models.sknet26])
+def test_whole_networks_are_saved(make: Callable[[], nn.Module]) -> None:
+    model = make().eval()
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    again = torch.load(file, weights_only=False)
+    x = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        assert torch.equal(model(x), again(x))
+
+
+def test_synchronised_statistics_of_one_sample_are_left_to_torch() -> None:
+    class Fixed(nn.BatchNorm2d):
+        def forward(self, x: Tensor) -> Tensor:
+            return F.batch_norm(x, self.running_mean, self.running_var)
+
+    attn: Any = SelectiveKernelAttn(16).train()
+    attn.bn = Fixed(attn.bn.num_features)
+    assert attn.fuse([torch.randn(1, 16, 4, 4)] * 2).isfinite().all()
+
+
+@pytest.mark.parametrize("arguments", [{"padding_mode": "reflect"}, {"rd_divisor": 64}])
+def test_split_attention_has_timms_keys(arguments: dict[str, Any]) -> None:
+    theirs = timm.layers.SplitAttn(16, **arguments).double()
+    ours = chattn_cuda.SplitAttn(16, **arguments).double()
+    ours.load_state_dict(theirs.state_dict())
+    torch.testing.assert_close(ours(X), theirs(X))
