@@ -190,6 +190,30 @@ def test_calls_are_timed_in_turn() -> None:
     assert measure.time_calls({}, "cpu", seconds=0) == {}
 
 
+def test_freed_memory_is_kept() -> None:
+    """A loop over large tensors faults their pages in once."""
+    code = """
+import resource, torch
+from chattn_cuda.cli.measure import keep_freed_memory
+kept = keep_freed_memory()
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(3):
+    tensors = [torch.ones(n << 20) for n in (2, 20, 6)]
+    del tensors
+before = faults()
+for _ in range(5):
+    tensors = [torch.ones(n << 20) for n in (20, 2, 6)]
+    del tensors
+print(kept, faults() - before)
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    kept, faults = run.stdout.split()
+    if kept == "False":
+        pytest.skip("another C library")
+    assert int(faults) < 28 * 256 * 2  # of 5 times so many
+
+
 def test_waiting() -> None:
     with measure.Waiting() as waiting:
         time.sleep(0.05)

@@ -185,6 +185,7 @@ class Problem:
             torch.manual_seed(seed)
             self._peer = BLOCKS[row.block].make(row.shape[1]).to(row.device, row.dtype)
         self._training = row.direction == TRAINING
+        self._peer.train(self._training)
         maps = BLOCKS[row.block].maps
         self._sets = [
             (tuple(tensor().requires_grad_(self._training) for _ in range(maps)), tensor())

@@ -6,6 +6,8 @@ machine does meets all of them alike; what is reported are medians and the ratio
 
 from __future__ import annotations
 
+import ctypes
+import functools
 import itertools
 import os
 import time
@@ -28,6 +30,7 @@ __all__ = [
     "compare",
     "error_floor",
     "errors",
+    "keep_freed_memory",
     "measure",
     "time_calls",
 ]
@@ -159,6 +162,8 @@ def measure(
     """
     if implementations is None:
         implementations = (EAGER, COMPILE, *fused_backends(row.device))
+    if row.device == "cpu":
+        keep_freed_memory()
     problem = Problem(row, copies=_copies(row))
     torch._dynamo.reset()  # compiled code of earlier rows would count against its limits
     exact, eager = problem.exact(), problem.call(EAGER)()
@@ -226,6 +231,25 @@ class Waiting:
             except (OSError, IndexError, ValueError):  # it has ended, or there is no such file
                 continue
         return delays
+
+
+@functools.cache
+def keep_freed_memory() -> bool:
+    """Have the C library keep freed memory, for the rest of the process, as GPU allocators do.
+
+    By default it returns large blocks to the system when they happen to lie at the end of the heap.
+    Then the next block costs a page fault per 4 KiB, several times what a pass over a map takes,
+    and which of the implementations that run in turn pays for it is a matter of luck.
+
+    Returns:
+        Whether that worked: it does with glibc.
+    """
+    try:
+        library = ctypes.CDLL(None)
+        trim_threshold, mmap_max = -1, -4  # M_TRIM_THRESHOLD, M_MMAP_MAX of malloc.h
+        return bool(library.mallopt(trim_threshold, 2**31 - 1) and library.mallopt(mmap_max, 0))
+    except (OSError, AttributeError, TypeError):  # no such library or function
+        return False
 
 
 def time_calls(
