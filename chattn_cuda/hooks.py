@@ -8,7 +8,10 @@ __all__ = ["has_hooks", "own_behaviour"]
 
 
 def has_hooks(module: nn.Module) -> bool:
-    """Whether calling ``module`` runs hooks."""
+    """Whether calling ``module`` runs hooks of its own.
+
+    Hooks of all modules do not count: counters and profilers have those, and shall see what runs.
+    """
     return bool(
         module._forward_hooks
         or module._forward_pre_hooks

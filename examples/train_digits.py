@@ -146,7 +146,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"--images must be at least {BATCH}, a batch")
     try:
         require("the example", ("timm", "sklearn", "matplotlib"))
-    except UsageError as error:
+        chattn_cuda.backends.select(arguments.backend, "cpu", torch.float64)
+    except (UsageError, ValueError) as error:
         parser.error(str(error))
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # on so small maps, more cost more than they gain

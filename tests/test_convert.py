@@ -260,3 +260,13 @@ def test_feature_maps_in_channels_last() -> None:
     model = accelerate(Tower()).model.to(memory_format=torch.channels_last)
     y = model(image().contiguous(memory_format=torch.channels_last))
     assert y.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_torchvision_without_a_batch() -> None:
+    """(C, H, W), which its convolutions take."""
+    torchvision = pytest.importorskip("torchvision")
+    module = torchvision.ops.SqueezeExcitation(8, 2)
+    x = torch.randn(8, 4, 5)
+    expected = module(x)
+    assert accelerate(module).changed
+    torch.testing.assert_close(module(x), expected)

@@ -79,6 +79,7 @@ def test_digits_notices_a_wrong_gradient(
     [
         (["--epochs", "0"], "--epochs must be at least 1"),
         (["--images", "63"], "--images must be at least 64, a batch"),
+        (["--backend", "nope"], "backend must be one of auto"),
     ],
 )
 def test_digits_bad_arguments(digits: Any, arguments: list[str], message: str, capsys: Any) -> None:

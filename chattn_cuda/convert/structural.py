@@ -80,6 +80,8 @@ class _AvgPoolExcite(SqueezeExciteForward):
         avg_pool: Any
         f_ex: Any
 
+    _unbatched = True
+
     @torch.jit.unused
     def fused_layers(self) -> SqueezeExciteLayers:
         return _layers_of(self.avg_pool, self.f_ex, "f_ex")
@@ -96,6 +98,8 @@ class _ConvModules(SqueezeExciteForward):
         global_avgpool: Any
         conv1: Any
         conv2: Any
+
+    _unbatched = True
 
     @torch.jit.unused
     def fused_layers(self) -> SqueezeExciteLayers:

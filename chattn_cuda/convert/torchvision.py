@@ -18,6 +18,8 @@ class _SqueezeExcitation(SqueezeExciteForward):
         activation: Any
         scale_activation: Any
 
+    _unbatched = True
+
     @torch.jit.unused
     def fused_layers(self) -> SqueezeExciteLayers:
         return SqueezeExciteLayers(

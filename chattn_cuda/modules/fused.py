@@ -37,6 +37,7 @@ class FusedForward:
     _block = ""  # its name in explanations; that of the class where empty
     _any_rank = False  # whether (N, C, L) and (N, C, D, H, W) are taken too
     _eager_any_rank = False  # whether eager_forward takes them, or their view as (N, C, H, W)
+    _unbatched = False  # whether eager_forward takes (C, H, W)
     _channel_dim = 1  # or -1
 
     @property
@@ -98,6 +99,8 @@ class FusedForward:
     @torch.jit.unused
     def _fused_or_eager(self, x: Tensor) -> Tensor:
         if isinstance(x, Proxy):  # nothing may depend on a shape
+            return self.eager_forward(x)
+        if self._unbatched and isinstance(x, Tensor) and x.dim() == 3:
             return self.eager_forward(x)
         if self._any_rank and isinstance(x, Tensor) and x.dim() in (3, 5):
             return self._on_map(x)

@@ -54,6 +54,8 @@ def memory_format_of(x: Tensor) -> torch.memory_format:
     """
     if x.is_contiguous():
         return torch.contiguous_format
+    if torch._C._are_functorch_transforms_active() and torch._C._functorch.is_batchedtensor(x):
+        return torch.contiguous_format  # vmap does not tell
     if x.is_contiguous(memory_format=torch.channels_last):
         return torch.channels_last
     _, c, h, w = x.shape
