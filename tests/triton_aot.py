@@ -75,7 +75,7 @@ def all_cases(arch: int) -> Iterator[Case]:
     for channels_last in (False, True):
         yield Case("se", _SHORT, "bf16", channels_last, {"add_maxpool": True})
         yield Case("se", _SMALL, "bf16", channels_last, {"one_layer": True})
-        yield Case("sk", _LONG, "bf16", channels_last, {"m": 4, "to_gate": True})
+        yield Case("sk", _LONG, "bf16", channels_last, {"m": 4, "to_mean": False})
         yield Case("sk", _LONG, "bf16", channels_last, {"with_prologue": True})
     if arch == _ALL_ON:
         yield from _rare_in_every_block()
@@ -127,7 +127,7 @@ def _rare_sk() -> Iterator[Case]:
     yield Case("sk", _SHORT, "fp32", options={"m": 4})
     yield Case("sk", _SHORT, "fp32", options={"m": 4, "with_prologue": True})
     yield Case("sk", _ODD, "fp32", True, {"m": 3, "with_prologue": True})
-    yield Case("sk", _ODD, "fp64", options={"m": 4, "to_gate": True})
+    yield Case("sk", _ODD, "fp64", options={"m": 4, "to_mean": False})
 
 
 def _se(
@@ -169,9 +169,9 @@ def _eca(
 
 
 def _sk(
-    x: Tensor, m: int = 2, to_gate: bool = False, with_prologue: bool = False
+    x: Tensor, m: int = 2, to_mean: bool = True, with_prologue: bool = False
 ) -> list[host.Launch]:
-    """``to_gate``: the gate has a gradient, and the mean has none."""
+    """``to_mean``: the mean has a gradient."""
     branches = [x] * m
     acc = host.accumulator(x.dtype)
     prologue = x.new_empty((2, m, x.shape[1]), dtype=acc) if with_prologue else None
@@ -180,9 +180,9 @@ def _sk(
     _, select = sk.select_launches(branches, logits, prologue)
     if with_prologue:
         return squeeze + select  # the rest is as without
-    _, dot = sk.dot_launches(x, logits if to_gate else None, logits, branches)
+    _, dot = sk.dot_launches(x, logits, branches)
     channels_last = host.is_channels_last(x)
-    _, gradient = sk.gradient_launches(x, logits, None if to_gate else pooled, channels_last)
+    _, gradient = sk.gradient_launches(x, logits, pooled if to_mean else None, channels_last)
     return squeeze + select + dot + gradient
 
 

@@ -72,11 +72,11 @@ def sk_call(ops: Any, t: Tensors, variant: bool) -> Tensors:
     last = not t["x"].is_contiguous()
     pooled = ops.sk_squeeze(branches)
     logits = torch.stack([pooled * m for m in range(len(branches))], 1)
-    y, gate = ops.sk_select(branches, logits)
-    dlogits = ops.sk_dot(t["dy"], None, gate, branches)
-    grads = ops.sk_gradient(t["dy"], gate, dlogits.sum(1), last, False)
+    y = ops.sk_select(branches, logits)
+    dlogits = ops.sk_dot(t["dy"], logits, branches)
+    grads = ops.sk_gradient(t["dy"], logits, dlogits.sum(1), last, False)
     named = {f"dx{m}": g for m, g in enumerate(grads)}
-    return {"pooled": pooled, "y": y, "gate": gate, "dlogits": dlogits, **named}
+    return {"pooled": pooled, "y": y, "dlogits": dlogits, **named}
 
 
 BLOCKS: dict[str, tuple[Callable[..., Tensors], Callable[..., Tensors]]] = {

@@ -79,8 +79,8 @@ def selective_kernel(
             or backend; a named backend that cannot run here.
 
     Complexity: 2 * M reads and 1 write of a branch's size forward, M + 2 reads and M writes
-    backward. Memory besides y: 2 * M * N * C numbers at once, in training also the hidden values;
-    kept for the backward: the branches and (M + 1) * N * C numbers.
+    backward. Memory besides the results: (M + 1) * N * C numbers at once and the hidden values; in
+    training they are kept for the backward, with the branches.
 
     Example:
         >>> u = [torch.randn(2, 64, 8, 8) for _ in range(2)]
@@ -91,37 +91,44 @@ def selective_kernel(
     validation.check_selective_kernel(branches, w_reduce, b_reduce, w_select, b_select, prologue)
     weights = validation.unify_dtypes(x, (w_reduce, b_reduce, w_select, b_select), _WEIGHTS)
     name = backends.select(backend, x.device.type, x.dtype)
-    act_function = activations.as_callable(act, "act")
     acc = reference.accumulation_dtype(x.dtype)
+    covered = activations.resolve(act, "act")
+    w1, b1, w2, b2 = (None if w is None else w.to(acc) for w in weights)
+    assert w1 is not None and w2 is not None
+    network: Callable[[Tensor], Tensor]
+    plain = norm is None and covered is not None and covered[0].name in ("relu", "identity")
+    if plain and covered is not None and not torch.compiler.is_compiling():
+        relu = covered[0].name == "relu"
+        network = ops.Network(len(branches), w1, b1, w2, b2, None, relu)
+    else:
+        act_function = activations.as_callable(act, "act")
 
-    def logits(pooled: Tensor) -> Tensor:
-        w1, b1, w2, b2 = (None if w is None else w.to(acc) for w in weights)
-        assert w1 is not None and w2 is not None
-        with reference.no_autocast(x.device.type):
-            h = F.linear(pooled, w1.flatten(1), b1)
-            h = act_function(h if norm is None else norm(h))
-            return F.linear(h, w2.flatten(1), b2).unflatten(1, (len(branches), -1))
+        def network(pooled: Tensor) -> Tensor:
+            with reference.no_autocast(x.device.type):
+                h = F.linear(pooled, w1.flatten(1), b1)
+                h = act_function(h if norm is None else norm(h))
+                return F.linear(h, w2.flatten(1), b2).unflatten(1, (len(branches), -1))
 
     if why_not_fused(x, (*branches[1:], *weights)) is not None:
         name = "reference"
     affine = None if prologue is None else torch.stack([t.to(acc).flatten() for t in prologue])
-    y, s = run_selective_kernel(name, branches, logits, prologue=affine)
-    return (y, s) if return_gate else y
+    y, z = run_selective_kernel(name, branches, network, prologue=affine)
+    return (y, torch.softmax(z, 1)) if return_gate else y
 
 
 def run_selective_kernel(
     backend: str,
     branches: Sequence[Tensor],
-    logits: Callable[[Tensor], Tensor],
+    network: Callable[[Tensor], Tensor],
     slices: int = 1,
     prologue: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Returns y and the gate by ``backend``, on arguments that were checked.
+    """Returns y and the logits by ``backend``, on arguments that were checked.
 
     Args:
         backend: Its name.
         branches: M maps (N, C, H, W) or, with ``slices``, one map (N, slices * C, H, W).
-        logits: ``logits(pooled)``: the logits (N, M, C) for the mean (N, C), both in the
+        network: ``network(pooled)``: the logits (N, M, C) for the mean (N, C), both in the
             accumulation type.
         slices: How many branches lie in one map.
         prologue: scale and shift, (2, M * C) in the accumulation type: ``relu(scale * u + shift)``
@@ -133,17 +140,17 @@ def run_selective_kernel(
         branches = reference.after_prologue(branches, prologue, slices)
         prologue = None
     if namespace is not None:
-        return ops.sk.attend(namespace, branches, slices, logits, prologue)
+        return ops.sk.attend(namespace, branches, slices, network, prologue)
     memory_format = ops.memory_format_of(branches[0])
     if slices > 1:
         branches = branches[0].chunk(slices, 1)
     device = branches[0].device.type
     with reference.no_autocast(device):
         pooled = reference.squeeze_branches(branches)
-    z = logits(pooled)
+    z = network(pooled)
     with reference.no_autocast(device):
-        y, s = reference.select_branches(branches, z)
-    return y.contiguous(memory_format=memory_format), s
+        y, _ = reference.select_branches(branches, z)
+    return y.contiguous(memory_format=memory_format), z
 
 
 def _explain(

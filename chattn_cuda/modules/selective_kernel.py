@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from chattn_cuda import activations, backends, functional, ops, reference, validation
@@ -15,7 +13,8 @@ from chattn_cuda.activations import ActivationSpec
 from chattn_cuda.explanation import Explanation, explain_call
 from chattn_cuda.hooks import own_behaviour
 from chattn_cuda.modules.batch_norm import as_prologue
-from chattn_cuda.modules.fused import FusedForward, pointwise_obstacle, submodule_obstacle
+from chattn_cuda.modules.fused import FusedForward, submodule_obstacle
+from chattn_cuda.modules.inner_network import inner_network
 
 __all__ = [
     "SelectiveKernelAttn",
@@ -23,8 +22,6 @@ __all__ = [
     "SelectiveKernelForward",
     "before_norm",
     "fuse",
-    "inner_norm",
-    "small_layer",
 ]
 
 _PATHS = ("chattn_cuda.modules.selective_kernel_blocks.Path", "timm.layers.conv_bn_act.ConvNormAct")
@@ -32,16 +29,16 @@ _PATHS = ("chattn_cuda.modules.selective_kernel_blocks.Path", "timm.layers.conv_
 
 def fuse(
     maps: Sequence[Tensor],
-    logits: Callable[[Tensor], Tensor],
+    network: Callable[[Tensor], Tensor],
     backend: str,
     slices: int = 1,
     prologue: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """(y, gate) of branches that a module made; by the formulas where no operator can."""
+) -> Tensor:
+    """Y of branches that a module made; by the formulas where no operator can."""
     name = backends.select(backend, maps[0].device.type, maps[0].dtype)
     if functional.why_not_fused(maps[0], maps[1:]) is not None:
         name = "reference"
-    return functional.run_selective_kernel(name, maps, logits, slices, prologue)
+    return functional.run_selective_kernel(name, maps, network, slices, prologue)[0]
 
 
 def before_norm(
@@ -74,38 +71,6 @@ def before_norm(
     return maps, None
 
 
-def small_layer(module: Any, name: str, s: Tensor) -> Tensor:
-    """A 1x1 convolution on (N, K) numbers, in their type where nothing else asks to be called."""
-    if pointwise_obstacle(module, name) is None:
-        bias = None if module.bias is None else module.bias.to(s.dtype)
-        with reference.no_autocast(s.device.type):
-            return F.linear(s, module.weight.flatten(1).to(s.dtype), bias)
-    return called(module, s)
-
-
-def called(module: Any, s: Tensor) -> Tensor:
-    """Any module of (N, K, 1, 1) maps, on (N, K) numbers, in its parameters' type."""
-    return activations.in_its_type(module, s[:, :, None, None]).flatten(1)
-
-
-def inner_norm(module: Any, name: str, s: Tensor) -> Tensor:
-    """The normalisation of the hidden values (N, d).
-
-    Raises:
-        ValueError: Statistics of a batch of one sample.
-    """
-    if type(module) is nn.Identity:
-        return s
-    # Its subclasses may know more samples, on other devices.
-    if type(module) is nn.BatchNorm2d and module.training and s.shape[0] == 1:
-        raise ValueError(
-            f"{name} cannot normalise with the statistics of one sample; train with N >= 2, set "
-            f"{name}.eval(), or build the module without it: norm_layer=None; attn_norm_layer=None "
-            "of SelectiveKernel; fc='plain' of SelectiveKernelConv and SKConv"
-        )
-    return called(module, s)
-
-
 class SelectiveKernelAttnForward(FusedForward):
     """The forward over the submodules fc_reduce, bn, act, fc_select and the number num_paths."""
 
@@ -133,7 +98,7 @@ class SelectiveKernelAttnForward(FusedForward):
             return None
         if functional.why_not_fused(branches[0], branches[1:]) is not None:
             return None
-        z = attn_logits(self, ops.sk.squeeze(namespace, branches))
+        z = _attn_network(self, x[:, 0])(ops.sk.squeeze(namespace, branches))
         return torch.softmax(z, 1).to(x.dtype)[:, :, :, None, None]
 
     @torch.jit.unused
@@ -149,7 +114,7 @@ class SelectiveKernelAttnForward(FusedForward):
         if len(branches) != self.num_paths:
             raise ValueError(f"branches must be {self.num_paths} maps, got {len(branches)}")
 
-        return fuse(branches, functools.partial(attn_logits, self), self.backend)[0]
+        return fuse(branches, _attn_network(self, branches[0]), self.backend)
 
     @torch.jit.unused
     def obstacle(self) -> str | None:
@@ -175,13 +140,18 @@ class SelectiveKernelAttnForward(FusedForward):
             raise ValueError(
                 f"x must have shape (N, {self.num_paths}, C, H, W), got {tuple(x.shape)}"
             )
+        weight = getattr(self.fc_reduce, "weight", None)
+        if weight is not None and x.shape[2] != weight.shape[1]:
+            raise ValueError(
+                f"x must have {weight.shape[1]} channels (axis 2), got shape {tuple(x.shape)}"
+            )
 
 
-def attn_logits(attn: Any, pooled: Tensor) -> Tensor:
-    """The logits (N, M, C) by the submodules of a `SelectiveKernelAttn`, ours or timm's."""
-    h = inner_norm(attn.bn, "bn", small_layer(attn.fc_reduce, "fc_reduce", pooled))
-    z = small_layer(attn.fc_select, "fc_select", activations.in_its_type(attn.act, h))
-    return z.unflatten(1, (attn.num_paths, -1))
+def _attn_network(attn: Any, x: Tensor) -> Callable[[Tensor], Tensor]:
+    """The network of a `SelectiveKernelAttn`, ours or timm's, for branches like ``x``."""
+    layers = {name: getattr(attn, name) for name in ("fc_reduce", "bn", "act", "fc_select")}
+    acc = reference.accumulation_dtype(x.dtype)
+    return inner_network(layers, attn.num_paths, x.shape[0], acc)
 
 
 class SelectiveKernelForward(FusedForward):
@@ -246,9 +216,8 @@ class SelectiveKernelForward(FusedForward):
         if self.obstacle() is not None:
             return self.eager_forward(x)  # the checks need not run again
         branches, prologue = self.branches_before_norm(x)
-
-        logits = functools.partial(attn_logits, self.attn)
-        return fuse(branches, logits, self.backend, prologue=prologue)[0]
+        network = _attn_network(self.attn, branches[0])
+        return fuse(branches, network, self.backend, prologue=prologue)
 
     @torch.jit.unused
     def explain(self, x: Tensor) -> Explanation:

@@ -101,8 +101,13 @@ class SelectiveKernel(SelectiveKernelForward, nn.Module):
     ) -> None:
         super().__init__()
         factory = {"device": device, "dtype": dtype}
-        validation.check_positive(in_channels, "in_channels")
-        out_channels = out_channels or in_channels
+        out_channels = in_channels if out_channels is None else out_channels
+        for value, name in (
+            (in_channels, "in_channels"), (out_channels, "out_channels"), (stride, "stride"),
+            (dilation, "dilation"), (groups, "groups"), (rd_divisor, "rd_divisor"),
+            (1 if rd_channels is None else rd_channels, "rd_channels"),
+        ):  # fmt: skip
+            validation.check_positive(value, name)
         kernels = kernel_size or (3, 5)
         kernels = [kernels] * 2 if isinstance(kernels, int) else list(kernels)
         for k in kernels:

@@ -7,16 +7,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from chattn_cuda import activations, backends, functional, validation
+from chattn_cuda import activations, backends, functional, reference, validation
 from chattn_cuda.activations import ActivationSpec
 from chattn_cuda.explanation import Explanation, explain_call
 from chattn_cuda.modules.fused import FusedForward, submodule_obstacle
-from chattn_cuda.modules.selective_kernel import (
-    before_norm,
-    fuse,
-    inner_norm,
-    small_layer,
-)
+from chattn_cuda.modules.inner_network import inner_network
+from chattn_cuda.modules.selective_kernel import before_norm, fuse
 
 __all__ = ["RadixSoftmax", "SplitAttn", "SplitAttnForward"]
 
@@ -77,14 +73,11 @@ class SplitAttnForward(FusedForward):
             return self.eager_forward(x)
         maps, prologue = before_norm([(self.conv, [self.bn0, self.drop, self.act0])], [x])
 
-        def logits(pooled: Tensor) -> Tensor:
-            h = inner_norm(self.bn1, "bn1", small_layer(self.fc1, "fc1", pooled))
-            z = small_layer(self.fc2, "fc2", activations.in_its_type(self.act1, h))
-            # Rows of fc2: cardinal groups, in each the radix, in each the channels.
-            z = z.unflatten(1, (self.rsoftmax.cardinality, self.radix, -1))
-            return z.transpose(1, 2).flatten(2)
-
-        return fuse(maps, logits, self.backend, self.radix, prologue)[0]
+        layers = {name: getattr(self, name) for name in ("fc1", "bn1", "act1", "fc2")}
+        acc = reference.accumulation_dtype(maps[0].dtype)
+        groups = self.rsoftmax.cardinality
+        network = inner_network(layers, self.radix, x.shape[0], acc, groups)
+        return fuse(maps, network, self.backend, self.radix, prologue)
 
     @torch.jit.unused
     def explain(self, x: Tensor) -> Explanation:

@@ -3,5 +3,15 @@
 from chattn_cuda.ops import sk
 from chattn_cuda.ops.autograd import BLOCKS, apply, register_fakes
 from chattn_cuda.ops.block import Block, memory_format_of
+from chattn_cuda.ops.sk import HiddenNorm, Network
 
-__all__ = ["BLOCKS", "Block", "apply", "memory_format_of", "register_fakes", "sk"]
+__all__ = [
+    "BLOCKS",
+    "Block",
+    "HiddenNorm",
+    "Network",
+    "apply",
+    "memory_format_of",
+    "register_fakes",
+    "sk",
+]

@@ -178,6 +178,8 @@ def register_fakes(namespace: str) -> None:
         fakes[f"{block.name}_forward"] = block.fake_forward
         fakes[f"{block.name}_backward"] = block.fake_backward
     for name, fake in fakes.items():
+        if not hasattr(getattr(torch.ops, namespace), name):
+            continue  # the operators of a whole selective kernel are the CPU's alone
         torch.library.register_fake(f"{namespace}::{name}", fake)
         operator = getattr(getattr(torch.ops, namespace), name).default
         torch.library.register_vmap(f"{namespace}::{name}", functools.partial(_loop, operator))

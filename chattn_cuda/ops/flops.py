@@ -1,8 +1,9 @@
 """The operators' floating-point operations, for torch's FlopCounterMode.
 
 Counted as it counts the convolutions that they stand for: two per multiplication of a weight, none
-for pooling, activations, rescaling and sums over branches. Selective kernels have no weights in
-their operators: the layers between them are PyTorch's, and are counted as such.
+for pooling, activations, rescaling and sums over branches. A selective kernel has weights only in
+the operators of the whole block: else the layers between its operators are PyTorch's, and counted
+as such.
 """
 
 from __future__ import annotations
@@ -51,6 +52,17 @@ def _sk(*args: Any, **_: Any) -> int:
     return 0
 
 
+def _sk_forward(branches: Any, w_reduce: Any, *rest: Any, **_: Any) -> int:
+    n, w_select = branches[0][0], rest[3]
+    return _product(n, *w_reduce) + _product(n, *w_select)
+
+
+def _sk_backward(dy: Any, dlogits: Any, branches: Any, w_reduce: Any, *rest: Any, **_: Any) -> int:
+    w_select, (need_dx, need_dw) = rest[1], rest[-2:]
+    first, second = _product(dy[0], *w_reduce), _product(dy[0], *w_select)
+    return second + need_dx * first + need_dw * (first + second)
+
+
 _FORMULAS: dict[str, Any] = {
     "se_forward": _se_forward,
     "se_backward": _se_backward,
@@ -60,6 +72,8 @@ _FORMULAS: dict[str, Any] = {
     "sk_select": _sk,
     "sk_dot": _sk,
     "sk_gradient": _sk,
+    "sk_forward": _sk_forward,
+    "sk_backward": _sk_backward,
 }
 
 
@@ -90,7 +104,10 @@ def register_flops(namespace: str) -> None:
 def _registered(namespace: str) -> dict[Any, Any]:
     from torch.utils.flop_counter import flop_registry, register_flop_formula
 
-    packets = [getattr(getattr(torch.ops, namespace), name) for name in _FORMULAS]
-    for packet, formula in zip(packets, _FORMULAS.values(), strict=True):
-        register_flop_formula(packet)(formula)
+    operators = getattr(torch.ops, namespace)
+    packets = []
+    for name, formula in _FORMULAS.items():
+        if hasattr(operators, name):  # not every backend has those of whole selective kernels
+            packets.append(getattr(operators, name))
+            register_flop_formula(packets[-1])(formula)
     return {packet: flop_registry[packet] for packet in packets}

@@ -18,9 +18,9 @@ from .launch import UNLIMITED, PassPlan, plan_pass
 
 SCHEMAS = (
     "sk_squeeze(Tensor[] branches, Tensor? prologue=None) -> Tensor pooled",
-    "sk_select(Tensor[] branches, Tensor logits, Tensor? prologue=None) -> (Tensor y, Tensor gate)",
-    "sk_dot(Tensor dy, Tensor? dgate, Tensor gate, Tensor[] branches) -> Tensor dlogits",
-    "sk_gradient(Tensor dy, Tensor gate, Tensor? dpooled, bool channels_last, bool stacked) "
+    "sk_select(Tensor[] branches, Tensor logits, Tensor? prologue=None) -> Tensor y",
+    "sk_dot(Tensor dy, Tensor logits, Tensor[] branches) -> Tensor dlogits",
+    "sk_gradient(Tensor dy, Tensor logits, Tensor? dpooled, bool channels_last, bool stacked) "
     "-> Tensor[] dbranches",
 )
 _PLANES = 256  # of a program of the kernels that have no map
@@ -77,39 +77,37 @@ def squeeze_launches(
 
 def select_launches(
     branches: Sequence[Tensor], logits: Tensor, prologue: Tensor | None = None
-) -> tuple[tuple[Tensor, Tensor], list[host.Launch]]:
-    """Outputs (y, gate), not yet computed, and the launches that do."""
+) -> tuple[Tensor, list[host.Launch]]:
+    """Output y, not yet computed, and the launch that computes it."""
     x, m = branches[0], len(branches)
     channels_last = host.is_channels_last(x)
-    n, c = x.shape[:2]
+    n = x.shape[0]
     y = host.empty_map(x, channels_last)
-    gate = x.new_empty((n, m, c), dtype=host.accumulator(x.dtype))
     if n == 0:
-        return (y, gate), []
+        return y, []
     maps = tuple(host.dense(u, channels_last) for u in branches)
     p = _select_plan(x, m, channels_last)
     prologue = None if prologue is None else prologue.contiguous()
-    args = (maps, prologue, y, logits.contiguous(), gate, *host.sizes(p, n), m, *host.tiles(p))
-    return (y, gate), [host.Launch(select.select_kernel, p.programs, args)]
+    args = (maps, prologue, y, logits.contiguous(), *host.sizes(p, n), m, *host.tiles(p))
+    return y, [host.Launch(select.select_kernel, p.programs, args)]
 
 
 def dot_launches(
-    dy: Tensor, dgate: Tensor | None, gate: Tensor, branches: Sequence[Tensor]
+    dy: Tensor, logits: Tensor, branches: Sequence[Tensor]
 ) -> tuple[Tensor, list[host.Launch]]:
     """Output dlogits, not yet computed, and the launches that do."""
     x, m = branches[0], len(branches)
     channels_last = host.is_channels_last(x)
     n, c, hw, cl = _shape(x, channels_last)
-    dlogits = gate.new_empty((n, m, c))
+    dlogits = logits.new_empty((n, m, c))
     if n == 0:
         return dlogits, []
     maps = tuple(host.dense(u, channels_last) for u in branches)
     dy = host.dense(dy, channels_last)
-    dgate = None if dgate is None else dgate.contiguous()
     samples, p = host.reduction(n, c, hw, cl, x.element_size(), _tiles(m + 1))
-    parts = gate.new_empty((m, p.splits, n, c))
+    parts = logits.new_empty((m, p.splits, n, c))
     reduce = (dy, maps, None, parts, None, *host.sizes(p, samples), *host.tiles(p))
-    merge = (parts, dgate, gate.contiguous(), dlogits, n, c, p.splits, m, _PLANES)
+    merge = (parts, logits.contiguous(), dlogits, n, c, p.splits, m, _PLANES)
     return dlogits, [
         host.Launch(passes.reduce_kernel, p.programs, reduce),
         host.Launch(select.logit_gradient_kernel, _programs(n * c), merge),
@@ -117,18 +115,18 @@ def dot_launches(
 
 
 def gradient_launches(
-    dy: Tensor, gate: Tensor, dpooled: Tensor | None, channels_last: bool
+    dy: Tensor, logits: Tensor, dpooled: Tensor | None, channels_last: bool
 ) -> tuple[list[Tensor], list[host.Launch]]:
     """Outputs: a gradient per branch, not yet computed, and the launch that computes them."""
     n, c, hw, cl = _shape(dy, channels_last)
-    m = gate.shape[1]
+    m = logits.shape[1]
     outputs = [host.empty_map(dy, channels_last) for _ in range(m)]
     if n == 0:
         return outputs, []
     dy = host.dense(dy, channels_last)
     dpooled = None if dpooled is None else dpooled.contiguous()
     p = _select_plan(dy, m, channels_last)
-    args = (dy, gate.contiguous(), dpooled, tuple(outputs), *host.sizes(p, n), hw, m)
+    args = (dy, logits.contiguous(), dpooled, tuple(outputs), *host.sizes(p, n), hw, m)
     return outputs, [host.Launch(select.select_spread_kernel, p.programs, (*args, *host.tiles(p)))]
 
 
@@ -147,47 +145,44 @@ def sk_squeeze(branches: Sequence[Tensor], prologue: Tensor | None = None) -> Te
     return pooled
 
 
-def sk_select(
-    branches: Sequence[Tensor], logits: Tensor, prologue: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """Operator ``sk_select``: y in the first branch's format, and the gate (N, M, C).
+def sk_select(branches: Sequence[Tensor], logits: Tensor, prologue: Tensor | None = None) -> Tensor:
+    """Operator ``sk_select``: y in the first branch's format.
 
     Args:
         branches: as above.
         logits: (N, M, C) in the accumulation type.
         prologue: as above.
     """
-    outputs, launches = select_launches(branches, logits, prologue)
+    y, launches = select_launches(branches, logits, prologue)
     host.run(launches, branches[0])
-    return outputs
+    return y
 
 
-def sk_dot(dy: Tensor, dgate: Tensor | None, gate: Tensor, branches: Sequence[Tensor]) -> Tensor:
+def sk_dot(dy: Tensor, logits: Tensor, branches: Sequence[Tensor]) -> Tensor:
     """Operator ``sk_dot``: the gradient of the logits (N, M, C).
 
     Args:
         dy: gradient of y, any strides.
-        dgate: gradient of the gate, or None.
-        gate: from the forward.
+        logits: the forward's.
         branches: the forward's.
     """
-    dlogits, launches = dot_launches(dy, dgate, gate, branches)
+    dlogits, launches = dot_launches(dy, logits, branches)
     host.run(launches, dy)
     return dlogits
 
 
 def sk_gradient(
-    dy: Tensor, gate: Tensor, dpooled: Tensor | None, channels_last: bool, stacked: bool
+    dy: Tensor, logits: Tensor, dpooled: Tensor | None, channels_last: bool, stacked: bool
 ) -> list[Tensor]:
-    """Operator ``sk_gradient``: the gradients of the branches that ``gate`` has rows for.
+    """Operator ``sk_gradient``: the gradients of the branches.
 
     Args:
         dy: gradient of y, any strides.
-        gate: (N, M, C).
+        logits: the forward's, (N, M, C).
         dpooled: gradient of the mean (N, C), or None.
         channels_last: the format of the results.
         stacked: return one map (N, M * C, H, W), put together by a copy.
     """
-    outputs, launches = gradient_launches(dy, gate, dpooled, channels_last)
+    outputs, launches = gradient_launches(dy, logits, dpooled, channels_last)
     host.run(launches, dy)
     return [torch.cat(outputs, 1)] if stacked else outputs

@@ -2,7 +2,8 @@
 // torch-free, for CPU and CUDA.
 //
 // The network between the mean and the logits is (N, d)-sized and may need statistics of the whole
-// batch: it lies between the operators.
+// batch: it lies between the operators. The gate, the softmax of the logits, is computed by whoever
+// needs it: that takes less than writing it and reading it.
 #pragma once
 #include "engine/map.h"
 
@@ -22,7 +23,6 @@ struct SkSelect {
   Branches x;
   const void* logits = nullptr;  // (N, M, C) acc
   void* y = nullptr;
-  void* gate = nullptr;  // (N, M, C) acc, the softmax of the logits
 };
 
 struct SkDot {
@@ -30,16 +30,15 @@ struct SkDot {
   MapShape map;
   Branches x;
   const void* dy = nullptr;
-  const void* dgate = nullptr;  // (N, M, C) acc or null: gradient of a gate that was returned
-  const void* gate = nullptr;
-  void* dlogits = nullptr;  // (N, M, C) acc
+  const void* logits = nullptr;  // (N, M, C) acc, of the forward
+  void* dlogits = nullptr;       // (N, M, C) acc
 };
 
 struct SkGradient {
   static constexpr const char* kName = "sk_gradient";
   MapShape map;
   const void* dy = nullptr;
-  const void* gate = nullptr;
+  const void* logits = nullptr;   // (N, M, C) acc, of the forward
   const void* dpooled = nullptr;  // (N, C) acc or null: zero
   MutableBranches dx;
 };

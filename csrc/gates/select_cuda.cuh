@@ -14,7 +14,19 @@ CHATTN_DEVICE void for_gates(const TilePlace& p, Body&& body) {
     if (t % kApplyChannels < p.channels) body(t / kApplyChannels, t % kApplyChannels);
 }
 
-// Forward: gate = softmax over M logits, both (N, M, C). The gate is not negative, so that with a
+// s = softmax over the M logits that start at `logits`, c apart.
+template <int M, class A>
+CHATTN_DEVICE void softmax(const A* logits, int c, A (&s)[M]) {
+  A top = s[0] = ld(logits), total = A(0);
+  CHATTN_UNROLL
+  for (int b = 1; b < M; ++b) top = nan_max(top, s[b] = ld(logits + static_cast<index_t>(b) * c));
+  CHATTN_UNROLL
+  for (int b = 0; b < M; ++b) total += s[b] = exp(s[b] - top);  // so that nothing overflows
+  CHATTN_UNROLL
+  for (int b = 0; b < M; ++b) s[b] /= total;
+}
+
+// Forward: gate = softmax over M logits (N, M, C). The gate is not negative, so that with a
 // prologue gate*relu(scale*x + shift) = relu((gate*scale)*x + gate*shift).
 template <class T, int M, bool Prologue>
 struct SoftmaxGate {
@@ -23,32 +35,23 @@ struct SoftmaxGate {
   static constexpr int kShared = 0;
   int c;
   const A* logits;
-  A* gate;
   const A* prologue;  // (2, M, C) or null
 
   CHATTN_DEVICE void prepare(const Shared<A>&, const Shared<A>& tiles, const TilePlace& p) const {
     for_gates(p, [&](int m, int i) {
       const index_t at = static_cast<index_t>(p.n0 + m) * M * c + p.c0 + i;
-      A z[M], top = ld(logits + at), total = A(0);
+      const int t = m * kApplyChannels + i;
+      A s[M];
+      softmax(logits + at, c, s);
       CHATTN_UNROLL
       for (int b = 0; b < M; ++b) {
-        z[b] = ld(logits + at + b * c);
-        top = nan_max(top, z[b]);  // subtracted, so that nothing overflows
-      }
-      CHATTN_UNROLL
-      for (int b = 0; b < M; ++b) total += z[b] = exp(z[b] - top);
-      CHATTN_UNROLL
-      for (int b = 0; b < M; ++b) {
-        const A s = z[b] / total;
-        const int t = m * kApplyChannels + i;
         if constexpr (Prologue) {
           const int row = b * c + p.c0 + i;
-          tiles.st(b * kTileSize + t, s * ld(prologue + row));
-          tiles.st((M + b) * kTileSize + t, s * ld(prologue + M * c + row));
+          tiles.st(b * kTileSize + t, s[b] * ld(prologue + row));
+          tiles.st((M + b) * kTileSize + t, s[b] * ld(prologue + M * c + row));
         } else {
-          tiles.st(b * kTileSize + t, s);
+          tiles.st(b * kTileSize + t, s[b]);
         }
-        if (p.part == 0) st(gate + at + b * c, s);
       }
     });
   }
@@ -61,15 +64,17 @@ struct SpreadGate {
   using Form = ApplyForm<1, M, true, false, true>;
   static constexpr int kShared = 0;
   int c;
-  const A *gate, *dpooled;  // dpooled may be null
+  const A *logits, *dpooled;  // dpooled may be null
   A hw;
 
   CHATTN_DEVICE void prepare(const Shared<A>&, const Shared<A>& tiles, const TilePlace& p) const {
     for_gates(p, [&](int m, int i) {
       const int n = p.n0 + m, channel = p.c0 + i, t = m * kApplyChannels + i;
       const index_t at = static_cast<index_t>(n) * M * c + channel;
+      A s[M];
+      softmax(logits + at, c, s);
       CHATTN_UNROLL
-      for (int b = 0; b < M; ++b) tiles.st(b * kTileSize + t, ld(gate + at + b * c));
+      for (int b = 0; b < M; ++b) tiles.st(b * kTileSize + t, s[b]);
       tiles.st(M * kTileSize + t, dpooled != nullptr
                                       ? ld(dpooled + static_cast<index_t>(n) * c + channel) / hw
                                       : A(0));
@@ -88,7 +93,7 @@ branch_mean(Partials<A> sum, int planes, A hw, A* pooled) {
 template <class A, int M>
 struct LogitGradient {
   Partials<A> dot[M];
-  const A *gate, *dgate;  // (N, M, C); dgate may be null
+  const A* logits;  // (N, M, C)
   A* dlogits;
   int planes;
   FastDiv by_c;
@@ -103,13 +108,9 @@ logit_gradient(LogitGradient<A, M> a) {
   const int c = static_cast<int>(a.by_c.divisor), n = a.by_c.quotient(i);
   const index_t at = static_cast<index_t>(n) * M * c + (i - n * c);
   A s[M], ds[M], total = A(0);
+  softmax(a.logits + at, c, s);
   CHATTN_UNROLL
-  for (int b = 0; b < M; ++b) {
-    s[b] = ld(a.gate + at + b * c);
-    ds[b] = a.dot[b].sum(i);
-    if (a.dgate != nullptr) ds[b] += ld(a.dgate + at + b * c);
-    total += s[b] * ds[b];
-  }
+  for (int b = 0; b < M; ++b) total += s[b] * (ds[b] = a.dot[b].sum(i));
   CHATTN_UNROLL
   for (int b = 0; b < M; ++b) st(a.dlogits + at + b * c, s[b] * (ds[b] - total));
 }

@@ -1,6 +1,7 @@
 #pragma once
 #include "engine/cpu/parallel.h"
 #include "gates/select.h"
+#include "gates/sk_block.h"
 
 namespace chattn::cpu {
 
@@ -12,5 +13,9 @@ template <>
 void run(const SkDot& p, const Parallel& parallel);
 template <>
 void run(const SkGradient& p, const Parallel& parallel);
+template <>
+void run(const SkForward& p, const Parallel& parallel);
+template <>
+void run(const SkBackward& p, const Parallel& parallel);
 
 }  // namespace chattn::cpu

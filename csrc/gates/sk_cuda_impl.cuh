@@ -66,7 +66,7 @@ Status sk_select_as(const SkSelect& p, void*, void* stream) {
   return with_branches_and_prologue(p.x, [&](auto m, auto prologue) {
     using Gate = SoftmaxGate<T, m(), prologue()>;
     const Gate gate{static_cast<int>(p.map.c), static_cast<const A*>(p.logits),
-                    static_cast<A*>(p.gate), static_cast<const A*>(p.x.prologue)};
+                    static_cast<const A*>(p.x.prologue)};
     ApplyIo<T, typename Gate::Form> io{};
     for (int b = 0; b < m(); ++b) io.in[b] = static_cast<const T*>(p.x.at[b]);
     io.out[0] = static_cast<T*>(p.y);
@@ -92,8 +92,7 @@ Status sk_dot_as(const SkDot& p, void* scratch, void* stream) {
     io.gap = p.x.gap;
     io.sample_planes = p.map.c;
     CHATTN_TRY(launch_reduce("sk_dot", plan, p.map, io, stream));
-    args.gate = static_cast<const A*>(p.gate);
-    args.dgate = static_cast<const A*>(p.dgate);
+    args.logits = static_cast<const A*>(p.logits);
     args.dlogits = static_cast<A*>(p.dlogits);
     args.planes = static_cast<int>(planes);
     args.by_c = FastDiv(static_cast<std::uint32_t>(p.map.c));
@@ -106,7 +105,7 @@ Status sk_gradient_as(const SkGradient& p, void*, void* stream) {
   using A = acc_t<T>;
   return with_branches(p.dx.count, [&](auto m) {
     using Gate = SpreadGate<T, m()>;
-    const Gate gate{static_cast<int>(p.map.c), static_cast<const A*>(p.gate),
+    const Gate gate{static_cast<int>(p.map.c), static_cast<const A*>(p.logits),
                     static_cast<const A*>(p.dpooled), static_cast<A>(p.map.hw)};
     ApplyIo<T, typename Gate::Form> io{};
     io.in[0] = static_cast<const T*>(p.dy);

@@ -1,7 +1,6 @@
 // The operators of the selective kernel: schema, memory-safety checks, allocation. What runs them
 // is the `Runner`: static run(const Tensor& x, const Params&).
 #pragma once
-#include <tuple>
 #include <vector>
 
 #include "gates/select.h"
@@ -12,11 +11,11 @@ namespace chattn::ops {
 inline constexpr const char* kSkSqueezeSchema =
     "sk_squeeze(Tensor[] branches, Tensor? prologue=None) -> Tensor pooled";
 inline constexpr const char* kSkSelectSchema =
-    "sk_select(Tensor[] branches, Tensor logits, Tensor? prologue=None) -> (Tensor y, Tensor gate)";
+    "sk_select(Tensor[] branches, Tensor logits, Tensor? prologue=None) -> Tensor y";
 inline constexpr const char* kSkDotSchema =
-    "sk_dot(Tensor dy, Tensor? dgate, Tensor gate, Tensor[] branches) -> Tensor dlogits";
+    "sk_dot(Tensor dy, Tensor logits, Tensor[] branches) -> Tensor dlogits";
 inline constexpr const char* kSkGradientSchema =
-    "sk_gradient(Tensor dy, Tensor gate, Tensor? dpooled, bool channels_last, bool stacked) -> "
+    "sk_gradient(Tensor dy, Tensor logits, Tensor? dpooled, bool channels_last, bool stacked) -> "
     "Tensor[] dbranches";
 
 // Has the branches read through `prologue` (2, M, C).
@@ -43,48 +42,41 @@ Tensor sk_squeeze(std::vector<Tensor> x, std::optional<Tensor> prologue) {
 }
 
 template <class Runner>
-std::tuple<Tensor, Tensor> sk_select(std::vector<Tensor> x, Tensor logits,
-                                     std::optional<Tensor> prologue) {
+Tensor sk_select(std::vector<Tensor> x, Tensor logits, std::optional<Tensor> prologue) {
   check_branches(x);
   SkSelect p;
   p.map = map_shape(x[0], is_channels_last(x[0]));
   const index_t n = p.map.n, c = p.map.c, m = static_cast<index_t>(x.size());
-  const ScalarType acc = acc_type(x[0].scalar_type());
-  check_like(logits, x[0], acc, n * m * c, "logits");
+  check_like(logits, x[0], acc_type(x[0].scalar_type()), n * m * c, "logits");
   Tensor y =
       new_tensor(x[0], {n, c, x[0].size(2), x[0].size(3)}, x[0].scalar_type(), p.map.channels_last);
-  Tensor gate = new_tensor(x[0], {n, m, c}, acc);
   if (n > 0) {
     p.x = in_place(x, p.map);
     set_prologue(p.x, prologue, x[0]);
     logits = row_major(logits);
     p.logits = logits.data_ptr();
     p.y = y.data_ptr();
-    p.gate = gate.data_ptr();
     Runner::run(x[0], p);
   }
-  return {y, gate};
+  return y;
 }
 
 template <class Runner>
-Tensor sk_dot(Tensor dy, std::optional<Tensor> dgate, Tensor gate, std::vector<Tensor> x) {
+Tensor sk_dot(Tensor dy, Tensor logits, std::vector<Tensor> x) {
   check_branches(x);
   SkDot p;
   p.map = map_shape(x[0], is_channels_last(x[0]));
   const index_t n = p.map.n, c = p.map.c, m = static_cast<index_t>(x.size());
   const ScalarType acc = acc_type(x[0].scalar_type());
   check_gradient(dy, x[0]);
-  check_like(gate, x[0], acc, n * m * c, "gate");
-  if (dgate) check_like(*dgate, x[0], acc, n * m * c, "dgate");
+  check_like(logits, x[0], acc, n * m * c, "logits");
   Tensor dlogits = new_tensor(x[0], {n, m, c}, acc);
   if (n > 0) {
     p.x = in_place(x, p.map);
     dy = in_format(dy, p.map.channels_last);
-    gate = row_major(gate);
-    dgate = row_major(dgate);
+    logits = row_major(logits);
     p.dy = dy.data_ptr();
-    p.dgate = pointer(dgate);
-    p.gate = gate.data_ptr();
+    p.logits = logits.data_ptr();
     p.dlogits = dlogits.data_ptr();
     Runner::run(x[0], p);
   }
@@ -92,17 +84,17 @@ Tensor sk_dot(Tensor dy, std::optional<Tensor> dgate, Tensor gate, std::vector<T
 }
 
 template <class Runner>
-std::vector<Tensor> sk_gradient(Tensor dy, Tensor gate, std::optional<Tensor> dpooled,
+std::vector<Tensor> sk_gradient(Tensor dy, Tensor logits, std::optional<Tensor> dpooled,
                                 bool channels_last, bool stacked) {
   STD_TORCH_CHECK(dy.dim() == 4 && dy.size(1) >= 1 && dy.size(2) >= 1 && dy.size(3) >= 1,
                   "chattn_cuda::sk: dy must be 4-D, with C, H and W at least 1");
-  STD_TORCH_CHECK(gate.dim() == 3 && gate.size(1) >= 1 && gate.size(1) <= kMaxBranches,
-                  "chattn_cuda::sk: gate must be (N, M, C) of 1 to ", kMaxBranches, " branches");
+  STD_TORCH_CHECK(logits.dim() == 3 && logits.size(1) >= 1 && logits.size(1) <= kMaxBranches,
+                  "chattn_cuda::sk: logits must be (N, M, C) of 1 to ", kMaxBranches, " branches");
   SkGradient p;
   p.map = map_shape(dy, channels_last);
-  const int count = static_cast<int>(gate.size(1));
+  const int count = static_cast<int>(logits.size(1));
   const ScalarType acc = acc_type(dy.scalar_type());
-  check_like(gate, dy, acc, count * p.map.planes(), "gate");
+  check_like(logits, dy, acc, count * p.map.planes(), "logits");
   if (dpooled) check_like(*dpooled, dy, acc, p.map.planes(), "dpooled");
   STD_TORCH_CHECK(!stacked || aligned_slices(p.map),
                   "chattn_cuda::sk: slices of a stacked gradient must start on 16-byte boundaries");
@@ -110,10 +102,10 @@ std::vector<Tensor> sk_gradient(Tensor dy, Tensor gate, std::optional<Tensor> dp
   p.dx = new_branches(dx, dy, count, p.map, stacked);
   if (p.map.n > 0) {
     dy = in_format(dy, channels_last);
-    gate = row_major(gate);
+    logits = row_major(logits);
     dpooled = row_major(dpooled);
     p.dy = dy.data_ptr();
-    p.gate = gate.data_ptr();
+    p.logits = logits.data_ptr();
     p.dpooled = pointer(dpooled);
     Runner::run(dy, p);
   }

@@ -58,8 +58,9 @@ class Block:
         is_map: Whether a parameter is a map like x, in its layout.
         gate_shape: ``gate_shape(config)``: the shape of the gate that ``run`` returns.
         maps: How many maps its function keeps for the backward.
-        operators: What a forward and a backward call, in order; by default one each.
+        operators: What a forward and a backward call in parts, in order; by default one each.
         forward_operators: How many of them are the forward's.
+        whole_on: Backends that have one each all the same, for a function's default options.
         variants: Keywords by name, some with weights of other shapes.
         constants: What its forward operator takes behind the tensors, in some variants.
     """
@@ -83,15 +84,17 @@ class Block:
     maps: int = 1
     operators: tuple[str, ...] = ()
     forward_operators: int = 1
+    whole_on: tuple[str, ...] = ()
 
     @property
     def op(self) -> str:
         return self.name if self.operator is None else self.operator
 
-    @property
-    def calls(self) -> list[str]:
+    def calls(self, backend: str) -> list[str]:
         """The operators of a forward and a backward call."""
-        return list(self.operators) or [f"{self.op}_forward", f"{self.op}_backward"]
+        if self.operators and backend not in self.whole_on:
+            return list(self.operators)
+        return [f"{self.op}_forward", f"{self.op}_backward"]
 
 
 def name_of(options: dict[str, Any]) -> str:

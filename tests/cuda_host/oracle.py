@@ -23,9 +23,15 @@ Bytes = dict[str, int]
 # ---- results ------------------------------------------------------------------------------------
 @functools.cache
 def inputs_of(problem: Problem) -> Tensors:
-    """Random numbers; weights shrink what they sum up to the size of one."""
+    """Random numbers; weights shrink what they sum up to the size of one.
+
+    Logits lie around 100 or -100, by turns of the channels: exp of them overflows or vanishes.
+    """
     generator = torch.Generator().manual_seed(0)
     tensors = {k: torch.randn(s, generator=generator) for k, s in problem.inputs.items()}
+    if "logits" in tensors:
+        tensors["logits"][..., ::2] += 100
+        tensors["logits"][..., 1::2] -= 100
     return {k: t / t.shape[-1] ** 0.5 if k[0] == "w" else t for k, t in tensors.items()}
 
 
@@ -48,14 +54,14 @@ def _sk(
     problem: SkProblem, logits: Tensor, prologue: Tensor | None = None, **maps: Tensor
 ) -> Tensors:
     branches = maps["x"].chunk(problem.m, 1) if problem.slices else tuple(maps.values())
-    y, gate = reference.select_branches(branches, logits)
+    y, _ = reference.select_branches(branches, logits)
     pooled = reference.squeeze_branches(branches)
     if prologue is not None:  # other values, the same gradients
         with torch.no_grad():
             after = reference.after_prologue(branches, prologue.flatten(1))
             y.copy_(reference.select_branches(after, logits)[0])
             pooled.copy_(reference.squeeze_branches(after))
-    return {"pooled": pooled, "gate": gate, "y": y}
+    return {"pooled": pooled, "y": y}
 
 
 FORMULAS: dict[str, Callable[..., Tensors]] = {"se": _se, "eca": _eca, "sk": _sk}

@@ -156,16 +156,15 @@ def _measure_sk(
     acc = torch.float64 if x.dtype == torch.float64 else torch.float32
     logits = torch.randn(n, m, c, dtype=acc)
     affine = torch.randn(2, m, c, dtype=acc) if prologue else None
-    gates: list[Tensor] = []
 
     def forward() -> None:
         ops.sk_squeeze(branches, affine)
-        gates.append(ops.sk_select(branches, logits, affine)[1])
+        ops.sk_select(branches, logits, affine)
 
     def backward() -> None:
-        ops.sk_dot(dy, None, *gates, branches)
+        ops.sk_dot(dy, logits, branches)
         channels_last = x.is_contiguous(memory_format=torch.channels_last)
-        ops.sk_gradient(dy, *gates, logits[:, 0], channels_last and not x.is_contiguous(), False)
+        ops.sk_gradient(dy, logits, logits[:, 0], channels_last and not x.is_contiguous(), False)
 
     return {"forward": count(forward), "backward": count(backward)}
 

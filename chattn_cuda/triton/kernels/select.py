@@ -47,22 +47,12 @@ def softmax_tiles(logits, where, mask, C, M: tl.constexpr):
     return gates
 
 
-@triton.jit
-def row_tiles(rows, where, mask, C, M: tl.constexpr):
-    """M tiles: the rows of (N, M, C), C apart, behind ``where``."""
-    tiles = ()
-    for m in tl.static_range(M):
-        tiles = tiles + (tl.load(rows + where + m * C, mask=mask, other=0.0),)
-    return tiles
-
-
 @triton.jit(do_not_specialize=SIZES)
 def select_kernel(
     xs,
     prologue,
     y,
     logits,
-    gate,
     n_size,
     mid_size,
     inner_units,
@@ -76,21 +66,19 @@ def select_kernel(
     TC: tl.constexpr,
     TL: tl.constexpr,
 ):
-    """Gate = softmax over the branches, stored once, and y = sum_m gate_m * x_m."""
+    """Y = sum_m gate_m * x_m, with gate = softmax over the branches."""
     C, L = channels_and_length(mid_size, inner_units, ALIGN, CL)
     N = tl.cast(n_size, tl.int64)
     n, c, split = locate(last_first(), c_tiles, splits, TN, TC, CL)
     where = n[:, None] * M * C + c[None, :]
     mask = (n < N)[:, None] & (c < C)[None, :]
     gates = softmax_tiles(logits, where, mask, C, M)
-    for m in tl.static_range(M):
-        tl.store(gate + where + m * C, gates[m], mask=mask & (split == 0))
     rescale_tile(xs, prologue, gates, y, n, c, split, steps, n_size, C, L, CL, TN, TC, TL)
 
 
 @triton.jit(do_not_specialize=("n_size", "c_size", "parts"))
 def logit_gradient_kernel(
-    part_ds, dgate, gate, dlogits, n_size, c_size, parts, M: tl.constexpr, TP: tl.constexpr
+    part_ds, logits, dlogits, n_size, c_size, parts, M: tl.constexpr, TP: tl.constexpr
 ):
     """Dlogits_m = gate_m (ds_m - sum_k gate_k ds_k), with ds_m merged from (M, parts, N, C)."""
     C = tl.cast(c_size, tl.int64)
@@ -98,23 +86,21 @@ def logit_gradient_kernel(
     i = tl.program_id(0).to(tl.int64) * TP + tl.arange(0, TP)
     mask = i < planes
     where = i // C * M * C + i % C
-    total = tl.zeros([TP], gate.dtype.element_ty)
+    gates = softmax_tiles(logits, where, mask, C, M)
+    total = tl.zeros([TP], logits.dtype.element_ty)
     dots = ()
     for m in tl.static_range(M):
         ds = merge_sum(part_ds + m * parts * planes, i, mask, parts, planes)
-        if dgate is not None:
-            ds += tl.load(dgate + where + m * C, mask=mask, other=0.0)
-        total += tl.load(gate + where + m * C, mask=mask, other=0.0) * ds
+        total += gates[m] * ds
         dots = dots + (ds,)
     for m in tl.static_range(M):
-        s = tl.load(gate + where + m * C, mask=mask, other=0.0)
-        tl.store(dlogits + where + m * C, s * (dots[m] - total), mask=mask)
+        tl.store(dlogits + where + m * C, gates[m] * (dots[m] - total), mask=mask)
 
 
 @triton.jit(do_not_specialize=(*SIZES, "hw"))
 def select_spread_kernel(
     dy,
-    gate,
+    logits,
     dpooled,
     dxs,
     n_size,
@@ -131,13 +117,13 @@ def select_spread_kernel(
     TC: tl.constexpr,
     TL: tl.constexpr,
 ):
-    """Dx_m = dy gate_m + dpooled / HW; dpooled may be None."""
-    ACC: tl.constexpr = gate.dtype.element_ty
+    """Dx_m = dy gate_m + dpooled / HW, with gate as in the forward; dpooled may be None."""
+    ACC: tl.constexpr = logits.dtype.element_ty
     C, L = channels_and_length(mid_size, inner_units, ALIGN, CL)
     N = tl.cast(n_size, tl.int64)
     n, c, split = locate(last_first(), c_tiles, splits, TN, TC, CL)
     mask = (n < N)[:, None] & (c < C)[None, :]
-    gates = row_tiles(gate, n[:, None] * M * C + c[None, :], mask, C, M)
+    gates = softmax_tiles(logits, n[:, None] * M * C + c[None, :], mask, C, M)
     shift = tl.zeros([TN, TC], ACC)
     if dpooled is not None:
         shift += tl.load(dpooled + (n[:, None] * C + c[None, :]), mask=mask, other=0.0) / hw

@@ -101,10 +101,10 @@ struct Matrices {
     CHATTN_ISA::softmax<A>(static_cast<const A*>(logits), static_cast<A*>(gate), rows, stride,
                            count);
   }
-  static void softmax_backward(const void* gate, const void* dgate, void* grad, index_t rows,
-                               index_t stride, index_t count) {
-    CHATTN_ISA::softmax_backward<A>(static_cast<const A*>(gate), static_cast<const A*>(dgate),
-                                    static_cast<A*>(grad), rows, stride, count);
+  static void softmax_backward(const void* gate, void* grad, index_t rows, index_t stride,
+                               index_t count) {
+    CHATTN_ISA::softmax_backward<A>(static_cast<const A*>(gate), static_cast<A*>(grad), rows,
+                                    stride, count);
   }
   static constexpr cpu::MatrixKernels table() {
     return {rows,          columns, outer,           activate, activate_backward,

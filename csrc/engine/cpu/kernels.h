@@ -50,9 +50,9 @@ struct MatrixKernels {
   void (*gate_backward)(Act f, const void* gate, const void* dgate, void* grad, index_t count);
   // For the first `count` columns of `rows` rows, `stride` apart: gate = softmax of a column.
   void (*softmax)(const void* logits, void* gate, index_t rows, index_t stride, index_t count);
-  // grad = the gradient before the softmax, from grad + dgate behind it; dgate may be null.
-  void (*softmax_backward)(const void* gate, const void* dgate, void* grad, index_t rows,
-                           index_t stride, index_t count);
+  // grad = the gradient before the softmax, from the one behind it.
+  void (*softmax_backward)(const void* gate, void* grad, index_t rows, index_t stride,
+                           index_t count);
 };
 
 struct Kernels {

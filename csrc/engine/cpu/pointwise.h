@@ -117,19 +117,14 @@ void softmax(const A* logits, A* gate, index_t rows, index_t stride, index_t cou
 }
 
 template <class A>
-void softmax_backward(const A* gate, const A* dgate, A* grad, index_t rows, index_t stride,
-                      index_t count) {
+void softmax_backward(const A* gate, A* grad, index_t rows, index_t stride, index_t count) {
   using S = Simd<A>;
   using V = typename S::V;
   for_vectors<S::kLanes>(count, [&](index_t i, index_t lanes) {
     V total{};
-    for (index_t r = 0; r < rows; ++r) {
-      A* g = grad + r * stride + i;
-      if (dgate)
-        S::store_some(g, S::load_some(g, lanes) + S::load_some(dgate + r * stride + i, lanes),
-                      lanes);
-      total += S::load_some(gate + r * stride + i, lanes) * S::load_some(g, lanes);
-    }
+    for (index_t r = 0; r < rows; ++r)
+      total +=
+          S::load_some(gate + r * stride + i, lanes) * S::load_some(grad + r * stride + i, lanes);
     for (index_t r = 0; r < rows; ++r) {
       A* g = grad + r * stride + i;
       const V s = S::load_some(gate + r * stride + i, lanes);

@@ -20,20 +20,30 @@ BUGS = (
         PLACE + "(race|out-of-bounds)",
     ),
     in_csrc(
-        "every-part-writes-the-gate", _SELECT,
-        "if (p.part == 0) st(gate", "st(gate",
-        PLACE + "race on 'gate'",
-    ),
-    in_csrc(
-        "gate-not-written", _SELECT,
-        "if (p.part == 0) st(gate + at + b * c, s);", "",
-        "sk_select: no kernel wrote 'gate' at byte 0",
-    ),
-    in_csrc(
         "softmax-without-its-first-branch", _SELECT,
-        "for (int b = 0; b < M; ++b) total += z[b]",
-        "total = 1; for (int b = 1; b < M; ++b) total += z[b]",
-        "gate: max-abs error",
+        "total += s[b] = exp(s[b] - top);",
+        "{ s[b] = exp(s[b] - top); total += b > 0 ? s[b] : A(1); }",
+        "y: max-abs error",
+    ),
+    in_csrc(
+        "softmax-that-overflows", _SELECT,
+        "exp(s[b] - top)", "exp(s[b])",
+        "y: is(nan|posinf)",
+    ),
+    in_csrc(
+        "softmax-that-vanishes", _SELECT,
+        "exp(s[b] - top)", "exp(s[b] - nan_max(top, A(0)))",
+        "y: max-abs error",
+    ),
+    in_csrc(
+        "softmax-over-channels", _SELECT,
+        "static_cast<index_t>(b) * c));", "b + 0 * c));",
+        "y: max-abs error",
+    ),
+    in_csrc(
+        "gates-of-the-first-sample-in-the-gradient", _SELECT,
+        "at = static_cast<index_t>(n) * M * c + channel;", "at = channel;",
+        "dx0?: max-abs error",
     ),
     in_csrc(
         "gradient-of-the-sum-not-the-mean", _SELECT,
@@ -53,8 +63,13 @@ BUGS = (
         PLACE + "(race|out-of-bounds|load of 'scratch')",
     ),
     in_csrc(
-        "gradient-of-the-first-gate-only", _SELECT,
-        "if (a.dgate != nullptr) ds[b] +=", "if (a.dgate != nullptr && b == 0) ds[b] +=",
+        "logit-gradient-without-the-gates-in-its-sum", _SELECT,
+        "total += s[b] * (ds[b] =", "total += (ds[b] =",
+        "dlogits: max-abs error",
+    ),
+    in_csrc(
+        "gates-of-the-first-sample-in-the-logit-gradient", _SELECT,
+        "softmax(a.logits + at, c, s);", "softmax(a.logits + (i - n * c), c, s);",
         "dlogits: max-abs error",
     ),
     in_csrc(
@@ -66,7 +81,7 @@ BUGS = (
     # ---- the prologue
     in_csrc(
         "prologue-of-the-next-branch", _SELECT,
-        "s * ld(prologue + row)", "s * ld(prologue + (b + 1) % M * c + p.c0 + i)",
+        "s[b] * ld(prologue + row)", "s[b] * ld(prologue + (b + 1) % M * c + p.c0 + i)",
         "y: max-abs error",
     ),
     _pass(

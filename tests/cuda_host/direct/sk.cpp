@@ -38,26 +38,25 @@ DIRECT_API int direct_sk(int backward, const int* sizes, float* const* arrays, c
                          std::size_t error_size) {
   const MapShape map = direct::map_of(sizes);
   const int count = sizes[4];
-  const bool slices = sizes[5] != 0, to_gate = sizes[6] != 0, prologue = sizes[7] != 0;
-  const float *dy = arrays[0], *small = arrays[1], *logits = arrays[2];
-  const float *dgate = to_gate ? small : nullptr, *dpooled = to_gate ? nullptr : small;
+  const bool slices = sizes[5] != 0, to_mean = sizes[6] != 0, prologue = sizes[7] != 0;
+  const float *dy = *arrays++, *dpooled = to_mean ? *arrays++ : nullptr, *logits = *arrays++;
   const int maps = slices ? 1 : count;
-  Branches x = branches_of<Branches>(arrays + 3, map, count, slices);
-  float* const* out = arrays + 3 + maps;  // pooled, y, gate, dlogits, dx
+  Branches x = branches_of<Branches>(arrays, map, count, slices);
+  float* const* out = arrays + maps;  // pooled, y, dlogits, dx
   if (prologue) {
     const float* numbers = *out++;
     if (!backward) x.prologue = numbers;
   }
-  const MutableBranches dx = branches_of<MutableBranches>(out + 4, map, count, slices);
+  const MutableBranches dx = branches_of<MutableBranches>(out + 3, map, count, slices);
   return direct::reported(error, error_size, [&] {
     if (backward) {
-      direct::launch(SkDot{map, x, dy, dgate, out[2], out[3]}, cuda::sk_dot_partials(map, x),
+      direct::launch(SkDot{map, x, dy, logits, out[2]}, cuda::sk_dot_partials(map, x),
                      cuda::sk_dot_as<float>);
-      direct::launch(SkGradient{map, dy, out[2], dpooled, dx}, 0, cuda::sk_gradient_as<float>);
+      direct::launch(SkGradient{map, dy, logits, dpooled, dx}, 0, cuda::sk_gradient_as<float>);
     } else {
       direct::launch(SkSqueeze{map, x, out[0]}, cuda::sk_squeeze_partials(map, x),
                      cuda::sk_squeeze_as<float>);
-      direct::launch(SkSelect{map, x, logits, out[1], out[2]}, 0, cuda::sk_select_as<float>);
+      direct::launch(SkSelect{map, x, logits, out[1]}, 0, cuda::sk_select_as<float>);
     }
   });
 }

@@ -48,20 +48,18 @@ inline void register_buffers(hostcuda::BufferScope& known, const SkSelect& p) {
   register_inputs(known, p.x, p.map);
   known.input(p.logits, plane_bytes(p.map, p.x.count), "logits");
   known.output(p.y, static_cast<std::size_t>(p.map.bytes()), "y");
-  known.output(p.gate, plane_bytes(p.map, p.x.count), "gate");
 }
 
 inline void register_buffers(hostcuda::BufferScope& known, const SkDot& p) {
   register_inputs(known, p.x, p.map);
   known.input(p.dy, static_cast<std::size_t>(p.map.bytes()), "dy");
-  if (p.dgate) known.input(p.dgate, plane_bytes(p.map, p.x.count), "dgate");
-  known.input(p.gate, plane_bytes(p.map, p.x.count), "gate");
+  known.input(p.logits, plane_bytes(p.map, p.x.count), "logits");
   known.output(p.dlogits, plane_bytes(p.map, p.x.count), "dlogits");
 }
 
 inline void register_buffers(hostcuda::BufferScope& known, const SkGradient& p) {
   known.input(p.dy, static_cast<std::size_t>(p.map.bytes()), "dy");
-  known.input(p.gate, plane_bytes(p.map, p.dx.count), "gate");
+  known.input(p.logits, plane_bytes(p.map, p.dx.count), "logits");
   if (p.dpooled) known.input(p.dpooled, plane_bytes(p.map), "dpooled");
   each_branch(p.dx, p.map, "dx",
               [&](void* q, std::size_t bytes, const char* name) { known.output(q, bytes, name); });

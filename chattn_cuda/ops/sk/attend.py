@@ -1,0 +1,89 @@
+"""Which way a selective kernel goes through autograd."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from chattn_cuda.ops.derivable import Derivable
+from chattn_cuda.ops.sk.block import Block, evaluate
+from chattn_cuda.ops.sk.carriers import Mean, Select, Squeeze
+from chattn_cuda.ops.sk.network import Network
+from chattn_cuda.ops.sk.operators import (
+    select_flat,
+    select_formula,
+    sk_operator,
+    split,
+    squeeze_flat,
+    squeeze_formula,
+)
+
+__all__ = ["attend", "squeeze", "takes_prologue"]
+
+
+def takes_prologue(maps: Sequence[Tensor], slices: int) -> bool:
+    """Whether `attend` may be given a prologue here: it has no derivative."""
+    if torch.is_grad_enabled() or torch._C._are_functorch_transforms_active():
+        return False
+    return max(len(maps), slices) > 1
+
+
+def attend(
+    namespace: str,
+    maps: Sequence[Tensor],
+    slices: int,
+    network: Callable[[Tensor], Tensor],
+    prologue: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Run the block with its gradients.
+
+    Args:
+        namespace: The backend's operator namespace.
+        maps: The branches (N, C, H, W) or, with ``slices``, one map (N, slices * C, H, W).
+        slices: How many branches lie in one map.
+        network: ``network(pooled)``: the logits (N, M, C) for the mean (N, C), in accumulators. A
+            `Network` costs the least.
+        prologue: (2, M * C): scale and shift of the branches, see `reference.after_prologue`. For
+            where `takes_prologue`.
+
+    Returns:
+        y and the logits (N, M, C); the gate is their softmax over M.
+    """
+    if torch._C._are_functorch_transforms_active():
+        branches = split(maps, slices)
+        logits = network(squeeze(namespace, branches))
+        operator = functools.partial(select_flat, namespace)
+        (y,) = Derivable(operator, select_formula, 1 + len(branches))(logits, *branches)
+        return y, logits
+    recorded = torch.is_grad_enabled()
+    if isinstance(network, Network) and maps[0].shape[0] > 0:
+        tensors = network.tensors
+        if not recorded or not any(t is not None and t.requires_grad for t in (*tensors, *maps)):
+            return evaluate(namespace, slices, network, maps, prologue)[:2]
+        return Block.apply(namespace, slices, network, *tensors, *maps)
+    if recorded and any(u.requires_grad for u in maps):
+        # The caller keeps pooled no longer than the network does: it counts where memory is short.
+        carriers: list[Tensor] = []
+        logits = network(_pooled(carriers, *Squeeze.apply(namespace, slices, *maps)))
+        return Select.apply(namespace, slices, logits, *carriers, *maps), logits
+    branches = split(maps, slices)
+    logits = network(sk_operator(namespace, "squeeze")(branches, prologue))
+    if recorded and logits.requires_grad:
+        return Select.apply(namespace, slices, logits, None, None, *maps), logits
+    return sk_operator(namespace, "select")(branches, logits, prologue), logits
+
+
+def squeeze(namespace: str, branches: Sequence[Tensor]) -> Tensor:
+    """The mean (N, C) of the branches' sum, with its gradient: ``dpooled / HW``, expanded."""
+    if torch._C._are_functorch_transforms_active():
+        operator = functools.partial(squeeze_flat, namespace)
+        return Derivable(operator, squeeze_formula, len(branches))(*branches)[0]
+    return Mean.apply(namespace, *branches)
+
+
+def _pooled(carriers: list[Tensor], pooled: Tensor, *others: Tensor) -> Tensor:
+    carriers.extend(others)
+    return pooled

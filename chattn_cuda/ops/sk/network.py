@@ -1,0 +1,154 @@
+"""The usual network between the passes of a selective kernel, with its derivatives.
+
+``logits = w_select @ act(norm(w_reduce @ pooled + b_reduce)) + b_select`` on (N, C) numbers. It
+costs little, so what counts are the calls: the derivatives are written out, and the whole block
+becomes one node of the graph (`sk.attend`). Networks of other kinds are called as they are.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from chattn_cuda import reference
+
+__all__ = ["HiddenNorm", "Network", "Saved"]
+
+Saved = tuple[Tensor | None, Tensor, Tensor | None, Tensor | None]
+"""Hidden values before the norm, those behind the activation, and the norm's two statistics."""
+
+
+@dataclass(slots=True)
+class HiddenNorm:
+    """A batch norm of the hidden values; its numbers are of the accumulation type.
+
+    Attributes:
+        weight: (d,) or None.
+        bias: (d,) or None.
+        running_mean: (d,), or None where there are none, or none to be updated.
+        running_var: As running_mean.
+        updates: Counts the updates of the running statistics; None where there are none.
+        of_batch: Whether it normalises by the statistics of the batch, and updates the others.
+        momentum: Of the update.
+        eps: Added to the variance.
+    """
+
+    weight: Tensor | None
+    bias: Tensor | None
+    running_mean: Tensor | None
+    running_var: Tensor | None
+    updates: Tensor | None
+    of_batch: bool
+    momentum: float
+    eps: float
+
+
+@dataclass(slots=True)
+class Network:
+    """Call it with the mean (N, C) for logits (N, M, C); all numbers are of one type.
+
+    Attributes:
+        branches: M.
+        w_reduce: (d, C) or (d, C, 1, 1).
+        b_reduce: (d,) or None.
+        w_select: (M * C, d) or (M * C, d, 1, 1).
+        b_select: (M * C,) or None.
+        norm: Of the hidden values, or None.
+        relu: Whether the activation is ReLU; otherwise there is none.
+    """
+
+    branches: int
+    w_reduce: Tensor
+    b_reduce: Tensor | None
+    w_select: Tensor
+    b_select: Tensor | None
+    norm: HiddenNorm | None = None
+    relu: bool = True
+
+    @property
+    def tensors(self) -> tuple[Tensor | None, ...]:
+        """What may have a gradient, in the order of `formula`'s and `gradients`' arguments."""
+        norm = self.norm
+        affine = (None, None) if norm is None else (norm.weight, norm.bias)
+        return self.w_reduce, self.b_reduce, *affine, self.w_select, self.b_select
+
+    def __call__(self, pooled: Tensor) -> Tensor:
+        """The logits, differentiable; updates the running statistics."""
+        norm = self.norm
+        running = (None, None) if norm is None else (norm.running_mean, norm.running_var)
+        self.count_update()
+        return self._by_torch(pooled, self.tensors, *running)
+
+    def formula(self, pooled: Tensor, *tensors: Tensor | None) -> Tensor:
+        """The logits by other ``tensors``, differentiable; changes nothing."""
+        norm = self.norm
+        if norm is None or norm.of_batch:
+            return self._by_torch(pooled, tensors, None, None)
+        return self._by_torch(pooled, tensors, norm.running_mean, norm.running_var)
+
+    def _by_torch(
+        self, pooled: Tensor, tensors: tuple[Tensor | None, ...], mean: Tensor | None,
+        var: Tensor | None,
+    ) -> Tensor:  # fmt: skip
+        w1, b1, weight, bias, w2, b2 = tensors
+        assert w1 is not None and w2 is not None
+        with reference.no_autocast(pooled.device.type):
+            h = F.linear(pooled, w1.flatten(1), b1)
+            if self.norm is not None:
+                n = self.norm
+                h = F.batch_norm(h, mean, var, weight, bias, n.of_batch, n.momentum, n.eps)
+            z = F.linear(F.relu(h) if self.relu else h, w2.flatten(1), b2)
+        return z.unflatten(1, (self.branches, -1))
+
+    def count_update(self) -> None:
+        """Count an update of the running statistics, where they are to be updated."""
+        if self.norm is not None and self.norm.updates is not None:
+            self.norm.updates.add_(1)
+
+    def evaluate(self, pooled: Tensor) -> tuple[Tensor, Saved]:
+        """The logits and what `gradients` needs of them, without a graph; else as `__call__`."""
+        before = mean = deviation = None
+        self.count_update()
+        with reference.no_autocast(pooled.device.type):
+            h = F.linear(pooled, self.w_reduce.flatten(1), self.b_reduce)
+            if self.norm is not None:
+                n, before = self.norm, h
+                h, mean, deviation = torch.native_batch_norm(
+                    h, n.weight, n.bias, n.running_mean, n.running_var, n.of_batch, n.momentum,
+                    n.eps,
+                )  # fmt: skip
+                if not n.of_batch:
+                    mean, deviation = n.running_mean, n.running_var
+            if self.relu:
+                h.relu_()
+            z = F.linear(h, self.w_select.flatten(1), self.b_select)
+        return z.unflatten(1, (self.branches, -1)), (before, h, mean, deviation)
+
+    def gradients(
+        self, dz: Tensor, pooled: Tensor, tensors: tuple[Tensor | None, ...], saved: Saved,
+        needs: tuple[bool, ...],
+    ) -> tuple[Tensor, list[Tensor | None]]:  # fmt: skip
+        """The gradient of the mean, and those of the ``tensors`` that ``needs`` lists."""
+        w1, _, weight, _, w2, _ = tensors
+        before, h, mean, deviation = saved
+        assert w1 is not None and w2 is not None
+        dz = dz.flatten(1)
+        dw2 = dz.t().mm(h).view_as(w2) if needs[4] else None
+        db2 = dz.sum(0) if needs[5] else None
+        dh = dz.mm(w2.flatten(1))
+        if self.relu:
+            dh = torch.ops.aten.threshold_backward(dh, h, 0)
+        dweight = dbias = None
+        if self.norm is not None:
+            n = self.norm
+            running = (None, None) if n.of_batch else (mean, deviation)
+            batch = (mean, deviation) if n.of_batch else (None, None)
+            dh, dweight, dbias = torch.ops.aten.native_batch_norm_backward(
+                dh, before, weight, *running, *batch, n.of_batch, n.eps, [True, *needs[2:4]]
+            )
+        dw1 = dh.t().mm(pooled).view_as(w1) if needs[0] else None
+        db1 = dh.sum(0) if needs[1] else None
+        return dh.mm(w1.flatten(1)), [dw1, db1, dweight, dbias, dw2, db2]

@@ -1,0 +1,232 @@
+"""Layers of a selective kernel's network: their types, who calls them, and one map of slices."""
+
+from __future__ import annotations
+
+import copy
+import types
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import chattn_cuda
+from chattn_cuda import functional, ops
+from tests import cases
+from tests.compare import assert_close
+from tests.plain_sk import (
+    F64,
+    NORMS,
+    C,
+    D,
+    Plain,
+    is_one_node,
+    loss_of,
+    maps,
+    require_like_plain,
+    same,
+)
+
+on_fused = pytest.mark.parametrize("backend", cases.fused_backends())
+on_modes = pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+
+
+@pytest.fixture(autouse=True)
+def _available(request: pytest.FixtureRequest) -> None:
+    if "backend" in request.fixturenames:
+        cases.require(request.getfixturevalue("backend"))
+
+
+# ---- types
+@on_fused
+@on_modes
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_backward_under_autocast(dtype: torch.dtype, training: bool, backend: str) -> None:
+    """Autocast changes neither direction: bit by bit what comes without."""
+    device = cases.device_of(backend)
+
+    def run(forward: bool, backward: bool) -> tuple[Tensor, ...]:
+        module = Plain(2, NORMS["plain"]).to(device, dtype).train(training)
+        u = maps(dtype=dtype, device=device)
+        with torch.autocast(device, torch.bfloat16, enabled=forward):
+            y, gate = module.fused(*u, backend=backend)
+            assert is_one_node(y)
+            loss = loss_of(y, gate)
+        with torch.autocast(device, torch.bfloat16, enabled=backward):
+            return y, gate, *torch.autograd.grad(loss, [*u, *module.parameters()])
+
+    expected = run(False, False)
+    for how in ((True, False), (True, True), (False, True)):
+        for one, two in zip(run(*how), expected, strict=True):
+            assert one.dtype == two.dtype == dtype
+            assert torch.equal(one, two)
+
+
+@on_fused
+@pytest.mark.parametrize("maps_dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_16_bit_weights(maps_dtype: torch.dtype, dtype: torch.dtype, backend: str) -> None:
+    """The numbers between are accumulators, and a gradient has its tensor's type."""
+    device = cases.device_of(backend)
+    rounded = Plain(3).to(dtype)
+    u = maps(3, dtype=maps_dtype)
+
+    def results(outputs: Any, leaves: list[Tensor]) -> list[Tensor]:
+        grads = torch.autograd.grad(loss_of(*outputs), leaves)
+        return [*outputs, *grads]
+
+    def eager(kind: torch.dtype) -> list[Tensor]:
+        module = copy.deepcopy(rounded).to(kind)
+        v = [t.detach().to(kind).requires_grad_() for t in u]
+        return results(module(*v), [*v, *module.parameters()])
+
+    exact = eager(F64)
+    # The yardstick is eager in float32 where that is what the maps have.
+    yardstick = eager(torch.float32 if maps_dtype == torch.float32 else maps_dtype)
+    module = copy.deepcopy(rounded).to(device)
+    v = [t.detach().to(device).requires_grad_() for t in u]
+    y, gate = module.fused(*v, backend=backend)
+    assert is_one_node(y)
+    actual = results((y, gate), [*v, *module.parameters()])
+    kinds = [maps_dtype, torch.float32, *[maps_dtype] * 3, *[dtype] * 4]
+    names = ["y", "gate", "du0", "du1", "du2", *(f"d{k}" for k, _ in module.named_parameters())]
+    for name, a, b, c, kind in zip(names, actual, exact, yardstick, kinds, strict=True):
+        assert_close(name, a, b, c, dtype=kind)
+
+
+# ---- slices of one map
+@on_modes
+@pytest.mark.parametrize("radix", [2, 3, 4])
+@pytest.mark.parametrize("channels", [8, 7])  # slices on 16-byte boundaries, and not
+@pytest.mark.parametrize("layout", ["nchw", "nhwc"])
+def test_split_attention(radix: int, channels: int, layout: str, training: bool) -> None:
+    ours: Any = chattn_cuda.SplitAttn(12, channels, radix=radix, norm_layer=nn.BatchNorm2d).double()
+    plain = copy.deepcopy(ours.train(training))
+    x = cases.LAYOUTS[layout](torch.randn(3, 12, 5, 5, dtype=F64))
+    one, two = x.clone().requires_grad_(), x.clone().requires_grad_()
+    y, expected = ours(one), plain.eager_forward(two)
+    assert is_one_node(y)
+    same(y, expected)
+    y.sin().sum().backward()
+    expected.sin().sum().backward()
+    for a, b in zip((one, *ours.parameters()), (two, *plain.parameters()), strict=True):
+        same(a.grad, b.grad)
+    same(dict(ours.named_buffers()), dict(plain.named_buffers()))
+
+
+# ---- layers that are called
+class OwnNorm(nn.BatchNorm2d):
+    """Twice as large."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * super().forward(x)
+
+
+class Low(nn.Module):
+    """A weight and a product of two narrow ones (Hu et al., arXiv 2106.09685)."""
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self.down = nn.Parameter(torch.ones(1, weight.shape[1], dtype=weight.dtype))
+        self.up = nn.Parameter(torch.ones(weight.shape[0], 1, dtype=weight.dtype))
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight + (self.up @ self.down)[:, :, None, None]
+
+
+def adapt(module: Plain, name: str) -> None:
+    layer = getattr(module, name)
+    nn.utils.parametrize.register_parametrization(layer, "weight", Low(layer.weight))
+
+
+def scale(module: Plain, name: str) -> None:
+    layer = getattr(module, name)
+    layer.forward = types.MethodType(lambda self, x: 3 * type(self).forward(self, x), layer)
+
+
+LAYERS = ("fc_reduce", "bn", "act", "fc_select")
+CALLED: dict[str, Callable[[Plain], Any]] = {
+    **{
+        f"hook-{name}": lambda p, name=name: getattr(p, name).register_forward_hook(
+            lambda module, args, result: result + 0.25
+        )
+        for name in LAYERS
+    },
+    **{f"forward-{name}": lambda p, name=name: scale(p, name) for name in LAYERS},
+    **{f"lora-{name}": lambda p, name=name: adapt(p, name) for name in ("fc_reduce", "fc_select")},
+    "own-norm": lambda p: setattr(p, "bn", OwnNorm(D).double()),
+    "group-norm": lambda p: setattr(p, "bn", nn.GroupNorm(1, D).double()),
+    "no-momentum": lambda p: setattr(p.bn, "momentum", None),
+    "silu": lambda p: setattr(p, "act", nn.SiLU()),
+    "relu6": lambda p: setattr(p, "act", nn.ReLU6()),
+}
+
+
+@on_modes
+@pytest.mark.parametrize("change", CALLED)
+def test_other_layers_are_called(change: str, training: bool) -> None:
+    plain = Plain(2, NORMS["plain"]).train(training)
+    CALLED[change](plain)
+    plain.train(training)
+    u = maps()
+    assert not isinstance(plain.network(u[0]), ops.Network)
+    require_like_plain(plain, "cpu", u, one_node=False)
+
+
+@on_modes
+def test_a_norm_of_another_type_is_called_in_its_own(training: bool) -> None:
+    plain, u = Plain(2, NORMS["plain"]).train(training), maps()
+    ours = copy.deepcopy(plain)
+    ours.bn.float()
+    assert not isinstance(ours.network(u[0]), ops.Network)
+    y, gate = ours.fused(*u, backend="cpu")
+    expected = plain(*u)
+    torch.testing.assert_close((y, gate), expected, rtol=1e-5, atol=1e-5)
+    grads = [torch.autograd.grad(loss_of(*o), u) for o in ((y, gate), expected)]
+    torch.testing.assert_close(*grads, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(ours.bn.running_var.double(), plain.bn.running_var)
+
+
+def test_one_sample_in_training() -> None:
+    (u, v) = maps(n=1)
+    plain = Plain(2, NORMS["plain"])
+    before = copy.deepcopy(plain.state_dict())
+    with pytest.raises(ValueError, match="bn cannot normalise with the statistics of one sample"):
+        plain.fused(u, v, backend="cpu")
+    same(plain.state_dict(), before)
+    require_like_plain(plain.eval(), "cpu", [u, v], one_node=False)
+
+
+def test_empty_batch() -> None:
+    require_like_plain(Plain(2, NORMS["plain"]).eval(), "cpu", maps(n=0), one_node=False)
+
+
+@on_modes
+def test_compile(training: bool) -> None:
+    plain = Plain(2, NORMS["plain"]).train(training)
+    ours = copy.deepcopy(plain)
+    torch._dynamo.reset()
+    compiled = torch.compile(ours.fused, fullgraph=True, backend="aot_eager")
+    u = maps()
+    outputs, expected = compiled(*u, backend="cpu"), plain(*u)
+    same(outputs, expected)
+    grads = [
+        torch.autograd.grad(loss_of(*o), [*u, *module.parameters()])
+        for o, module in ((outputs, ours), (expected, plain))
+    ]
+    same(grads[0], grads[1])
+    same(dict(ours.named_buffers()), dict(plain.named_buffers()))
+
+
+def test_function_is_one_node() -> None:
+    """With an activation that has a formula, and not under a norm or another activation."""
+    u, w1, w2 = maps(), torch.randn(D, C, dtype=F64), torch.randn(2 * C, D, dtype=F64)
+
+    def call(**options: Any) -> Tensor:
+        return functional.selective_kernel(u, w1, None, w2, None, backend="cpu", **options)
+
+    assert is_one_node(call()) and is_one_node(call(act="identity"))
+    assert is_one_node(call(act=F.relu)) and is_one_node(call(act=nn.ReLU))
+    assert not is_one_node(call(act="silu")) and not is_one_node(call(norm=lambda h: h))

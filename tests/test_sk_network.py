@@ -1,0 +1,222 @@
+"""The usual network of a selective kernel, as numbers: one node with derivatives of its own."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.autograd import gradcheck, gradgradcheck
+
+from chattn_cuda import functional, ops
+from tests import cases
+from tests.plain_sk import (
+    F64,
+    NORMS,
+    Plain,
+    is_one_node,
+    loss_of,
+    maps,
+    require_like_plain,
+    same,
+)
+
+on_fused = pytest.mark.parametrize("backend", cases.fused_backends())
+on_norms = pytest.mark.parametrize("norm", NORMS)
+on_modes = pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+
+
+@pytest.fixture(autouse=True)
+def _available(request: pytest.FixtureRequest) -> None:
+    if "backend" in request.fixturenames:
+        cases.require(request.getfixturevalue("backend"))
+
+
+# ---- values, gradients, statistics
+@on_fused
+@on_norms
+@on_modes
+@pytest.mark.parametrize("act", [nn.ReLU, nn.Identity])
+@pytest.mark.parametrize("bias", [(True, True), (False, False), (True, False)], ids=str)
+def test_like_plain(
+    norm: str, training: bool, act: Any, bias: tuple[bool, bool], backend: str
+) -> None:
+    require_like_plain(Plain(2, NORMS[norm], act, bias).train(training), backend, maps())
+
+
+@on_fused
+@on_modes
+@pytest.mark.parametrize("m", [1, 3, 4])
+@pytest.mark.parametrize("used", ["y", "gate", "both"])
+def test_other_counts_and_losses(m: int, used: str, training: bool, backend: str) -> None:
+    plain = Plain(m, NORMS["plain"]).train(training)
+    require_like_plain(plain, backend, maps(m), used)
+
+
+def test_statistics_are_updated_once_a_call() -> None:
+    """By every way through the block: recorded, not recorded, and with nothing to record."""
+    for recorded, frozen in itertools.product((True, False), (True, False)):
+        plain = Plain(2, NORMS["plain"]).requires_grad_(not frozen)
+        ours = copy.deepcopy(plain)
+        u = [t.detach().requires_grad_(not frozen) for t in maps()]
+        with torch.set_grad_enabled(recorded):
+            for calls in (1, 2):
+                ours.fused(*u, backend="cpu"), plain(*u)
+                assert int(ours.bn.num_batches_tracked) == calls
+                same(dict(ours.named_buffers()), dict(plain.named_buffers()))
+        ours.eval().fused(*u, backend="cpu")
+        same(dict(ours.named_buffers()), dict(plain.named_buffers()))
+
+
+def test_statistics_set_to_none_and_turned_off() -> None:
+    """As nn.BatchNorm2d decides: by the buffers in eval mode, and by the attribute in training."""
+    for training in (True, False):
+        for off in (True, False):
+            plain = Plain(2, NORMS["plain"]).train(training)
+            if off:
+                plain.bn.track_running_stats = False
+            else:
+                plain.bn.running_mean = plain.bn.running_var = None
+            require_like_plain(plain, "cpu", maps())
+
+
+NAMES = ["fc_reduce.weight", "fc_reduce.bias", "bn.weight", "bn.bias", "fc_select.weight",
+         "fc_select.bias", "u0", "u1"]  # fmt: skip
+SUBSETS = [*((name,) for name in NAMES), ("u0", "u1"), tuple(NAMES[:6]), ("bn.bias", "u1"),
+           *(tuple(n for n in NAMES if n != name) for name in NAMES)]  # fmt: skip
+
+
+@on_fused
+@on_modes
+@pytest.mark.parametrize("wanted", SUBSETS, ids=lambda names: "+".join(names)[:60])
+def test_frozen_tensors(wanted: tuple[str, ...], training: bool, backend: str) -> None:
+    plain, u = Plain(2, NORMS["plain"]).train(training), maps()
+    named = {**dict(plain.named_parameters()), "u0": u[0], "u1": u[1]}
+    assert set(named) == set(NAMES)
+    for name, t in named.items():
+        t.requires_grad_(name in wanted)
+    require_like_plain(plain, backend, u)
+
+
+# ---- derivatives of derivatives
+def network_of(
+    tensors: Sequence[Tensor | None], norm: str | None, relu: bool, m: int = 2
+) -> ops.Network:
+    w1, b1, weight, bias, w2, b2 = tensors
+    assert w1 is not None and w2 is not None
+    hidden = None
+    if norm is not None:
+        running = (None, None)
+        if norm == "eval":
+            running = (torch.linspace(-0.4, 0.5, 4).to(w1), torch.linspace(0.6, 1.5, 4).to(w1))
+        hidden = ops.HiddenNorm(weight, bias, *running, None, norm == "train", 0.1, 1e-3)
+    return ops.Network(m, w1, b1, w2, b2, hidden, relu)
+
+
+@pytest.mark.parametrize("norm", [None, "train", "eval"])
+@pytest.mark.parametrize("relu", [True, False], ids=["relu", "identity"])
+@pytest.mark.parametrize("bias", [True, False], ids=["bias", ""])
+def test_gradcheck_and_gradgradcheck(norm: str | None, relu: bool, bias: bool) -> None:
+    generator = torch.Generator().manual_seed(2)
+    shapes = [(4, 3), (4,), (4,), (4,), (6, 4), (6,), *[(3, 3, 2, 2)] * 2]
+    tensors = [torch.randn(s, generator=generator, dtype=F64).requires_grad_() for s in shapes]
+    missing = ({1, 5} if not bias else set()) | ({2, 3} if norm is None or not bias else set())
+    given = [t for i, t in enumerate(tensors) if i not in missing]
+
+    def call(*given: Tensor) -> tuple[Tensor, Tensor]:
+        values = iter(given)
+        args = [None if i in missing else next(values) for i in range(len(tensors))]
+        network = network_of(args[:6], norm, relu)
+        y, z = functional.run_selective_kernel("cpu", args[6:], network)
+        assert is_one_node(y)
+        return y, torch.softmax(z, 1)
+
+    assert gradcheck(call, given)
+    assert gradgradcheck(call, given)
+
+
+@on_fused
+@pytest.mark.parametrize("norm", ["none", "plain"])
+@on_modes
+def test_second_derivatives_like_plain(norm: str, training: bool, backend: str) -> None:
+    """A penalty on the gradient; on that of the penalty, too, where torch's batch norm has one."""
+    plain = Plain(3, NORMS[norm], nn.Identity).train(training)
+    ours = copy.deepcopy(plain).to(cases.device_of(backend))
+
+    def penalties(call: Callable[..., Any], module: Plain, device: str) -> list[Tensor]:
+        u = maps(3, device=device)
+        value = loss_of(*call(*u))
+        for _ in range(1 if norm != "none" and training else 2):
+            grads = torch.autograd.grad(value, [*u, *module.parameters()], create_graph=True)
+            value = sum(g.square().sum() for g in grads)
+        return list(torch.autograd.grad(value, [*u, *module.parameters()]))
+
+    def fused(*u: Tensor) -> tuple[Tensor, Tensor]:
+        return ours.fused(*u, backend=backend)
+
+    actual = penalties(fused, ours, cases.device_of(backend))
+    for one, two in zip(actual, penalties(plain, plain, "cpu"), strict=True):
+        torch.testing.assert_close(one.cpu(), two, rtol=1e-8, atol=1e-10)
+
+
+@on_fused
+@on_modes
+def test_second_use_of_the_graph(training: bool, backend: str) -> None:
+    """retain_graph: other losses between do not change what a loss gives."""
+    module = Plain(2, NORMS["plain"]).to(cases.device_of(backend)).train(training)
+    u = maps(device=cases.device_of(backend))
+    leaves = [*u, *module.parameters()]
+    y, gate = module.fused(*u, backend=backend)
+    assert is_one_node(y)
+
+    def grads(used: str, keep: bool = True) -> tuple[Any, ...]:
+        loss = loss_of(y, gate, used)
+        return torch.autograd.grad(loss, leaves, retain_graph=keep, allow_unused=True)
+
+    first, of_gate = grads("both"), grads("gate")
+    of_y = grads("y")
+    for one, two in zip(of_gate, grads("gate"), strict=True):
+        assert torch.equal(one, two)
+    for total, a, b in zip(first, of_gate, of_y, strict=True):
+        same(total, a + b)
+    for one, two in zip(first, grads("both", keep=False), strict=True):
+        assert torch.equal(one, two)
+    with pytest.raises(RuntimeError, match="second time"):
+        grads("both")
+
+
+# ---- what happens between forward and backward
+@pytest.mark.parametrize(
+    "name", ["bn.running_mean", "bn.running_var", "bn.weight", "fc_reduce.weight",
+             "fc_select.weight", "u0"],
+)  # fmt: skip
+@on_modes
+def test_what_the_backward_reads_may_not_change(name: str, training: bool) -> None:
+    module, u = Plain(2, NORMS["plain"]).train(training), maps()
+    y, _ = module.fused(*u, backend="cpu")
+    assert is_one_node(y)
+    expected = torch.autograd.grad(y.sin().sum(), u, retain_graph=True)
+    tensors = {**module.state_dict(keep_vars=True), "u0": u[0]}
+    with torch.no_grad():
+        tensors[name].mul_(2)
+    if training and "running" in name:  # not what normalised
+        assert all(map(torch.equal, expected, torch.autograd.grad(y.sin().sum(), u)))
+        return
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        torch.autograd.grad(y.sin().sum(), u)
+
+
+def test_two_calls_before_a_backward_in_training() -> None:
+    """The second one updates the statistics."""
+    plain = Plain(2, NORMS["plain"])
+    ours = copy.deepcopy(plain)
+    u = maps()
+    outputs = [[call(*u)[0], call(*(2 * t for t in u))[0]] for call in (
+        plain, lambda *u: ours.fused(*u, backend="cpu")
+    )]  # fmt: skip
+    grads = [torch.autograd.grad(a.sin().sum() + b.cos().sum(), u) for a, b in outputs]
+    same(grads[1], grads[0])
