@@ -120,6 +120,16 @@ def test_statistics_of_one_sample() -> None:
         torch.ops.chattn_cuda.sk_forward(**forward)
 
 
+def test_statistics_keep_the_digits_of_many_samples() -> None:
+    """Float32 sums of them would be off by ten units in the last place."""
+    u = [t + 300 for t in branches_of(2, (4096, 8, 1, 1))]
+    outputs = torch.ops.chattn_cuda.sk_forward(**forward_arguments(u, "of batch"))
+    hidden, mean, var = outputs[2].double(), outputs[4], outputs[5]
+    eps = torch.finfo(torch.float32).eps
+    torch.testing.assert_close(mean.double(), hidden.mean(0), rtol=eps, atol=0)
+    torch.testing.assert_close(var.double(), hidden.var(0, correction=0), rtol=eps, atol=0)
+
+
 @pytest.mark.parametrize("threads", [1, 2, 3])
 @pytest.mark.parametrize("norm", NORMS[:2])
 @pytest.mark.parametrize("shape", [(1, 8, 9, 9), (7, 24, 40, 40), (5, 300, 3, 3), (64, 16, 28, 28)])

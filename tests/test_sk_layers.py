@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import chattn_cuda
 from chattn_cuda import functional, ops
+from chattn_cuda.modules import SelectiveKernelAttn
 from tests import cases
 from tests.compare import assert_close
 from tests.plain_sk import (
@@ -158,6 +159,12 @@ CALLED: dict[str, Callable[[Plain], Any]] = {
     **{f"lora-{name}": lambda p, name=name: adapt(p, name) for name in ("fc_reduce", "fc_select")},
     "own-norm": lambda p: setattr(p, "bn", OwnNorm(D).double()),
     "group-norm": lambda p: setattr(p, "bn", nn.GroupNorm(1, D).double()),
+    "grouped": lambda p: (
+        setattr(p, "fc_reduce", nn.Conv2d(C, D - D % 2, 1, groups=2).double())
+        or setattr(p, "bn", nn.BatchNorm2d(D - D % 2).double())
+        or setattr(p, "fc_select", nn.Conv2d(D - D % 2, 2 * C, 1).double())
+    ),
+    "sequence": lambda p: setattr(p, "fc_reduce", nn.Sequential(p.fc_reduce)),
     "no-momentum": lambda p: setattr(p.bn, "momentum", None),
     "silu": lambda p: setattr(p, "act", nn.SiLU()),
     "relu6": lambda p: setattr(p, "act", nn.ReLU6()),
@@ -196,7 +203,7 @@ def test_one_sample_in_training() -> None:
     with pytest.raises(ValueError, match="bn cannot normalise with the statistics of one sample"):
         plain.fused(u, v, backend="cpu")
     same(plain.state_dict(), before)
-    require_like_plain(plain.eval(), "cpu", [u, v], one_node=False)
+    require_like_plain(plain.eval(), "cpu", [u, v])
 
 
 def test_empty_batch() -> None:
@@ -230,3 +237,37 @@ def test_function_is_one_node() -> None:
     assert is_one_node(call()) and is_one_node(call(act="identity"))
     assert is_one_node(call(act=F.relu)) and is_one_node(call(act=nn.ReLU))
     assert not is_one_node(call(act="silu")) and not is_one_node(call(norm=lambda h: h))
+
+
+@pytest.mark.parametrize("change", ["sequence", "grouped"])
+def test_fuse_takes_replaced_layers(change: str) -> None:
+    """Which need not tell their channels."""
+    plain = Plain(2, NORMS["plain"])
+    CALLED[change](plain)
+    module = SelectiveKernelAttn(C, 2, D, bias=True).double()
+    for name in LAYERS:
+        setattr(module, name, getattr(plain, name))
+    u = maps()
+    expected, gate = plain.eval()(*u)
+    same(module.eval().fuse(u), expected)
+    same(module(torch.stack(u, 1)).flatten(2), gate)
+
+
+def test_layers_that_do_not_fit_are_an_error() -> None:
+    """Though they have as many numbers."""
+    module = SelectiveKernelAttn(16, 2, 16, norm_layer=None)
+    module.fc_select = nn.Conv2d(32, 16, 1, bias=False)
+    with pytest.raises(RuntimeError):
+        module.fuse([torch.randn(2, 16, 3, 3) for _ in range(2)])
+
+
+def test_a_norm_that_torch_refuses() -> None:
+    plain, u = Plain(2, lambda: nn.BatchNorm2d(D, eps=0.0)), maps()
+    outcomes = []
+    for call in (plain, lambda *v: plain.fused(*v, backend="cpu")):
+        try:
+            call(*u)
+            outcomes.append("accepted")
+        except (RuntimeError, ValueError) as error:
+            outcomes.append(str(error))
+    assert outcomes[0] == outcomes[1]

@@ -210,6 +210,47 @@ def test_what_the_backward_reads_may_not_change(name: str, training: bool) -> No
         torch.autograd.grad(y.sin().sum(), u)
 
 
+@on_fused
+@on_modes
+def test_biases_may_change_before_the_first_backward(training: bool, backend: str) -> None:
+    """As in PyTorch, where no layer's backward reads them."""
+    device = cases.device_of(backend)
+    module, u = Plain(2, NORMS["plain"]).train(training).to(device), maps(device=device)
+    y, _ = module.fused(*u, backend=backend)
+    leaves = [*u, *module.parameters()]
+    expected = torch.autograd.grad(y.sin().sum(), leaves, retain_graph=True)
+    with torch.no_grad():
+        for bias in (module.fc_reduce.bias, module.bn.bias, module.fc_select.bias):
+            bias.mul_(2)
+    assert all(
+        map(torch.equal, expected, torch.autograd.grad(y.sin().sum(), leaves, retain_graph=True))
+    )
+    with pytest.raises(RuntimeError, match="a bias was changed in place"):
+        torch.autograd.grad(y.sin().sum(), leaves, create_graph=True)
+
+
+@on_fused
+@pytest.mark.parametrize("norm", [None, "eval"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")], ids=str)
+def test_a_sample_that_is_not_finite_stays_alone(
+    value: float, norm: str | None, backend: str
+) -> None:
+    """Where no statistics of the batch connect it to the others."""
+    plain = Plain(2, NORMS["plain"] if norm else None).eval()
+    u = maps()
+    with torch.no_grad():
+        u[0][1, 0, 0, 0] = value
+    ours = copy.deepcopy(plain).to(cases.device_of(backend))
+    v = [t.detach().to(cases.device_of(backend)).requires_grad_() for t in u]
+    grads = [
+        torch.autograd.grad(y.square().sum(), leaves)
+        for y, leaves in ((plain(*u)[0], u), (ours.fused(*v, backend=backend)[0], v))
+    ]
+    for one, two in zip(*grads, strict=True):
+        torch.testing.assert_close(two.cpu(), one, equal_nan=True)
+        assert one[0].isfinite().all() and one[2].isfinite().all()
+
+
 def test_two_calls_before_a_backward_in_training() -> None:
     """The second one updates the statistics."""
     plain = Plain(2, NORMS["plain"])

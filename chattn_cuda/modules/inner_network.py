@@ -38,8 +38,8 @@ def inner_network(
     Raises:
         ValueError: When called: statistics of a batch of one sample.
     """
-    if cardinality == 1 and samples > 1 and not torch.compiler.is_compiling():
-        plain = _plain_network(layers, branches, dtype)
+    if cardinality == 1 and not torch.compiler.is_compiling():
+        plain = _plain_network(layers, branches, samples, dtype)
         if plain is not None:
             return plain
     (reduce_name, reduce), (norm_name, norm), (_, act), (select_name, select) = layers.items()
@@ -53,7 +53,7 @@ def inner_network(
 
 
 def _plain_network(
-    layers: Mapping[str, Any], branches: int, dtype: torch.dtype
+    layers: Mapping[str, Any], branches: int, samples: int, dtype: torch.dtype
 ) -> ops.Network | None:
     """The layers' numbers, where calling them would do no more than the formula."""
     (reduce_name, reduce), (_, norm), (_, act), (select_name, select) = layers.items()
@@ -67,7 +67,7 @@ def _plain_network(
     hidden = None
     if kinds[0] is nn.BatchNorm2d:
         hidden = _hidden_norm(norm, dtype)
-        if hidden is None:
+        if hidden is None or (hidden.of_batch and samples < 2):
             return None
     w1, b1, w2, b2 = reduce.weight, reduce.bias, select.weight, select.bias
     if not all(w is None or _is_plain(w) for w in (w1, b1, w2, b2)):
@@ -91,7 +91,8 @@ def _hidden_norm(norm: nn.BatchNorm2d, dtype: torch.dtype) -> ops.HiddenNorm | N
     for t in (mean, var, weight, bias):
         if t is not None and (t.dtype != dtype or not t.is_contiguous() or not _is_plain(t)):
             return None
-    if norm.momentum is None:  # an average over all batches
+    # An average over all batches; what PyTorch refuses.
+    if norm.momentum is None or (of_batch and norm.eps <= 0):
         return None
     counter = norm.num_batches_tracked if updates else None
     return ops.HiddenNorm(weight, bias, mean, var, counter, of_batch, norm.momentum, norm.eps)

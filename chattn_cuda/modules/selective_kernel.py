@@ -110,7 +110,7 @@ class SelectiveKernelAttnForward(FusedForward):
             ValueError: Another number of them, different shapes, types or devices; batch
                 statistics of one sample.
         """
-        validation.check_branches(branches, self.fc_reduce.weight.shape[1])
+        validation.check_branches(branches, self._channels())
         if len(branches) != self.num_paths:
             raise ValueError(f"branches must be {self.num_paths} maps, got {len(branches)}")
 
@@ -140,11 +140,15 @@ class SelectiveKernelAttnForward(FusedForward):
             raise ValueError(
                 f"x must have shape (N, {self.num_paths}, C, H, W), got {tuple(x.shape)}"
             )
-        weight = getattr(self.fc_reduce, "weight", None)
-        if weight is not None and x.shape[2] != weight.shape[1]:
-            raise ValueError(
-                f"x must have {weight.shape[1]} channels (axis 2), got shape {tuple(x.shape)}"
-            )
+        channels = self._channels()
+        if channels is not None and x.shape[2] != channels:
+            raise ValueError(f"x must have {channels} channels (axis 2), got {tuple(x.shape)}")
+
+    @torch.jit.unused
+    def _channels(self) -> int | None:
+        """C, where the first layer tells."""
+        layer = self.fc_reduce
+        return layer.in_channels if isinstance(layer, nn.Conv2d) else None
 
 
 def _attn_network(attn: Any, x: Tensor) -> Callable[[Tensor], Tensor]:

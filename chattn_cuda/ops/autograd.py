@@ -136,11 +136,11 @@ def _backward(ctx: Any, dy: Any, dgate: Any) -> tuple[Any, ...]:
     if dy is None and dgate is None:
         return (None, None, *(None for _ in needs), *nothing)
     args = (dy, dgate, *ctx.saved_tensors, *ctx.constants)
-    call = functools.partial(_call_backward, ctx.block, ctx.namespace, needs[0], any(needs[1:]))
-    if torch.compiler.is_compiling():
-        grads = call(*args)
+    given = (ctx.block, ctx.namespace, needs[0], any(needs[1:]))
+    if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+        grads = _call_backward(*given, *args)
     else:  # with derivatives of its own: those of the formulas
-        spec = BLOCKS[ctx.block]
+        spec, call = BLOCKS[ctx.block], functools.partial(_call_backward, *given)
         formula = functools.partial(_first_derivatives, spec)
         grads = Derivable(call, formula, 2 + spec.tensors)(*args)
     return (None, None, *(g if n else None for g, n in zip(grads, needs, strict=True)), *nothing)

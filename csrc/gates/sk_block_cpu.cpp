@@ -2,7 +2,9 @@
 //
 // As in squeeze-and-excitation, a thread takes a tile of samples through all stages while it is in
 // cache, unless there are too few samples or the norm needs the statistics of all of them.
+#include <algorithm>
 #include <cmath>
+#include <vector>
 
 #include "gates/sk_cpu.h"
 #include "gates/sk_passes_cpu.h"
@@ -43,22 +45,26 @@ struct Forward {
                 n1 - n0, d, j0, j1, c);
   }
 
+  // Summed in double, as PyTorch does: many samples of a large mean lose digits otherwise.
   void statistics() const {
-    const A *h = at<A>(p.hidden, 0), count = static_cast<A>(p.map.n);
-    A *mean = at<A>(p.mean, 0), *variance = at<A>(p.variance, 0);
-    std::fill(mean, mean + d, A(0));
-    std::fill(variance, variance + d, A(0));
-    for (index_t n = 0; n < p.map.n; ++n)
-      for (index_t j = 0; j < d; ++j) mean[j] += h[n * d + j];
-    for (index_t j = 0; j < d; ++j) mean[j] /= count;
-    for (index_t n = 0; n < p.map.n; ++n)
-      for (index_t j = 0; j < d; ++j) {
-        const A v = h[n * d + j] - mean[j];
-        variance[j] += v * v;
+    const A* h = at<A>(p.hidden, 0);
+    const index_t samples = p.map.n;
+    const double count = static_cast<double>(samples);
+    std::vector<double> mean(static_cast<std::size_t>(d)), square(mean);
+    for (index_t n = 0; n < samples; ++n)
+      for (std::size_t j = 0; j < mean.size(); ++j) mean[j] += h[n * d + static_cast<index_t>(j)];
+    for (double& m : mean) m /= count;
+    for (index_t n = 0; n < samples; ++n)
+      for (std::size_t j = 0; j < mean.size(); ++j) {
+        const double v = h[n * d + static_cast<index_t>(j)] - mean[j];
+        square[j] += v * v;
       }
-    for (index_t j = 0; j < d; ++j) variance[j] /= count;
-    if (p.running_mean) update(at<A>(p.running_mean, 0), mean, A(1));
-    if (p.running_variance) update(at<A>(p.running_variance, 0), variance, count / (count - 1));
+    std::copy(mean.begin(), mean.end(), at<A>(p.mean, 0));
+    std::transform(square.begin(), square.end(), at<A>(p.variance, 0),
+                   [&](double v) { return static_cast<A>(v / count); });
+    if (p.running_mean) update(at<A>(p.running_mean, 0), at<A>(p.mean, 0), A(1));
+    const A unbiased = static_cast<A>(count / (count - 1));
+    if (p.running_variance) update(at<A>(p.running_variance, 0), at<A>(p.variance, 0), unbiased);
   }
 
   void update(A* running, const A* of_batch, A factor) const {
@@ -147,21 +153,25 @@ struct Backward {
   void norm() const {
     const A *h = at<A>(p.hidden, 0), *mean = at<A>(p.mean, 0), *var = at<A>(p.variance, 0);
     const A* weight = at<A>(p.network.weight, 0);
-    // What the statistics hand on to every sample; fixed ones hand on nothing.
-    const A share = p.network.norm == Norm::of_batch ? A(1) / static_cast<A>(samples) : A(0);
+    const bool of_batch = p.network.norm == Norm::of_batch;
     for (index_t j = 0; j < d; ++j) {
       const A inverse = inverse_deviation(var[j], p.network.eps);
       const auto normal = [&](index_t n) { return (h[n * d + j] - mean[j]) * inverse; };
-      A sum = 0, product = 0;
+      double sum = 0, product = 0;
       for (index_t n = 0; n < samples; ++n) {
         sum += dh[n * d + j];
         product += dh[n * d + j] * normal(n);
       }
+      if (p.dweight) at<A>(p.dweight, 0)[j] = static_cast<A>(product);
+      if (p.dbias) at<A>(p.dbias, 0)[j] = static_cast<A>(sum);
       const A scale = inverse * (weight ? weight[j] : A(1));
-      for (index_t n = 0; n < samples; ++n)
-        dh[n * d + j] = scale * (dh[n * d + j] - share * (sum + normal(n) * product));
-      if (p.dweight) at<A>(p.dweight, 0)[j] = product;
-      if (p.dbias) at<A>(p.dbias, 0)[j] = sum;
+      const A mean_sum = static_cast<A>(sum / static_cast<double>(samples));
+      const A mean_product = static_cast<A>(product / static_cast<double>(samples));
+      for (index_t n = 0; n < samples; ++n) {
+        A& v = dh[n * d + j];
+        // Fixed statistics hand on nothing, not even a NaN of another sample.
+        v = scale * (of_batch ? v - mean_sum - normal(n) * mean_product : v);
+      }
     }
   }
 

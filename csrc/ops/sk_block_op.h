@@ -41,6 +41,8 @@ inline SkNetwork sk_network(const Tensor& x, index_t m, Tensor& w_reduce, Option
   network.d = w_reduce.size(0);
   check_like(w_reduce, x, acc, network.d * c, "w_reduce");
   check_like(w_select, x, acc, network.d * m * c, "w_select");
+  STD_TORCH_CHECK(w_reduce.size(1) == c && w_select.size(0) == m * c,
+                  "chattn_cuda::sk: w_reduce must be (d, C) and w_select (M * C, d)");
   for (OptionalTensor* t : {&weight, &mean, &var}) {
     if (*t) check_like(**t, x, acc, network.d, "an argument of the norm");
   }

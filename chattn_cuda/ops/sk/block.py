@@ -17,13 +17,19 @@ __all__ = ["Block", "evaluate"]
 
 
 class Block(torch.autograd.Function):
-    """(y, logits) of the whole block with a `Network`."""
+    """(y, logits) of the whole block with a `Network`.
+
+    First derivatives do not read the biases, which may therefore change before the backward.
+    """
 
     @staticmethod
     def forward(ctx: Any, namespace: str, slices: int, network: Network, *args: Any) -> Any:
-        y, logits, *saved = evaluate(namespace, slices, network, args[_TENSORS:], None)
-        ctx.save_for_backward(*args, *saved, logits)
+        maps = args[_TENSORS:]
+        y, logits, *saved = evaluate(namespace, slices, network, maps, None)
+        w1, b1, weight, bias, w2, b2 = args[:_TENSORS]
+        ctx.save_for_backward(w1, None, weight, None, w2, None, *maps, *saved, logits)
         ctx.namespace, ctx.slices, ctx.network = namespace, slices, network
+        ctx.versions = _versions(b1, bias, b2)
         ctx.set_materialize_grads(False)
         return y, logits
 
@@ -34,13 +40,21 @@ class Block(torch.autograd.Function):
             return (None,) * (3 + len(needs))
         call = functools.partial(_gradients, ctx.namespace, ctx.slices, ctx.network, needs)
         formula = functools.partial(_gradients_by_formula, ctx.slices, ctx.network, needs)
-        saved = ctx.saved_tensors
+        saved = list(ctx.saved_tensors)
+        if torch.is_grad_enabled():
+            saved[1:_TENSORS:2] = biases = ctx.network.tensors[1::2]
+            if _versions(*biases) != ctx.versions:
+                raise RuntimeError("a bias was changed in place; create_graph=True needs its value")
         with reference.no_autocast(saved[0].device.type):
             grads = derived(call, formula, dy, dlogits, *saved, variables=2 + len(needs))
         return (None, None, None, *grads)
 
 
-_TENSORS = 6  # of a Network
+_TENSORS = 6  # of a Network: every other one is a bias
+
+
+def _versions(*tensors: Tensor | None) -> list[int]:
+    return [-1 if t is None else t._version for t in tensors]
 
 
 def evaluate(
@@ -102,20 +116,19 @@ def _whole_gradients(
     dy: Any, dlogits: Any, tensors: Any, maps: Any, pooled: Tensor, hidden: Any, activated: Any,
     mean: Any, var: Any, logits: Tensor,
 ) -> tuple[Sequence[Any], Sequence[Any]]:  # fmt: skip
-    form = Form.of(maps, slices)
     if dy is None:  # only the logits were used
-        dy = maps[0].new_zeros(form.size)
+        dy = torch.zeros_like(split(maps, slices)[0])
     if hidden is None:
         hidden = pooled.new_empty((0,))
     w1, _, weight, _, w2, _ = tensors
     norm = network.norm
     settings = (False, 0.0) if norm is None else (norm.of_batch, norm.eps)
-    stacked = form.stacked and form.aligned
+    stacked = slices > 1 and Form.of(maps, slices).aligned
     dx, *grads = sk_operator(namespace, "backward")(
         dy, dlogits, split(maps, slices), w1, weight, w2, mean, var, *settings, network.relu,
         pooled, hidden, activated, logits, stacked, of_maps, any(of_network),
     )  # fmt: skip
-    return grads, [torch.cat(dx, 1)] if of_maps and form.stacked and not stacked else dx
+    return grads, [torch.cat(dx, 1)] if of_maps and slices > 1 and not stacked else dx
 
 
 def _gradients_in_parts(

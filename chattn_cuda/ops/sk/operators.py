@@ -138,10 +138,16 @@ def gradient_formula(form: Form, dpooled: Any, dy: Any, logits: Any) -> tuple[Te
 def derived(
     operator: Any, formula: Any, *args: Any, variables: int | None = None
 ) -> tuple[Tensor, ...]:
-    """The operator; where it may be differentiated again, with the derivatives of its formula."""
+    """The operator; where it may be differentiated again, with the derivatives of its formula.
+
+    The gradients that come in are among the first two arguments.
+    """
     if torch.compiler.is_compiling():
         return operator(*args)
     # What is_grads_batched of torch.autograd.grad makes has no rule for lists of tensors.
-    if any(isinstance(a, Tensor) and torch._C._functorch.is_legacy_batchedtensor(a) for a in args):
-        return formula(*args)
+    for a in args[:2]:
+        if a is not None and torch._C._functorch.is_legacy_batchedtensor(a):
+            return formula(*args)
+    if not torch.is_grad_enabled():
+        return operator(*args)
     return Derivable(operator, formula, len(args) if variables is None else variables)(*args)
