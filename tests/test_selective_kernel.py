@@ -358,6 +358,28 @@ def test_vmap_of_a_module(backend: str) -> None:
     torch.testing.assert_close(torch.func.vmap(module)(x), expected)
 
 
+def hooked(block: nn.Module) -> nn.Module:
+    block.rsoftmax.register_forward_hook(lambda *_: None)
+    return block
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        lambda: SelectiveKernel(10, kernel_size=(3, 5, 7, 9, 11)),
+        lambda: hooked(chattn_cuda.accelerate(SplitAttn(8)).model),
+        lambda: chattn_cuda.SplitAttn(8, radix=1),
+    ],
+)
+def test_submodules_keep_the_format(module: Callable[[], nn.Module]) -> None:
+    """Where the operators do not cover the block."""
+    block = module().eval()
+    x = torch.randn(2, getattr(block, "in_channels", 8), 5, 6)
+    for memory_format in (torch.contiguous_format, torch.channels_last):
+        y = block(x.contiguous(memory_format=memory_format))
+        assert y.is_contiguous(memory_format=memory_format)
+
+
 U = branches_of()
 W1, W2 = torch.randn(3, 6), torch.randn(12, 3)
 ERRORS = {

@@ -22,6 +22,7 @@ __all__ = [
     "SelectiveKernelForward",
     "before_norm",
     "fuse",
+    "in_format_of",
 ]
 
 _PATHS = ("chattn_cuda.modules.selective_kernel_blocks.Path", "timm.layers.conv_bn_act.ConvNormAct")
@@ -39,6 +40,11 @@ def fuse(
     if functional.why_not_fused(maps[0], maps[1:]) is not None:
         name = "reference"
     return functional.run_selective_kernel(name, maps, network, slices, prologue)[0]
+
+
+def in_format_of(x: Tensor, y: Tensor) -> Tensor:
+    """``y`` in the memory format of ``x``, which stacked maps lose."""
+    return y.contiguous(memory_format=ops.memory_format_of(x))
 
 
 def before_norm(
@@ -218,7 +224,7 @@ class SelectiveKernelForward(FusedForward):
         validation.check_map(x, self.in_channels)
         backends.select(self.backend, x.device.type)
         if self.obstacle() is not None:
-            return self.eager_forward(x)  # the checks need not run again
+            return in_format_of(x, self.eager_forward(x))  # the checks need not run again
         branches, prologue = self.branches_before_norm(x)
         network = _attn_network(self.attn, branches[0])
         return fuse(branches, network, self.backend, prologue=prologue)

@@ -12,7 +12,7 @@ from chattn_cuda.activations import ActivationSpec
 from chattn_cuda.explanation import Explanation, explain_call
 from chattn_cuda.modules.fused import FusedForward, submodule_obstacle
 from chattn_cuda.modules.inner_network import inner_network
-from chattn_cuda.modules.selective_kernel import before_norm, fuse
+from chattn_cuda.modules.selective_kernel import before_norm, fuse, in_format_of
 
 __all__ = ["RadixSoftmax", "SplitAttn", "SplitAttnForward"]
 
@@ -70,7 +70,7 @@ class SplitAttnForward(FusedForward):
         validation.check_map(x)
         backends.select(self.backend, x.device.type)
         if self.obstacle() is not None:
-            return self.eager_forward(x)
+            return in_format_of(x, self.eager_forward(x))
         maps, prologue = before_norm([(self.conv, [self.bn0, self.drop, self.act0])], [x])
 
         layers = {name: getattr(self, name) for name in ("fc1", "bn1", "act1", "fc2")}
