@@ -230,12 +230,15 @@ def check_branches(branches: Sequence[Tensor], channels: int | None = None) -> N
         )
     if not 1 <= len(branches) <= MAX_BRANCHES:
         raise ValueError(f"branches must be 1 to {MAX_BRANCHES} maps, got {len(branches)}")
+    x = branches[0]
     for m, u in enumerate(branches):
         check_map(u, channels, f"branches[{m}]")
+        if u.shape == x.shape and u.dtype == x.dtype and u.device == x.device:
+            continue
         for what, value, expected in (
-            ("shape", tuple(u.shape), tuple(branches[0].shape)),
-            ("dtype", u.dtype, branches[0].dtype),
-            ("device", u.device, branches[0].device),
+            ("shape", tuple(u.shape), tuple(x.shape)),
+            ("dtype", u.dtype, x.dtype),
+            ("device", u.device, x.device),
         ):
             if value != expected:
                 raise ValueError(

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from chattn_cuda import activations, backends, functional, validation
 from chattn_cuda.activations import ActivationSpec
-from chattn_cuda.modules.fused import FusedForward, submodule_obstacle
+from chattn_cuda.modules.fused import FusedForward, child, parameter, submodule_obstacle
 from chattn_cuda.modules.make_divisible import reduced_channels
 
 __all__ = [
@@ -63,13 +63,12 @@ class EfficientChannelAttentionForward(FusedForward):
     @torch.jit.unused
     def obstacle(self) -> str | None:
         """Why the operators do not cover this module as it is now; None where they do."""
-        found = self._gate()
+        found = self._gate(self.conv)
         return found if isinstance(found, str) else None
 
     @torch.jit.unused
-    def _shape_obstacle(self) -> str | None:
+    def _shape_obstacle(self, conv: Any) -> str | None:
         """Why the convolution is not the one that the operators compute; None where it is."""
-        conv = self.conv
         if self._has_mlp():
             return "the kernels do not know the gate with an MLP (use_mlp)"
         if (conv.in_channels, conv.out_channels, conv.padding_mode) != (1, 1, "zeros"):
@@ -79,13 +78,12 @@ class EfficientChannelAttentionForward(FusedForward):
         return None
 
     @torch.jit.unused
-    def _gate(self) -> str | functional.Resolved:
+    def _gate(self, conv: Any) -> str | functional.Resolved:
         """The gate, or what `obstacle` returns."""
-        conv = self.conv
-        reason = submodule_obstacle(conv, "conv", nn.Conv1d) or self._shape_obstacle()
+        reason = submodule_obstacle(conv, "conv", nn.Conv1d) or self._shape_obstacle(conv)
         if reason is not None:
             return reason
-        if conv.bias is not None:
+        if parameter(conv, "bias") is not None:
             return "conv has a bias"
         if conv.kernel_size[0] % 2 == 0 or conv.stride != (1,) or conv.dilation != (1,):
             return "conv has an even length, a stride or a dilation"
@@ -97,7 +95,8 @@ class EfficientChannelAttentionForward(FusedForward):
 
     @torch.jit.unused
     def _gate_module(self) -> nn.Module:
-        return self.gate
+        gate: nn.Module = child(self, "gate")
+        return gate
 
     @torch.jit.unused
     def _has_mlp(self) -> bool:
@@ -106,12 +105,13 @@ class EfficientChannelAttentionForward(FusedForward):
     @torch.jit.unused
     def fused_forward(self, x: Tensor) -> Tensor | None:
         """The block by the operators, or None where it must run its submodules."""
-        gate = self._gate()
+        conv = child(self, "conv")
+        gate = self._gate(conv)
         if isinstance(gate, str):
             if isinstance(x, Tensor):
                 backends.select(self.backend, x.device.type)
             return None
-        weight = self.conv.weight
+        weight = parameter(conv, "weight")
         channels = weight.shape[0] if weight.shape[0] > 1 else None
         validation.check_map(x, channels, any_rank=self._any_rank)
         mode = "circular" if self._circular else "zeros"
@@ -146,8 +146,7 @@ class CircularEfficientChannelAttentionForward(EfficientChannelAttentionForward)
         return x * self.gate(s).transpose(1, 2).unsqueeze(3)
 
     @torch.jit.unused
-    def _shape_obstacle(self) -> str | None:
-        conv = self.conv
+    def _shape_obstacle(self, conv: Any) -> str | None:
         if (conv.in_channels, conv.out_channels, conv.padding) != (1, 1, (0,)):
             return "conv is not a convolution over the channels"
         if self.padding != conv.kernel_size[0] // 2:
@@ -315,8 +314,7 @@ class EfficientChannelAttentionNS(EfficientChannelAttentionForward, nn.Module):
         return x * self.gate(self.conv(s)).unsqueeze(-1)
 
     @torch.jit.unused
-    def _shape_obstacle(self) -> str | None:
-        conv = self.conv
+    def _shape_obstacle(self, conv: Any) -> str | None:
         if not conv.in_channels == conv.out_channels == conv.groups or conv.padding != (0,):
             return "conv is not a convolution of every channel's own window"
         return None

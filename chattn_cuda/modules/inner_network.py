@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from chattn_cuda import activations, ops, reference
 from chattn_cuda.hooks import own_behaviour
-from chattn_cuda.modules.fused import pointwise_obstacle
+from chattn_cuda.modules.fused import parameter, pointwise_obstacle
 
 __all__ = ["inner_network"]
 
@@ -69,7 +69,8 @@ def _plain_network(
         hidden = _hidden_norm(norm, dtype)
         if hidden is None or (hidden.of_batch and samples < 2):
             return None
-    w1, b1, w2, b2 = reduce.weight, reduce.bias, select.weight, select.bias
+    w1, b1 = parameter(reduce, "weight"), parameter(reduce, "bias")
+    w2, b2 = parameter(select, "weight"), parameter(select, "bias")
     if not all(w is None or _is_plain(w) for w in (w1, b1, w2, b2)):
         return None
     if w1.dtype != dtype:
@@ -83,18 +84,18 @@ def _hidden_norm(norm: nn.BatchNorm2d, dtype: torch.dtype) -> ops.HiddenNorm | N
     """As `nn.BatchNorm2d` chooses between statistics; None where its numbers are not usual."""
     training = norm.training
     updates = training and norm.track_running_stats
-    mean, var = norm.running_mean, norm.running_var
+    mean, var = parameter(norm, "running_mean"), parameter(norm, "running_var")
     of_batch = training or mean is None
     if training and not updates:
         mean = var = None
-    weight, bias = norm.weight, norm.bias
+    weight, bias = parameter(norm, "weight"), parameter(norm, "bias")
     for t in (mean, var, weight, bias):
         if t is not None and (t.dtype != dtype or not t.is_contiguous() or not _is_plain(t)):
             return None
     # An average over all batches; what PyTorch refuses.
     if norm.momentum is None or (of_batch and norm.eps <= 0):
         return None
-    counter = norm.num_batches_tracked if updates else None
+    counter = parameter(norm, "num_batches_tracked") if updates else None
     return ops.HiddenNorm(weight, bias, mean, var, counter, of_batch, norm.momentum, norm.eps)
 
 

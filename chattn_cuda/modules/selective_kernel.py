@@ -13,7 +13,7 @@ from chattn_cuda.activations import ActivationSpec
 from chattn_cuda.explanation import Explanation, explain_call
 from chattn_cuda.hooks import own_behaviour
 from chattn_cuda.modules.batch_norm import as_prologue
-from chattn_cuda.modules.fused import FusedForward, submodule_obstacle
+from chattn_cuda.modules.fused import FusedForward, child, submodule_obstacle
 from chattn_cuda.modules.inner_network import inner_network
 
 __all__ = [
@@ -159,7 +159,7 @@ class SelectiveKernelAttnForward(FusedForward):
 
 def _attn_network(attn: Any, x: Tensor) -> Callable[[Tensor], Tensor]:
     """The network of a `SelectiveKernelAttn`, ours or timm's, for branches like ``x``."""
-    layers = {name: getattr(attn, name) for name in ("fc_reduce", "bn", "act", "fc_select")}
+    layers = {name: child(attn, name) for name in ("fc_reduce", "bn", "act", "fc_select")}
     acc = reference.accumulation_dtype(x.dtype)
     return inner_network(layers, attn.num_paths, x.shape[0], acc)
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from chattn_cuda import activations, backends, functional, reference, validation
 from chattn_cuda.activations import ActivationSpec
 from chattn_cuda.explanation import Explanation, explain_call
-from chattn_cuda.modules.fused import FusedForward, submodule_obstacle
+from chattn_cuda.modules.fused import FusedForward, child, submodule_obstacle
 from chattn_cuda.modules.inner_network import inner_network
 from chattn_cuda.modules.selective_kernel import before_norm, fuse, in_format_of
 
@@ -73,7 +73,7 @@ class SplitAttnForward(FusedForward):
             return in_format_of(x, self.eager_forward(x))
         maps, prologue = before_norm([(self.conv, [self.bn0, self.drop, self.act0])], [x])
 
-        layers = {name: getattr(self, name) for name in ("fc1", "bn1", "act1", "fc2")}
+        layers = {name: child(self, name) for name in ("fc1", "bn1", "act1", "fc2")}
         acc = reference.accumulation_dtype(maps[0].dtype)
         groups = self.rsoftmax.cardinality
         network = inner_network(layers, self.radix, x.shape[0], acc, groups)

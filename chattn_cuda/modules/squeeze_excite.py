@@ -14,7 +14,9 @@ from chattn_cuda.hooks import own_behaviour
 from chattn_cuda.modules.batch_norm import fold_batch_norm
 from chattn_cuda.modules.fused import (
     FusedForward,
+    child,
     is_global_average_pool,
+    parameter,
     pointwise_obstacle,
     submodule_obstacle,
 )
@@ -94,8 +96,10 @@ class SqueezeExciteLayers(NamedTuple):
     def weights(self) -> Sequence[Tensor | None]:
         """w1, b1, w2 and b2, as the layers have them."""
         first, second = self.first, self.second
-        one = (None, None) if first is None else (first.weight, first.bias)
-        return (*one, second.weight, second.bias)
+        one = (None, None)
+        if first is not None:
+            one = parameter(first, "weight"), parameter(first, "bias")
+        return (*one, parameter(second, "weight"), parameter(second, "bias"))
 
     def weight_names(self) -> tuple[str, str, str, str]:
         """What error messages call the weights."""
@@ -131,9 +135,9 @@ class SqueezeExciteForward(FusedForward):
     @torch.jit.unused
     def fused_layers(self) -> SqueezeExciteLayers:
         """The layers; here those of timm's SEModule."""
-        return SqueezeExciteLayers(
-            self.fc1, self.bn, self.act, self.fc2, self.gate, self.add_maxpool
-        )
+        names = ("fc1", "bn", "act", "fc2", "gate")
+        fc1, bn, act, fc2, gate = (child(self, name) for name in names)
+        return SqueezeExciteLayers(fc1, bn, act, fc2, gate, self.add_maxpool)
 
     def eager_forward(self, x: Tensor) -> Tensor:
         """The block by its submodules, one after the other."""
