@@ -11,7 +11,15 @@ from torch import Tensor
 
 from chattn_cuda import reference
 from chattn_cuda.ops.sk.network import Network
-from chattn_cuda.ops.sk.operators import Form, derived, dot_flat, gradient_flat, sk_operator, split
+from chattn_cuda.ops.sk.operators import (
+    Form,
+    batched,
+    derived,
+    dot_flat,
+    gradient_flat,
+    sk_operator,
+    split,
+)
 
 __all__ = ["Block", "evaluate"]
 
@@ -41,10 +49,10 @@ class Block(torch.autograd.Function):
         call = functools.partial(_gradients, ctx.namespace, ctx.slices, ctx.network, needs)
         formula = functools.partial(_gradients_by_formula, ctx.slices, ctx.network, needs)
         saved = list(ctx.saved_tensors)
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() or batched(dy, dlogits):  # the formulas do read them
             saved[1:_TENSORS:2] = biases = ctx.network.tensors[1::2]
             if _versions(*biases) != ctx.versions:
-                raise RuntimeError("a bias was changed in place; create_graph=True needs its value")
+                raise RuntimeError("a bias was changed in place, and this backward needs its value")
         with reference.no_autocast(saved[0].device.type):
             grads = derived(call, formula, dy, dlogits, *saved, variables=2 + len(needs))
         return (None, None, None, *grads)

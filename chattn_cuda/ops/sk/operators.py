@@ -16,6 +16,7 @@ from chattn_cuda.ops.flops import find_operator
 
 __all__ = [
     "Form",
+    "batched",
     "derived",
     "dot_flat",
     "dot_formula",
@@ -135,6 +136,15 @@ def gradient_formula(form: Form, dpooled: Any, dy: Any, logits: Any) -> tuple[Te
     return (torch.cat(parts, 1),) if form.stacked else tuple(parts)
 
 
+def batched(*grads: Tensor | None) -> bool:
+    """Whether is_grads_batched of torch.autograd.grad made one of them.
+
+    Such tensors have no rule for the operators, which take lists of tensors.
+    """
+    is_batched = torch._C._functorch.is_legacy_batchedtensor
+    return any(g is not None and is_batched(g) for g in grads)
+
+
 def derived(
     operator: Any, formula: Any, *args: Any, variables: int | None = None
 ) -> tuple[Tensor, ...]:
@@ -144,10 +154,8 @@ def derived(
     """
     if torch.compiler.is_compiling():
         return operator(*args)
-    # What is_grads_batched of torch.autograd.grad makes has no rule for lists of tensors.
-    for a in args[:2]:
-        if a is not None and torch._C._functorch.is_legacy_batchedtensor(a):
-            return formula(*args)
+    if batched(*args[:2]):
+        return formula(*args)
     if not torch.is_grad_enabled():
         return operator(*args)
     return Derivable(operator, formula, len(args) if variables is None else variables)(*args)
