@@ -149,7 +149,7 @@ def test_training_curve() -> None:
             loss = model(images(4, 8 + i, torch.float64)).square().mean()
             loss.backward()
             optimizer.step()
-            losses.append(float(loss))
+            losses.append(float(loss.detach()))
         curves.append(losses)
     assert curves[0] == pytest.approx(curves[1], rel=1e-6)
     assert curves[0][-1] < curves[0][0]
