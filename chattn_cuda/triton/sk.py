@@ -41,7 +41,7 @@ def _tiles(maps: int) -> int:
 
 
 def _select_plan(x: Tensor, m: int, channels_last: bool) -> PassPlan:
-    """The plan of a pass that writes maps."""
+    """The plan of a pass that writes maps and keeps m tiles."""
     n, c, hw, cl = _shape(x, channels_last)
     size = x.element_size()
     return plan_pass(n, c, hw, cl, size, _tiles(m), max_splits=UNLIMITED, fill=host.FILL)
@@ -125,7 +125,7 @@ def gradient_launches(
         return outputs, []
     dy = host.dense(dy, channels_last)
     dpooled = None if dpooled is None else dpooled.contiguous()
-    p = _select_plan(dy, m, channels_last)
+    p = _select_plan(dy, m + 1, channels_last)
     args = (dy, logits.contiguous(), dpooled, tuple(outputs), *host.sizes(p, n), hw, m)
     return outputs, [host.Launch(select.select_spread_kernel, p.programs, (*args, *host.tiles(p)))]
 

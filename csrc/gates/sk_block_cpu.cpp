@@ -180,7 +180,11 @@ struct Backward {
       matrix.outer(dz, p.activated, p.dw_select, p.db_select, samples, rows, i0, i1, d);
     });
     parallel.run(0, d, grain(samples * c), [&](index_t j0, index_t j1) {
-      matrix.outer(dh, p.pooled, p.dw_reduce, p.db_reduce, samples, d, j0, j1, c);
+      // The batch's mean takes a bias away: its gradient is zero, and not the rounding of a sum.
+      const bool cancelled = p.network.norm == Norm::of_batch;
+      matrix.outer(dh, p.pooled, p.dw_reduce, cancelled ? nullptr : p.db_reduce, samples, d, j0, j1,
+                   c);
+      if (cancelled) std::fill(at<A>(p.db_reduce, j0), at<A>(p.db_reduce, j1), A(0));
     });
   }
 

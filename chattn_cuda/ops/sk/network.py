@@ -150,5 +150,8 @@ class Network:
                 dh, before, weight, *running, *batch, n.of_batch, n.eps, [True, *needs[2:4]]
             )
         dw1 = dh.t().mm(pooled).view_as(w1) if needs[0] else None
-        db1 = dh.sum(0) if needs[1] else None
+        db1 = None
+        if needs[1]:  # the batch's mean takes a bias away: zero, and not the rounding of a sum
+            cancelled = self.norm is not None and self.norm.of_batch
+            db1 = dh.new_zeros(dh.shape[1]) if cancelled else dh.sum(0)
         return dh.mm(w1.flatten(1)), [dw1, db1, dweight, dbias, dw2, db2]
