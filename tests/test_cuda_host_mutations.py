@@ -93,10 +93,17 @@ def test_problems_reach_every_path_of_se() -> None:
     assert reaches(kind="rows", vec=1, reduce_splits=2) and reaches(kind="rows", vec=4)
     for kind in KINDS:
         assert reaches(kind=kind, add_maxpool=True)
-    assert reaches(contract_splits=several, hidden_tiles=several)
-    assert reaches(contract_splits=several, contract_wide=1)
-    assert reaches(contract_splits=1)
-    assert reaches(sample_tiles=lambda n: n > 2, channels_last=False)
+    for sm in (80, 90):  # without and with clusters
+        assert reaches(product_splits=several, output_tiles=several, sm=sm)
+        assert reaches(product_splits=several, sample_tiles=several, sm=sm)
+    assert reaches(product_splits=1)
+    vectors, elements = (lambda c: c % 4 == 0), (lambda c: c % 4)
+    assert reaches(tile_samples=8, c=vectors, rd=vectors)
+    assert reaches(tile_samples=16, c=vectors, rd=vectors) and reaches(c=elements)
+    assert reaches(c=vectors, rd=elements)
+    assert reaches(c=lambda c: c > 8 * 128)  # more than one step of a block
+    for samples in (8, 16):
+        assert reaches(tile_samples=samples, reduce_splits=lambda n: n > 4, c=vectors)
     assert reaches(apply_samples=16, channels_last=True)
     assert reaches(apply_parts=several, channels_last=False)
 

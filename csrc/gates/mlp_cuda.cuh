@@ -1,17 +1,16 @@
 // The MLP gate on a GPU: products of (samples x channels) with weights that all samples share.
 //
-//   forward    squeeze | contract: h = W1 p + b1 | apply: tile of s = gate(W2 act(h) + b2), y = s x
-//   backward   dot     | contract: dh = act'(h) W2^T dz
-//              | weight gradients                | apply: tile of dp = W1^T dh, dx = s g + dp/HW
+//   forward    squeeze | product: h = W1 p + b1 | apply: tile of s = gate(W2 act(h) + b2), y = s x
+//   backward   dot     | product: dh = act'(h) W2^T dz
+//              | weight gradients               | apply: tile of dp = W1^T dh, dx = s g + dp/HW
 //
-// The squeeze leaves the parts of a split plane to contract, which adds them up on the fly.
-// contract itself ends in sums, however many blocks share one.
+// The squeeze leaves the parts of a split plane to the product, which adds them up on the fly.
 //
-// A gate of one layer has no contract: finish adds up the parts, and p takes the place of the
-// hidden values, dz that of their gradients, W2 that of W1.
+// A gate of one layer has no product: finish adds up the parts, and p takes the place of the
+// hidden values, dz that of their gradients, W2 that of W1. So it does with max pooling, whose
+// product starts from finished values.
 #pragma once
 #include "engine/cuda/apply.cuh"
-#include "engine/cuda/arrival.cuh"
 #include "engine/cuda/matmul.cuh"
 #include "gates/mlp.h"
 #include "gates/operands_cuda.cuh"
@@ -29,53 +28,6 @@ struct MlpShape {
 };
 
 // ---- operands (matmul.cuh)
-
-// (sample, channel): the pooled value, which is also written down for the backward pass.
-template <class A>
-struct PooledRows {
-  static constexpr bool kAlongK = true;
-  MlpShape<A> shape;
-  Partials<A> total, top;  // top.p: null without max pooling
-  A *pooled, *peak;
-  int n0 = 0;
-  bool store = false;
-  CHATTN_DEVICE bool has(int m) const { return n0 + m < shape.n; }
-  CHATTN_DEVICE int parts() const { return total.count; }
-  CHATTN_DEVICE A part(int m, int c, int q) const { return total.part((n0 + m) * shape.c + c, q); }
-  CHATTN_DEVICE A finish(int m, int c, A v) const {
-    const int i = (n0 + m) * shape.c + c;
-    v /= shape.hw;
-    if (top.p != nullptr) {
-      const A t = top.max(i);
-      v = A(0.5) * (v + t);
-      if (store) st(peak + i, t);
-    }
-    if (store) st(pooled + i, v);
-    return v;
-  }
-};
-
-// (sample, channel): the gradient before the gate function, also written down for the weights'.
-template <class A>
-struct GateGradRows {
-  static constexpr bool kAlongK = true;
-  MlpShape<A> shape;
-  Partials<A> dot;
-  const A *dgate, *scale;
-  A* dz;
-  int n0 = 0;
-  bool store = false;
-  CHATTN_DEVICE bool has(int m) const { return n0 + m < shape.n; }
-  CHATTN_DEVICE int parts() const { return dot.count; }
-  CHATTN_DEVICE A part(int m, int c, int q) const { return dot.part((n0 + m) * shape.c + c, q); }
-  CHATTN_DEVICE A finish(int m, int c, A v) const {
-    const int i = (n0 + m) * shape.c + c;
-    if (dgate != nullptr) v += ld(dgate + i);
-    v = gate_gradient(shape.gate, ld(scale + i), v);
-    if (store) st(dz + i, v);
-    return v;
-  }
-};
 
 // Rows of a matrix stored as (row, k), or columns of one stored as (k, column).
 template <class T, bool kRows>
@@ -133,91 +85,44 @@ struct ActivatedColumns : SampleColumns<A> {
   CHATTN_DEVICE A finish(int, int, A v) const { return activate(act, v, param); }
 };
 
-// ---- contract: (samples x C) times weights -> (samples x rd)
-// What becomes of the sum for hidden unit j; i is its place in (samples x rd).
-template <class T>
-struct HiddenOut {
-  using A = acc_t<T>;
-  Weights<T> bias;  // p null: none
-  A* hidden;        // before the activation
-  CHATTN_DEVICE void put(int i, int j, A v) const {
-    if (bias.p != nullptr) v += bias.at(j);
-    st(hidden + i, v);
-  }
-};
-
+// ---- sums that are only finished
+// The pooled value of plane i.
 template <class A>
-struct HiddenGradOut {
-  Act act;
-  A param;
-  const A* hidden;
-  A* grad;  // before the activation
-  CHATTN_DEVICE void put(int i, int, A v) const {
-    st(grad + i, activation_gradient(act, ld(hidden + i), param, v));
+struct PooledPlane {
+  Partials<A> total, top;  // top.p: null without max pooling
+  A scale;                 // 1 / HW
+  A *pooled, *peak;
+  CHATTN_DEVICE void finish(int i) const {
+    A v = total.sum(i) * scale;
+    if (top.p != nullptr) {
+      const A t = top.max(i);
+      v = A(0.5) * (v + t);
+      st(peak + i, t);
+    }
+    st(pooled + i, v);
   }
 };
 
-template <class A, int Hidden>
-using ContractMatmul = MatmulTile<A, kContractSamples, Hidden,
-                                  (sizeof(A) == 8 ? 16 : 32) * (Hidden == kContractNarrow ? 2 : 1)>;
-
-// Grid: tiles (samples x hidden units), splits of C. Shared: the product's, and 4 bytes.
-// The parts of a split sum are added in their order, whichever block does it.
-template <class A, int Hidden, class Rows, class Columns, class Out>
-CHATTN_KERNEL(kThreads, 1)
-contract(MlpShape<A> shape, Rows rows, Columns columns, Out out, A* parts, Arrivals arrivals) {
-  using Matmul = ContractMatmul<A, Hidden>;
-  const int tile = static_cast<int>(blockIdx.x), hidden_tiles = (shape.rd - 1) / Hidden + 1;
-  const int n0 = tile / hidden_tiles * kContractSamples;
-  const int j0 = tile % hidden_tiles * Hidden;
-  const int split = static_cast<int>(blockIdx.y), splits = static_cast<int>(gridDim.y);
-  rows.n0 = n0;
-  rows.store = j0 == 0;
-  columns.first = j0;
-  const index_t stride = static_cast<index_t>(shape.n) * shape.rd;
-  const auto exists = [&](int m, int j) { return n0 + m < shape.n && j0 + j < shape.rd; };
-  const auto at = [&](int m, int j) { return (n0 + m) * shape.rd + j0 + j; };
-  Matmul::run(shared<A>(0, Matmul::kShared), split_at(shape.c, split, splits),
-              split_at(shape.c, split + 1, splits), rows, columns, [&](int m, int j, A value) {
-                if (!exists(m, j)) return;
-                if (splits == 1) {
-                  out.put(at(m, j), j0 + j, value);
-                } else {
-                  st(parts + split * stride + at(m, j), value);
-                }
-              });
-  if (splits == 1) return;
-  if (!arrivals.last(tile, splits, shared<int>(sizeof(A) * Matmul::kShared, 1))) return;
-
-  constexpr int kOutputs = kContractSamples * Hidden / kThreads;
-  const Partials<A> left{parts, splits, stride};
-  A sum[kOutputs] = {};
-  CHATTN_UNROLL_BY(2)
-  for (int q = 0; q < left.count; ++q) {  // all of one part are in flight together
-    CHATTN_UNROLL
-    for (int r = 0; r < kOutputs; ++r) {
-      const int e = static_cast<int>(threadIdx.x) + r * kThreads, m = e / Hidden, j = e % Hidden;
-      if (exists(m, j)) sum[r] += left.part(at(m, j), q);
-    }
+// The gradient in front of the gate function.
+template <class A>
+struct GateGradPlane {
+  Partials<A> dot;
+  Act gate;
+  const A *scale, *dgate;  // dgate: null, or the gradient of a gate that was returned
+  A* dz;
+  CHATTN_DEVICE void finish(int i) const {
+    A v = dot.sum(i);
+    if (dgate != nullptr) v += ld(dgate + i);
+    st(dz + i, gate_gradient(gate, ld(scale + i), v));
   }
-  CHATTN_UNROLL
-  for (int r = 0; r < kOutputs; ++r) {
-    const int e = static_cast<int>(threadIdx.x) + r * kThreads, m = e / Hidden, j = e % Hidden;
-    if (exists(m, j)) out.put(at(m, j), j0 + j, sum[r]);
-  }
-}
+};
 
-// ---- one layer: (samples x C) sums are only finished
 // Grid: the planes, one per thread.
-template <class A, class Rows>
+template <class Plane>
 CHATTN_KERNEL(kThreads)
-finish(MlpShape<A> shape, Rows rows) {
+finish(index_t planes, Plane plane) {
   const index_t i = static_cast<index_t>(blockIdx.x) * kThreads + threadIdx.x;
-  if (i >= static_cast<index_t>(shape.n) * shape.c) return;
-  const int n = static_cast<int>(i / shape.c), c = static_cast<int>(i % shape.c);
-  A sum = 0;
-  for (int q = 0; q < rows.parts(); ++q) sum += rows.part(n, c, q);
-  rows.finish(n, c, sum);
+  if (i < planes) plane.finish(static_cast<int>(i));
 }
 
 // ---- gates for the apply pass

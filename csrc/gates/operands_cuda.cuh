@@ -38,9 +38,17 @@ struct Partials {
   int count = 1;
   index_t stride = 0;
   CHATTN_DEVICE A part(int i, int q) const { return ld(p + q * stride + i); }
+  // In the parts' order; eight of them are in flight together.
   CHATTN_DEVICE A sum(int i) const {
     A total = part(i, 0);
-    for (int q = 1; q < count; ++q) total += part(i, q);
+    CHATTN_UNROLL_BY(1)
+    for (int first = 1; first < count; first += 8) {
+      A more[8];
+      CHATTN_UNROLL
+      for (int q = 0; q < 8; ++q) more[q] = first + q < count ? part(i, first + q) : A(0);
+      CHATTN_UNROLL
+      for (int q = 0; q < 8; ++q) total += more[q];
+    }
     return total;
   }
   CHATTN_DEVICE A max(int i) const {

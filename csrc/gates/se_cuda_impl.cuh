@@ -3,6 +3,7 @@
 #pragma once
 #include "engine/cuda/reduce.cuh"
 #include "gates/mlp_cuda.cuh"
+#include "gates/product_cuda.cuh"
 #include "gates/se_cuda.h"
 #include "gates/se_plan.h"
 //
@@ -24,44 +25,19 @@ MlpShape<acc_t<T>> mlp_shape(const MapShape& map, const MlpGate& gate) {
   return s;
 }
 
-// What of scratch memory a contract launch uses.
 template <class A>
-struct ContractScratch {
-  A* parts;
-  Arrivals arrivals;
-  ContractScratch(const SePlan& plan, const SeScratch& at, A* work)
-      : parts(work + at.product),
-        arrivals{reinterpret_cast<unsigned*>(work + at.arrivals), plan.contract.counters()} {}
-};
-
-template <class A, class Rows, class Columns, class Out>
-Status launch_contract(const char* name, const ContractPlan& plan, const MlpShape<A>& shape,
-                       const Rows& rows, const Columns& columns, const Out& out,
-                       const ContractScratch<A>& scratch, void* stream) {
-  LaunchConfig config;
-  config.grid = dim3(static_cast<unsigned>(plan.tiles()), static_cast<unsigned>(plan.splits));
-  config.block = dim3(kThreads);
-  config.stream = stream;
-  const auto launch_as = [&](auto kernel, int shared) {
-    config.shared_bytes = sizeof(A) * shared + 16;
-    return launch(name, kernel, config, shape, rows, columns, out, scratch.parts, scratch.arrivals);
-  };
-  if (plan.wide)
-    return launch_as(contract<A, kContractWide, Rows, Columns, Out>,
-                     ContractMatmul<A, kContractWide>::kShared);
-  return launch_as(contract<A, kContractNarrow, Rows, Columns, Out>,
-                   ContractMatmul<A, kContractNarrow>::kShared);
+ProductScratch<A> product_scratch(const SePlan& plan, const SeScratch& at, A* work) {
+  return {work + at.parts,
+          {reinterpret_cast<unsigned*>(work + at.arrivals), plan.product.counters()}};
 }
 
-template <class A, class Rows>
-Status launch_finish(const char* name, const MapShape& map, const MlpShape<A>& shape, Rows rows,
-                     void* stream) {
-  rows.store = true;
+template <class Plane>
+Status launch_finish(const char* name, const MapShape& map, const Plane& plane, void* stream) {
   LaunchConfig config;
   config.grid = dim3(static_cast<unsigned>(finish_blocks(map)));
   config.block = dim3(kThreads);
   config.stream = stream;
-  return launch(name, finish<A, Rows>, config, shape, rows);
+  return launch(name, finish<Plane>, config, map.planes(), plane);
 }
 
 template <class T>
@@ -71,7 +47,7 @@ Status se_forward_as(const SeForward& p, void* scratch, void* stream) {
   const SePlan plan = plan_se(p.map, p.gate);
   const SeScratch at = SeScratch::make(plan, p.map, p.gate, false);
   A* const work = static_cast<A*>(scratch);
-  const ContractScratch<A> mine(plan, at, work);
+  const ProductScratch<A> mine = product_scratch(plan, at, work);
   const MlpShape<A> shape = mlp_shape<T>(p.map, p.gate);
   const T* const x = static_cast<const T*>(p.x);
 
@@ -83,18 +59,19 @@ Status se_forward_as(const SeForward& p, void* scratch, void* stream) {
     CHATTN_TRY(launch_reduce("squeeze", plan.reduce, p.map, io, stream));
   }
 
-  PooledRows<A> rows{};
-  rows.shape = shape;
-  rows.total = {work, plan.reduce.splits, p.map.planes()};
-  if (p.gate.add_maxpool) rows.top = {work + at.second, plan.reduce.splits, p.map.planes()};
-  rows.pooled = static_cast<A*>(p.pooled);
-  rows.peak = static_cast<A*>(p.peak);
-  if (p.gate.direct) {
-    CHATTN_TRY(launch_finish("se_pooled", p.map, shape, rows, stream));
-  } else {
-    const WeightMatrix<T, true> w1{{p.w1, wide}, shape.rd, shape.c};
-    const HiddenOut<T> out{{p.b1, wide}, static_cast<A*>(p.hidden)};
-    CHATTN_TRY(launch_contract("se_hidden", plan.contract, shape, rows, w1, out, mine, stream));
+  const Partials<A> sums{work, plan.reduce.splits, p.map.planes()};
+  A* const pooled = static_cast<A*>(p.pooled);
+  SummedRows<A> rows{sums, shape.n, shape.c, A(1) / shape.hw, pooled};
+  if (p.gate.direct || p.gate.add_maxpool) {
+    PooledPlane<A> plane{sums, {}, rows.scale, pooled, static_cast<A*>(p.peak)};
+    if (p.gate.add_maxpool) plane.top = {work + at.second, plan.reduce.splits, p.map.planes()};
+    CHATTN_TRY(launch_finish("se_pooled", p.map, plane, stream));
+    rows = {{pooled, 1, 0}, shape.n, shape.c};
+  }
+  if (!p.gate.direct) {
+    const WeightColumns<T, true> w1{{p.w1, wide}, shape.c, shape.rd};
+    const BiasedOut<T> out{{p.b1, wide}, static_cast<A*>(p.hidden)};
+    CHATTN_TRY(launch_product("se_hidden", plan.product, rows, w1, out, mine, stream));
   }
 
   MlpForwardGate<T> gate{};
@@ -130,7 +107,7 @@ Status se_backward_as(const SeBackward& p, void* scratch, void* stream) {
   const SePlan plan = plan_se(p.map, p.gate);
   const SeScratch at = SeScratch::make(plan, p.map, p.gate, true);
   A* const work = static_cast<A*>(scratch);
-  const ContractScratch<A> mine(plan, at, work);
+  const ProductScratch<A> mine = product_scratch(plan, at, work);
   const MlpShape<A> shape = mlp_shape<T>(p.map, p.gate);
   const T* const x = static_cast<const T*>(p.x);
   const T* const dy = static_cast<const T*>(p.dy);
@@ -144,20 +121,18 @@ Status se_backward_as(const SeBackward& p, void* scratch, void* stream) {
     CHATTN_TRY(launch_reduce("se_dot", plan.reduce, p.map, io, stream));
   }
 
-  GateGradRows<A> rows{};
-  rows.shape = shape;
-  rows.dot = {work, plan.reduce.splits, p.map.planes()};
-  rows.dgate = static_cast<const A*>(p.dgate);
-  rows.scale = static_cast<const A*>(p.scale);
-  rows.dz = work + at.dz;
+  const Partials<A> dot{work, plan.reduce.splits, p.map.planes()};
+  const A* const scale = static_cast<const A*>(p.scale);
+  const A* const dgate = static_cast<const A*>(p.dgate);
   if (p.gate.direct) {
-    CHATTN_TRY(launch_finish("se_gate_grad", p.map, shape, rows, stream));
+    const GateGradPlane<A> plane{dot, shape.gate, scale, dgate, work + at.dz};
+    CHATTN_TRY(launch_finish("se_gate_grad", p.map, plane, stream));
   } else {
-    const WeightMatrix<T, false> w2{{p.w2, wide}, shape.rd, shape.rd};
-    const HiddenGradOut<A> out{shape.act, shape.param, static_cast<const A*>(p.hidden),
-                               work + at.dhidden};
-    CHATTN_TRY(
-        launch_contract("se_hidden_grad", plan.contract, shape, rows, w2, out, mine, stream));
+    const GateGradRows<A> rows{dot, shape.n, shape.c, shape.gate, scale, dgate, work + at.dz};
+    const WeightColumns<T, false> w2{{p.w2, wide}, shape.c, shape.rd};
+    const ActivationGradOut<A> out{shape.act, shape.param, static_cast<const A*>(p.hidden),
+                                   work + at.dhidden};
+    CHATTN_TRY(launch_product("se_hidden_grad", plan.product, rows, w2, out, mine, stream));
   }
 
   if (p.dw2 != nullptr) {

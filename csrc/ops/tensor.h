@@ -94,16 +94,21 @@ inline MemoryFormat memory_format(bool channels_last) {
   return channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous;
 }
 
+inline bool aligned(const Tensor& t) {
+  return reinterpret_cast<std::uintptr_t>(t.data_ptr()) % 16 == 0;
+}
+
 // `t` itself where it is dense in that format and starts on a 16-byte boundary, else such a copy.
 inline Tensor in_format(const Tensor& t, bool channels_last) {
   if (!(channels_last ? dense(t, {0, 2, 3, 1}) : dense(t, {0, 1, 2, 3})))
     return torch::stable::contiguous(t, memory_format(channels_last));
-  if (reinterpret_cast<std::uintptr_t>(t.data_ptr()) % 16 == 0) return t;
-  return torch::stable::clone(t);
+  return aligned(t) ? t : torch::stable::clone(t);
 }
 
+// `t` itself where it is dense and starts on a 16-byte boundary, else such a copy.
 inline Tensor row_major(const Tensor& t) {
-  return t.is_contiguous() ? t : torch::stable::contiguous(t);
+  if (!t.is_contiguous()) return torch::stable::contiguous(t);
+  return aligned(t) ? t : torch::stable::clone(t);
 }
 
 inline std::optional<Tensor> row_major(const std::optional<Tensor>& t) {

@@ -81,8 +81,8 @@ class SeProblem(Problem):
 
     block = "se"
     plan_fields = (
-        "kind", "vec", "warps_per_plane", "reduce_splits", "contract_splits", "sample_tiles",
-        "hidden_tiles", "contract_wide", "apply_samples", "apply_parts",
+        "kind", "vec", "warps_per_plane", "reduce_splits", "product_splits", "tile_samples",
+        "sample_tiles", "output_tiles", "apply_samples", "apply_parts",
     )  # fmt: skip
 
     @property
@@ -199,6 +199,10 @@ PROBLEMS: dict[str, tuple[Problem, ...]] = {
         SeProblem("batch", 70, 20, 2, 2, 6),
         SeProblem("batch_wide", 66, 260, 1, 2, 34),
         SeProblem("batch_rows", 33, 12, 3, 1, 6, channels_last=True),
+        SeProblem("deep", 2, 1100, 1, 1, 8),
+        SeProblem("without_clusters", 20, 72, 2, 2, 70, sm=80),
+        SeProblem("parts", 2, 64, 24, 24, 16, channels_last=True),
+        SeProblem("parts_batch", 17, 32, 24, 24, 4, channels_last=True, sm=80),
     ),
     "eca": (
         EcaProblem("block", 3, 20, 7, 5, 5),

@@ -91,28 +91,35 @@ inline ReducePlan plan_reduce(const MapShape& map, int staged = 1, bool by_sampl
   return plan;
 }
 
-// ---- gate products: (N, K) x (K, rd) in tiles, K cut into splits
-constexpr int kContractSamples = 32;
-constexpr int kContractNarrow = 32, kContractWide = 128;  // hidden units of a tile
-constexpr int kWeightTile = 64;  // of the weights' gradients: channels, and hidden units
+// ---- gate products: (N, K) x (K, r) in tiles, K cut into splits
+constexpr int kProductOutputs = 64;      // of a tile
+constexpr index_t kProductBlocks = 128;  // that a product is spread over, where it can be
+constexpr int kProductSplits = 8;        // at most: the blocks of a cluster
+constexpr int kProductUnit = 16;         // splits start at multiples: on 16-byte boundaries
+constexpr int kWeightTile = 64;          // of the weights' gradients: channels, and hidden units
 
-struct ContractPlan {
-  bool wide = false;
-  index_t sample_tiles = 1, hidden_tiles = 1;
-  int splits = 1;  // blocks that share a tile's sum over K; the last one done adds up
+// Summands that a block stages at once: 512 bytes of accumulators.
+constexpr int product_depth(std::size_t acc_size) { return static_cast<int>(512 / acc_size); }
 
-  index_t tiles() const { return sample_tiles * hidden_tiles; }
+struct ProductPlan {
+  int samples = 16;  // of a tile
+  index_t sample_tiles = 1, output_tiles = 1;
+  int splits = 1;  // blocks that share a tile's sum over K
+
+  index_t tiles() const { return sample_tiles * output_tiles; }
+  index_t blocks() const { return tiles() * splits; }
   int counters() const { return splits > 1 ? static_cast<int>(tiles()) : 0; }
 };
 
-inline ContractPlan plan_contract(index_t n, index_t k, index_t rd) {
-  ContractPlan plan;
-  plan.sample_tiles = ceil_div(n, kContractSamples);
-  // Every tile of hidden units reads the samples' rows again; few samples need the many blocks.
-  plan.wide = rd > kContractNarrow && plan.sample_tiles > 2;
-  plan.hidden_tiles = ceil_div(rd, plan.wide ? kContractWide : kContractNarrow);
-  // Enough blocks for half a GPU, each with at least two chunks of work.
-  plan.splits = static_cast<int>(std::clamp<index_t>(std::min(64 / plan.tiles(), k / 128), 1, 16));
+inline ProductPlan plan_product(index_t n, index_t k, index_t r) {
+  ProductPlan plan;
+  plan.samples = n <= 16 && k % 4 == 0 ? 8 : 16;
+  plan.sample_tiles = ceil_div(n, plan.samples);
+  plan.output_tiles = ceil_div(r, kProductOutputs);
+  // A power of two, as clusters are; each with two units of work or more.
+  while (plan.splits < kProductSplits && plan.blocks() * 2 <= kProductBlocks &&
+         plan.splits * 2 * 2 * kProductUnit <= k)
+    plan.splits *= 2;
   return plan;
 }
 

@@ -5,19 +5,21 @@ from __future__ import annotations
 from tests.cuda_host.mutation import PLACE, in_csrc
 
 _MLP = "gates/mlp_cuda.cuh"
+_OPERANDS = "gates/product_cuda.cuh"
+_PRODUCT = "engine/cuda/product.cuh"
 
 BUGS = (
     # ---- off by one
     in_csrc(
-        "one-sample-too-many", _MLP,
-        "{ return n0 + m < shape.n && j0 + j < shape.rd; }",
-        "{ return n0 + m <= shape.n && j0 + j < shape.rd; }",
+        "one-sample-too-many", _PRODUCT,
+        "return n0 + e / P::kN < shape.n && j0 + e % P::kN < shape.r;",
+        "return n0 + e / P::kN <= shape.n && j0 + e % P::kN < shape.r;",
         PLACE + "(out-of-bounds|race)",
     ),
     in_csrc(
-        "one-hidden-unit-too-many", _MLP,
-        "{ return n0 + m < shape.n && j0 + j < shape.rd; }",
-        "{ return n0 + m < shape.n && j0 + j <= shape.rd; }",
+        "one-hidden-unit-too-many", _PRODUCT,
+        "return n0 + e / P::kN < shape.n && j0 + e % P::kN < shape.r;",
+        "return n0 + e / P::kN < shape.n && j0 + e % P::kN <= shape.r;",
         PLACE + "(out-of-bounds|race)",
     ),
     # ---- something is not written
@@ -33,15 +35,42 @@ BUGS = (
         "se_backward: no kernel wrote 'db2' at byte [1-9]",
     ),
     in_csrc(
-        "reads-partial-sums-that-nobody-left", _MLP,
-        "const Partials<A> left{parts, splits, stride};",
-        "const Partials<A> left{parts, splits + 1, stride};",
+        "reads-partial-sums-that-nobody-left", _PRODUCT,
+        "part[q][r] = q < shape.splits() && exists(e)",
+        "part[q][r] = q <= shape.splits() && exists(e)",
         PLACE + "(race on 'scratch'|load of 'scratch' at byte)",
+    ),
+    in_csrc(
+        "sums-of-the-first-group-only", _PRODUCT,
+        "for (int g = 1; g < kGroups; ++g) value[r]", "for (int g = 1; g < 1; ++g) value[r]",
+        "hidden: max-abs error",
+    ),
+    in_csrc(
+        "parts-of-another-thread-forgotten", _PRODUCT,
+        "for (int w = tid + words; w < kThreads; w += words) {",
+        "for (int w = tid + words; w < words; w += words) {",
+        "pooled: max-abs error",
+    ),
+    # ---- alignment
+    in_csrc(
+        "words-of-any-weights", _OPERANDS,
+        "* element % 16 == 0;", "* element % 16 >= 0;",
+        PLACE + "misaligned global load of 16 bytes",
     ),
     # ---- races
     in_csrc(
-        "every-tile-writes-pooled", _MLP,
-        "rows.store = j0 == 0;", "rows.store = true;",
+        "product-that-leaves-while-others-read", _PRODUCT,
+        "    cluster_sync_relaxed();  // nobody", "    // nobody",
+        PLACE + "(a block exits with no cluster barrier|access to the shared .*, which has exited)",
+    ),
+    in_csrc(
+        "product-that-publishes-nothing", _PRODUCT,
+        "    cluster_sync();\n    const int slice", "    cluster_sync_relaxed();\n    const int slice",
+        PLACE + "race on 'shared memory'",
+    ),
+    in_csrc(
+        "every-tile-writes-pooled", _PRODUCT,
+        "rows, columns, j0 == 0,", "rows, columns, true,",
         PLACE + "race on '(pooled|dz|scratch)'",
     ),
     # ---- wrong numbers, seen by the comparison only

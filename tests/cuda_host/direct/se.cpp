@@ -55,10 +55,10 @@ DIRECT_API void direct_se_plan(const int* sizes, int* out) {
   *out++ = plan.reduce.vec;
   *out++ = plan.reduce.warps_per_plane;
   *out++ = plan.reduce.splits;
-  *out++ = plan.contract.splits;
-  *out++ = static_cast<int>(plan.contract.sample_tiles);
-  *out++ = static_cast<int>(plan.contract.hidden_tiles);
-  *out++ = plan.contract.wide;
+  *out++ = plan.product.splits;
+  *out++ = plan.product.samples;
+  *out++ = static_cast<int>(plan.product.sample_tiles);
+  *out++ = static_cast<int>(plan.product.output_tiles);
   *out++ = plan.apply.samples;
   *out++ = plan.apply.parts;
 }
