@@ -202,7 +202,7 @@ PROBLEMS: dict[str, tuple[Problem, ...]] = {
         SeProblem("deep", 2, 1100, 1, 1, 8),
         SeProblem("without_clusters", 20, 72, 2, 2, 70, sm=80),
         SeProblem("parts", 2, 64, 24, 24, 16, channels_last=True),
-        SeProblem("parts_batch", 17, 32, 24, 24, 4, channels_last=True, sm=80),
+        SeProblem("parts_batch", 17, 32, 28, 28, 4, channels_last=True, sm=80),
     ),
     "eca": (
         EcaProblem("block", 3, 20, 7, 5, 5),
