@@ -137,6 +137,22 @@ constexpr bool is_gate(Act f) {
          f == Act::tanh;
 }
 
+template <Act f>
+constexpr bool kIsGate = is_gate(f);
+
+// activate() for an array, with one branch on f. kGates: f is a gate.
+template <bool kGates = false, int Code = 0, int N, class A>
+CHATTN_HD void activate_all(Act f, A param, A (&v)[N]) {
+  constexpr Act kAct{Code};
+  if constexpr (!kGates || kIsGate<kAct>) {
+    if (f == kAct) {
+      for (int i = 0; i < N; ++i) v[i] = activate(kAct, v[i], param);
+      return;
+    }
+  }
+  if constexpr (Code + 1 < kActCount) activate_all<kGates, Code + 1>(f, param, v);
+}
+
 template <class A>
 CHATTN_HD A gate_gradient(Act f, A s, A g) {
   switch (f) {

@@ -7,6 +7,7 @@
 //
 //   ld(p) st(p, v) load_vec<N>(p) store_vec(p, vec)     global memory
 //   load_stream<N>(p) store_stream(p, vec)              the same for data that is touched once
+//   opaque(v)                                           v, computed with again instead of kept
 //   atomic_add(p, v)                                    integers: float sums need a fixed order
 //   shared<T>(byte_offset, count) -> Shared<T>          one array inside the dynamic shared memory
 //   warp_sum<Width>(v) warp_max<Width>(v)               butterflies over groups of Width lanes

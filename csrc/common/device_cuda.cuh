@@ -106,6 +106,13 @@ CHATTN_DEVICE void store_stream(T* p, const Vec<T, N>& v) {
   __stcs(reinterpret_cast<Word*>(p), detail::repack<Word>(v));
 }
 
+// The same value, but the compiler no longer knows it: what is computed of it is computed again
+// instead of being kept, and not before.
+CHATTN_DEVICE unsigned opaque(unsigned v) {
+  asm volatile("" : "+r"(v));
+  return v;
+}
+
 template <class T>
 CHATTN_DEVICE T atomic_add(T* p, std::type_identity_t<T> v) {
   static_assert(std::is_integral_v<T>, "float atomics would make the result depend on timing");

@@ -2,6 +2,7 @@
 // type, so that they compile in parallel.
 #pragma once
 #include "engine/cuda/reduce.cuh"
+#include "gates/mlp_apply_cuda.cuh"
 #include "gates/mlp_cuda.cuh"
 #include "gates/product_cuda.cuh"
 #include "gates/se_cuda.h"
@@ -84,20 +85,36 @@ Status se_forward_as(const SeForward& p, void* scratch, void* stream) {
   return launch_apply("se_rescale", plan.apply, p.map, io, gate, stream);
 }
 
+// The gradients of the map and of the weights: what is wanted of them.
 template <class T, bool kMax>
 Status launch_gradient(const SeBackward& p, const SePlan& plan, const SeScratch& at, acc_t<T>* work,
                        bool wide, void* stream) {
+  using A = acc_t<T>;
   MlpBackwardGate<T, kMax> gate{};
   gate.shape = mlp_shape<T>(p.map, p.gate);
   gate.dhidden = work + (p.gate.direct ? at.dz : at.dhidden);
   gate.w1 = {p.gate.direct ? p.w2 : p.w1, wide};
-  gate.scale = static_cast<const acc_t<T>*>(p.scale);
-  gate.peak = static_cast<const acc_t<T>*>(p.peak);
+  gate.scale = static_cast<const A*>(p.scale);
+  gate.peak = static_cast<const A*>(p.peak);
   gate.count = {work + at.second, plan.reduce.splits, p.map.planes()};
+  if (p.dw2 != nullptr) {
+    WeightGrads<T>& weights = gate.beside;
+    weights.shape = gate.shape;
+    weights.hidden = static_cast<const A*>(p.hidden);
+    weights.dhidden = work + at.dhidden;
+    weights.dz = work + at.dz;
+    weights.pooled = static_cast<const A*>(p.pooled);
+    weights.dw1 = {p.dw1, wide};
+    weights.db1 = {p.db1, wide};
+    weights.dw2 = {p.dw2, wide};
+    weights.db2 = {p.db2, wide};
+    weights.blocks = weight_blocks(p.map, p.gate);
+  }
+  ApplyPlan tiles = plan.apply;
+  if (p.dx == nullptr) tiles.sample_tiles = 0;
   const ApplyIo<T, typename MlpBackwardGate<T, kMax>::Form> io{
       {static_cast<const T*>(p.dy)}, static_cast<const T*>(p.x), {static_cast<T*>(p.dx)}};
-  return launch_apply(kMax ? "se_gradient_max" : "se_gradient", plan.apply, p.map, io, gate,
-                      stream);
+  return launch_apply(kMax ? "se_gradient_max" : "se_gradient", tiles, p.map, io, gate, stream);
 }
 
 template <class T>
@@ -135,28 +152,7 @@ Status se_backward_as(const SeBackward& p, void* scratch, void* stream) {
     CHATTN_TRY(launch_product("se_hidden_grad", plan.product, rows, w2, out, mine, stream));
   }
 
-  if (p.dw2 != nullptr) {
-    WeightGradArgs<T> args{};
-    args.shape = shape;
-    args.hidden = static_cast<const A*>(p.hidden);
-    args.dhidden = work + at.dhidden;
-    args.dz = work + at.dz;
-    args.pooled = static_cast<const A*>(p.pooled);
-    args.dw1 = {p.dw1, wide};
-    args.db1 = {p.db1, wide};
-    args.dw2 = {p.dw2, wide};
-    args.db2 = {p.db2, wide};
-    args.channel_tiles = static_cast<int>(ceil_div(p.map.c, kWeightTile));
-    args.hidden_tiles = static_cast<int>(ceil_div(p.gate.rd, kWeightTile));
-    LaunchConfig config;
-    config.grid = dim3((p.gate.direct ? 1u : 2u) *
-                       static_cast<unsigned>(args.channel_tiles * args.hidden_tiles));
-    config.block = dim3(kThreads);
-    config.shared_bytes = sizeof(A) * WeightGradMatmul<A>::kShared;
-    config.stream = stream;
-    CHATTN_TRY(launch("se_weight_grads", weight_grads<T>, config, args));
-  }
-  if (p.dx == nullptr) return Status{};
+  if (p.dx == nullptr && p.dw2 == nullptr) return Status{};
   return p.gate.add_maxpool ? launch_gradient<T, true>(p, plan, at, work, wide, stream)
                             : launch_gradient<T, false>(p, plan, at, work, wide, stream);
 }

@@ -23,6 +23,12 @@ inline SePlan plan_se(const MapShape& map, const MlpGate& gate) {
 // Of the launch that finishes the sums where a product does not, or not alone.
 inline index_t finish_blocks(const MapShape& map) { return ceil_div(map.planes(), kThreads); }
 
+// Of the weights' gradients, in the launch that writes the map's.
+inline int weight_blocks(const MapShape& map, const MlpGate& gate) {
+  const int c = static_cast<int>(map.c), rd = static_cast<int>(gate.rd);
+  return weight_tiles(c, rd) + (gate.direct ? 0 : weight_tiles(rd, c));
+}
+
 // Scratch arrays, in accumulators, one after another.
 struct SeScratch {
   index_t first = 0;     // (splits, N, C): sums; dot products in the backward pass
@@ -72,13 +78,13 @@ inline std::vector<LaunchInfo> describe(const SePlan& plan, const MapShape& map,
     return launches;
   }
   const index_t gradient_reads = gate.add_maxpool ? 2 * map_bytes : map_bytes;
-  const index_t weight_tiles =
-      (gate.direct ? 1 : 2) * ceil_div(map.c, kWeightTile) * ceil_div(gate.rd, kWeightTile);
+  const char* gradients = gate.direct ? "dx = gate * dy + dmean; dW2, db2"
+                                      : "dx = gate * dy + dmean; dW1, db1, dW2, db2";
   add({reduce, "dgate = sum dy * x", plan.reduce.blocks, reduce_vector, 2 * map_bytes, 0});
   if (gate.direct) add({"finish", "dz", finish_blocks(map), 0, 0, 0});
   if (!gate.direct) add({"product", "dhidden = W2^T dz", plan.product.blocks(), 0, 0, 0});
-  add({"weight_grads", gate.direct ? "dW2, db2" : "dW1, db1, dW2, db2", weight_tiles, 0, 0, 0});
-  add({apply, "dx = gate * dy + dmean", apply_blocks, apply_vector, gradient_reads, map_bytes});
+  add({apply, gradients, apply_blocks + weight_blocks(map, gate), apply_vector, gradient_reads,
+       map_bytes});
   return launches;
 }
 

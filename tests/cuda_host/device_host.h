@@ -200,6 +200,7 @@ template <class T, int N>
 void store_stream(T* p, const Vec<T, N>& v, CHATTN_SITE) {
   store_vec(p, v, site);
 }
+inline unsigned opaque(unsigned v) { return v; }
 template <class T>
 T atomic_add(T* p, std::type_identity_t<T> v, CHATTN_SITE) {
   hostcuda::global_access(p, sizeof(T), hostcuda::Access::atomic, site);

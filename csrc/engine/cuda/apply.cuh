@@ -7,6 +7,8 @@
 //   Form              numbers per gate, and how many maps they are for: see ApplyForm
 //   kShared           accumulators of scratch that prepare() needs
 //   prepare(scratch, tiles, place)   fills tiles[q*kTileSize + sample*kApplyChannels + channel]
+// and may bring
+//   beside            other work: the launch's first `blocks` blocks call its run(block) instead
 #pragma once
 #include "engine/cuda/fast_div.h"
 #include "engine/cuda/plan.h"
@@ -31,9 +33,10 @@ struct ApplyForm {
 // Blocks that must fit on a multiprocessor, for enough loads in flight.
 template <class T, int V, class Gate>
 constexpr int kApplyBlocks = sizeof(acc_t<T>) == 8 || Gate::Form::kTiles >= 3 || V == 1 ? 2 : 3;
-// Loads in flight: iterations that are unrolled; fewer where each element needs many numbers.
+// Vectors that a thread asks for before it uses the first of them: at least four loads in flight,
+// fewer vectors where each takes several.
 template <class Form>
-constexpr int kRowsUnrolled = Form::kPrologue ? 2 : 4;
+constexpr int kApplyBatch = Form::kInputs + (Form::kPeak ? 1 : 0) > 1 ? 2 : 4;
 constexpr int kTileSize = kApplySamples * kApplyChannels;
 
 // Which gates a block owns. part == 0: nobody else computes them, so this block also stores them.
@@ -44,18 +47,26 @@ struct TilePlace {
 };
 
 struct ApplyShape {
-  int n = 0, c = 0, hw = 0, samples = 1, channels = kApplyChannels, parts = 1, channel_tiles = 1;
-  FastDiv by_hw, by_slots;  // NCHW: by_slots divides by the vectors of a span
+  int n = 0, c = 0, hw = 0, samples = 1, channels = kApplyChannels, parts = 1;
+  index_t sample = 0;  // elements of one
+  FastDiv by_parts, by_channel_tiles;
+  FastDiv by_hw, by_words;  // by_words: NCHW, vectors of a span
+
+  // Where a part of [0, length) begins: length * part / parts.
+  CHATTN_DEVICE int begin(int length, int part) const {
+    const int each = by_parts.quotient(length);
+    return each * part + by_parts.quotient((length - each * parts) * part);
+  }
 
   // Blocks run roughly in order, and the pass before this one ended with the last samples: starting
   // with those finds them in the second-level cache.
   CHATTN_DEVICE TilePlace place() const {
     TilePlace p;
     const int block = static_cast<int>(gridDim.x - 1 - blockIdx.x);
-    p.part = block % parts;
-    const int tile = block / parts;
-    p.c0 = tile % channel_tiles * channels;
-    p.n0 = tile / channel_tiles * samples;
+    const int tile = by_parts.quotient(block), row = by_channel_tiles.quotient(tile);
+    p.part = block - tile * parts;
+    p.c0 = (tile - row * static_cast<int>(by_channel_tiles.divisor)) * channels;
+    p.n0 = row * samples;
     p.samples = min(n - p.n0, samples);
     p.channels = min(c - p.c0, channels);
     return p;
@@ -78,87 +89,199 @@ struct ApplyIo {
   }
 };
 
-// One element: output o of the inputs' values, tiles at index t.
+// One element: output o of the inputs' values, by the numbers of its gate.
 template <class Form, class A>
-CHATTN_DEVICE A apply_one(const Shared<A>& tiles, int t, int o, const A (&values)[Form::kInputs],
+CHATTN_DEVICE A apply_one(const A (&gate)[Form::kTiles], int o, const A (&values)[Form::kInputs],
                           A x) {
   if constexpr (Form::kPrologue) {
     A r = A(0);
     CHATTN_UNROLL
     for (int m = 0; m < Form::kInputs; ++m)
-      r += nan_max(A(0), tiles.ld(m * kTileSize + t) * values[m] +
-                             tiles.ld((Form::kInputs + m) * kTileSize + t));
+      r += nan_max(A(0), gate[m] * values[m] + gate[Form::kInputs + m]);
     return r;
   }
-  A r = tiles.ld(o * kTileSize + t) * values[0];
+  A r = gate[o] * values[0];
   CHATTN_UNROLL
-  for (int m = 1; m < Form::kInputs; ++m) r += tiles.ld(m * kTileSize + t) * values[m];
-  if constexpr (Form::kShift) r += tiles.ld(Form::kScales * kTileSize + t);
+  for (int m = 1; m < Form::kInputs; ++m) r += gate[m] * values[m];
+  if constexpr (Form::kShift) r += gate[Form::kScales];
   if constexpr (Form::kPeak) {
-    constexpr int kPeakAt = (Form::kScales + 1) * kTileSize;
-    if (x == tiles.ld(kPeakAt + t)) r += tiles.ld(kPeakAt + kTileSize + t);
+    if (x == gate[Form::kScales + 1]) r += gate[Form::kScales + 2];
   }
   return r;
 }
 
+// What a thread holds of the maps at one place: V elements of every input. They stay the words that
+// were loaded until they are used; as elements, they would take a register each.
+template <class T, int V, class Form>
+struct ApplyVectors {
+  using A = acc_t<T>;
+  static constexpr int kBytes = V * static_cast<int>(sizeof(T));
+  using Word = std::conditional_t<kBytes % 4 == 0, std::uint32_t, std::uint16_t>;
+  static constexpr int kWords = kBytes / static_cast<int>(sizeof(Word));
+  using Words = Vec<Word, kWords>;
+  Words in[Form::kInputs], x;
+
+  // `dense`: the place in a map that is no slice of another; `skipped`: what the branches skip.
+  CHATTN_DEVICE void load(const ApplyIo<T, Form>& io, index_t dense, index_t skipped) {
+    CHATTN_UNROLL
+    for (int q = 0; q < Form::kInputs; ++q) in[q] = load_words(io.in[q] + dense + skipped);
+    if constexpr (Form::kPeak) x = load_words(io.x + dense);
+  }
+  CHATTN_DEVICE static Words load_words(const T* p) {
+    return load_stream<kWords>(reinterpret_cast<const Word*>(p));
+  }
+  CHATTN_DEVICE static Vec<T, V> elements(Words words) {
+    // Else the compiler converts such a word where it was loaded, and waits for it there.
+    if constexpr (sizeof(Word) == 2) words[0] = static_cast<Word>(opaque(words[0]));
+    return bit_cast<Vec<T, V>>(words);
+  }
+  // gate_of(k, gate): the numbers of element k's gate; asked in the order of the elements.
+  template <class GateOf>
+  CHATTN_DEVICE void apply(Words (&out)[Form::kOutputs], GateOf&& gate_of) const {
+    Vec<T, V> v[Form::kInputs], peak, r[Form::kOutputs];
+    CHATTN_UNROLL
+    for (int q = 0; q < Form::kInputs; ++q) v[q] = elements(in[q]);
+    if constexpr (Form::kPeak) peak = elements(x);
+    CHATTN_UNROLL
+    for (int k = 0; k < V; ++k) {
+      A gate[Form::kTiles], values[Form::kInputs];
+      gate_of(k, gate);
+      CHATTN_UNROLL
+      for (int q = 0; q < Form::kInputs; ++q) values[q] = to_acc(v[q][k]);
+      CHATTN_UNROLL
+      for (int o = 0; o < Form::kOutputs; ++o)
+        r[o][k] =
+            from_acc<T>(apply_one<Form>(gate, o, values, Form::kPeak ? to_acc(peak[k]) : A(0)));
+    }
+    CHATTN_UNROLL
+    for (int o = 0; o < Form::kOutputs; ++o) out[o] = bit_cast<Words>(r[o]);
+  }
+  CHATTN_DEVICE static void store(const ApplyIo<T, Form>& io, index_t to,
+                                  const Words (&out)[Form::kOutputs]) {
+    CHATTN_UNROLL
+    for (int o = 0; o < Form::kOutputs; ++o)
+      store_vec(reinterpret_cast<Word*>(io.out[o] + to), out[o]);
+  }
+};
+
+// The gate of one channel of the tile.
+template <class Form, class A>
+CHATTN_DEVICE void load_gate(const Shared<A>& tiles, int t, A (&gate)[Form::kTiles]) {
+  CHATTN_UNROLL
+  for (int q = 0; q < Form::kTiles; ++q) gate[q] = tiles.ld(q * kTileSize + t);
+}
+
+// Whether this block is one of those that a gate has brought along, and has done its work.
+template <class Gate>
+CHATTN_DEVICE bool ran_beside(const Gate& gate) {
+  if constexpr (requires { gate.beside; }) {
+    if (static_cast<int>(blockIdx.x) < gate.beside.blocks) {
+      gate.beside.run(static_cast<int>(blockIdx.x));
+      return true;
+    }
+  }
+  return false;
+}
+
 // ---- NCHW: a sample's channels of the tile are one contiguous span
+// Sample m's: whole words of 16 bytes of the map, and fewer than V elements before and behind them.
+template <int V>
+struct Span {
+  index_t base;  // of its first element
+  int head;      // elements before the first whole word
+  CHATTN_DEVICE Span(const ApplyShape& shape, const TilePlace& p, int m)
+      : base((p.n0 + m) * shape.sample + static_cast<index_t>(p.c0) * shape.hw),
+        head(static_cast<int>(-base & (V - 1))) {}
+};
+
 template <class T, int V, class Gate>
 CHATTN_KERNEL(kThreads, (kApplyBlocks<T, V, Gate>))
 apply_spans(ApplyShape shape, ApplyIo<T, typename Gate::Form> io, Gate gate) {
   using A = acc_t<T>;
   using Form = typename Gate::Form;
-  const int tid = static_cast<int>(threadIdx.x);
+  constexpr int kBatch = kApplyBatch<Form>;
+  if (ran_beside(gate)) return;
   const TilePlace p = shape.place();
   Shared<A> scratch = shared<A>(0, Gate::kShared);
-  Shared<A> tiles = shared<A>(sizeof(A) * Gate::kShared, Gate::Form::kTiles * kTileSize);
+  Shared<A> tiles = shared<A>(sizeof(A) * Gate::kShared, Form::kTiles * kTileSize);
+  const int length = p.channels * shape.hw;
+  const int words = static_cast<int>(shape.by_words.divisor);  // of a span, at most
+  const int last = shape.begin(p.samples * words, p.part + 1);
+
+  // body(u, m, base, e) for the whole words of a batch: at element e of sample m's span.
+  ApplyVectors<T, V, Form> v[kBatch];
+  const auto batch = [&](int i, auto&& body) {
+    CHATTN_UNROLL
+    for (int u = 0; u < kBatch; ++u) {
+      const int at = i + u * kThreads, m = shape.by_words.quotient(at);
+      const Span<V> span(shape, p, m);
+      const int e = span.head + (at - m * words) * V;
+      if (at < last && e + V <= length) body(u, m, span.base, e);
+    }
+  };
+  const auto load = [&](int i) {
+    batch(i, [&](int u, int m, index_t base, int e) {
+      v[u].load(io, base + e, io.skipped_in(p.n0 + m));
+    });
+  };
+  const auto apply = [&](int i) {
+    batch(i, [&](int u, int m, index_t base, int e) {
+      const int channel = shape.by_hw.quotient(e);
+      int t = m * kApplyChannels + channel, left = (channel + 1) * shape.hw - e;
+      typename ApplyVectors<T, V, Form>::Words out[Form::kOutputs];
+      if (left >= V) {  // all in one plane
+        A same[Form::kTiles];
+        load_gate<Form>(tiles, t, same);
+        v[u].apply(out, [&](int, A(&of)[Form::kTiles]) {
+          CHATTN_UNROLL
+          for (int q = 0; q < Form::kTiles; ++q) of[q] = same[q];
+        });
+      } else {
+        v[u].apply(out, [&](int, A(&of)[Form::kTiles]) {
+          load_gate<Form>(tiles, t, of);
+          if (--left == 0) {
+            left = shape.hw;
+            ++t;
+          }
+        });
+      }
+      // One store for both cases, lest a sector that lies half in each be written twice.
+      v[u].store(io, base + e + io.skipped_out(p.n0 + m), out);
+    });
+  };
+
+  // body(m, base, e) for the element before or behind a span's words that is this thread's, if any.
+  ApplyVectors<T, 1, Form> end{};
+  const auto at_end = [&](unsigned thread, auto&& body) {
+    static_assert(2 * V * kApplySamples <= kThreads);
+    const int m = static_cast<int>(thread / (2 * V)), side = static_cast<int>(thread % (2 * V));
+    const Span<V> span(shape, p, m);
+    const int behind = span.head + (length - span.head) / V * V;
+    const int e = side < V ? side : behind + side - V, stop = side < V ? span.head : length;
+    if (p.part == 0 && m < p.samples && e < min(stop, length)) body(m, span.base, e);
+  };
+
+  // The map is on its way while the gates are computed.
+  int i = shape.begin(p.samples * words, p.part) + static_cast<int>(threadIdx.x);
+  load(i);
+  at_end(threadIdx.x, [&](int m, index_t base, int e) {
+    end.load(io, base + e, io.skipped_in(p.n0 + m));
+  });
   gate.prepare(scratch, tiles, p);
   __syncthreads();
 
-  const int length = p.channels * shape.hw;
-  const int slots = static_cast<int>(shape.by_slots.divisor);  // vectors per span, and one to spare
-  const int first = split_at(p.samples * slots, p.part, shape.parts);
-  const int last = split_at(p.samples * slots, p.part + 1, shape.parts);
-  CHATTN_UNROLL_BY(2)
-  for (int i = first + tid; i < last; i += kThreads) {
-    const int m = shape.by_slots.quotient(i);
-    const index_t base = static_cast<index_t>((p.n0 + m) * shape.c + p.c0) * shape.hw;
-    const index_t from = base + io.skipped_in(p.n0 + m), to = base + io.skipped_out(p.n0 + m);
-    const int skew = static_cast<int>(base % V);
-    const int e = (i - m * slots) * V - skew;  // on a 16-byte boundary of the map
-    if (e >= 0 && e + V <= length) {
-      Vec<T, V> v[Form::kInputs], x, r[Form::kOutputs];
-      CHATTN_UNROLL
-      for (int q = 0; q < Form::kInputs; ++q) v[q] = load_stream<V>(io.in[q] + from + e);
-      if constexpr (Form::kPeak) x = load_stream<V>(io.x + base + e);
-      int channel = shape.by_hw.quotient(e), position = e - channel * shape.hw;
-      CHATTN_UNROLL
-      for (int k = 0; k < V; ++k) {
-        A values[Form::kInputs];
-        CHATTN_UNROLL
-        for (int q = 0; q < Form::kInputs; ++q) values[q] = to_acc(v[q][k]);
-        CHATTN_UNROLL
-        for (int o = 0; o < Form::kOutputs; ++o)
-          r[o][k] = from_acc<T>(apply_one<Form>(tiles, m * kApplyChannels + channel, o, values,
-                                                Form::kPeak ? to_acc(x[k]) : A(0)));
-        if (++position == shape.hw) {
-          position = 0;
-          ++channel;
-        }
-      }
-      CHATTN_UNROLL
-      for (int o = 0; o < Form::kOutputs; ++o) store_vec(io.out[o] + to + e, r[o]);
-    } else {  // the words that the span shares with its neighbours
-      for (int i = e < 0 ? 0 : e; i < e + V && i < length; ++i) {
-        A values[Form::kInputs];
-        CHATTN_UNROLL
-        for (int q = 0; q < Form::kInputs; ++q) values[q] = to_acc(ld(io.in[q] + from + i));
-        const A x = Form::kPeak ? to_acc(ld(io.x + base + i)) : A(0);
-        const int t = m * kApplyChannels + shape.by_hw.quotient(i);
-        CHATTN_UNROLL
-        for (int o = 0; o < Form::kOutputs; ++o)
-          st(io.out[o] + to + i, from_acc<T>(apply_one<Form>(tiles, t, o, values, x)));
-      }
-    }
+  at_end(opaque(threadIdx.x), [&](int m, index_t base, int e) {
+    typename ApplyVectors<T, 1, Form>::Words out[Form::kOutputs];
+    end.apply(out, [&](int, A(&of)[Form::kTiles]) {
+      load_gate<Form>(tiles, m * kApplyChannels + shape.by_hw.quotient(e), of);
+    });
+    end.store(io, base + e + io.skipped_out(p.n0 + m), out);
+  });
+  while (true) {
+    apply(i);
+    i += kBatch * kThreads;
+    if (i >= last) return;
+    load(i);
   }
 }
 
@@ -168,43 +291,58 @@ CHATTN_KERNEL(kThreads, (kApplyBlocks<T, V, Gate>))
 apply_rows(ApplyShape shape, ApplyIo<T, typename Gate::Form> io, Gate gate) {
   using A = acc_t<T>;
   using Form = typename Gate::Form;
-  constexpr int kCols = kApplyChannels / V, kRows = kThreads / kCols;
-  const int tid = static_cast<int>(threadIdx.x);
+  constexpr int kCols = kApplyChannels / V, kRows = kThreads / kCols, kBatch = kApplyBatch<Form>;
+  constexpr int kWord = V * sizeof(A) <= 16 ? V : 16 / static_cast<int>(sizeof(A));
+  if (ran_beside(gate)) return;
+  const unsigned tid = threadIdx.x;
   const TilePlace p = shape.place();
   Shared<A> scratch = shared<A>(0, Gate::kShared);
-  Shared<A> tiles = shared<A>(sizeof(A) * Gate::kShared, Gate::Form::kTiles * kTileSize);
+  Shared<A> tiles = shared<A>(sizeof(A) * Gate::kShared, Form::kTiles * kTileSize);
+
+  // The samples' rows are one run; this thread takes every kRows-th of the block's part.
+  const int channel = static_cast<int>(tid % kCols) * V, rows = p.samples * shape.hw;
+  const int last = channel < p.channels ? shape.begin(rows, p.part + 1) : 0;
+  const index_t first_row = static_cast<index_t>(p.n0) * shape.hw;
+  const index_t first = first_row * shape.c + p.c0 + channel;
+  ApplyVectors<T, V, Form> v[kBatch];
+  const auto batch = [&](int i, auto&& body) {
+    CHATTN_UNROLL
+    for (int u = 0; u < kBatch; ++u) {
+      const int at = i + u * kRows;
+      if (at < last) body(u, at, first_row + at, first + static_cast<index_t>(static_cast<unsigned>(at)) * static_cast<unsigned>(shape.c));
+    }
+  };
+  const auto load = [&](int i) {
+    batch(i, [&](int u, int, index_t row, index_t offset) {
+      v[u].load(io, offset, io.skipped_in(row));
+    });
+  };
+  const auto apply = [&](int i) {
+    batch(i, [&](int u, int at, index_t row, index_t offset) {
+      const int t = shape.by_hw.quotient(at) * kApplyChannels + channel;
+      Vec<A, kWord> word[Form::kTiles];
+      typename ApplyVectors<T, V, Form>::Words out[Form::kOutputs];
+      v[u].apply(out, [&](int k, A(&of)[Form::kTiles]) {
+        CHATTN_UNROLL
+        for (int q = 0; q < Form::kTiles; ++q) {
+          if (k % kWord == 0) word[q] = tiles.template ldv<kWord>(q * kTileSize + t + k);
+          of[q] = word[q][k % kWord];
+        }
+      });
+      v[u].store(io, offset + io.skipped_out(row), out);
+    });
+  };
+
+  // The map is on its way while the gates are computed.
+  int i = shape.begin(rows, p.part) + static_cast<int>(tid / kCols);
+  load(i);
   gate.prepare(scratch, tiles, p);
   __syncthreads();
-
-  const int channel = tid % kCols * V;
-  if (channel >= p.channels) return;  // C is a multiple of V
-  const int begin = split_at(shape.hw, p.part, shape.parts);
-  const int end = split_at(shape.hw, p.part + 1, shape.parts);
-  for (int m = 0; m < p.samples; ++m) {
-    const int t = m * kApplyChannels + channel;
-    CHATTN_UNROLL_BY(kRowsUnrolled<Form>)
-    for (int i = begin + tid / kCols; i < end; i += kRows) {
-      const index_t row = static_cast<index_t>(p.n0 + m) * shape.hw + i;
-      const index_t offset = row * shape.c + p.c0 + channel;
-      Vec<T, V> v[Form::kInputs], x, r[Form::kOutputs];
-      CHATTN_UNROLL
-      for (int q = 0; q < Form::kInputs; ++q)
-        v[q] = load_stream<V>(io.in[q] + offset + io.skipped_in(row));
-      if constexpr (Form::kPeak) x = load_stream<V>(io.x + offset);
-      CHATTN_UNROLL
-      for (int k = 0; k < V; ++k) {
-        A values[Form::kInputs];
-        CHATTN_UNROLL
-        for (int q = 0; q < Form::kInputs; ++q) values[q] = to_acc(v[q][k]);
-        CHATTN_UNROLL
-        for (int o = 0; o < Form::kOutputs; ++o)
-          r[o][k] = from_acc<T>(
-              apply_one<Form>(tiles, t + k, o, values, Form::kPeak ? to_acc(x[k]) : A(0)));
-      }
-      CHATTN_UNROLL
-      for (int o = 0; o < Form::kOutputs; ++o)
-        store_vec(io.out[o] + offset + io.skipped_out(row), r[o]);
-    }
+  while (true) {
+    apply(i);
+    i += kBatch * kRows;
+    if (i >= last) return;
+    load(i);
   }
 }
 
@@ -218,17 +356,24 @@ Status launch_apply(const char* name, const ApplyPlan& plan, const MapShape& map
   shape.n = static_cast<int>(map.n);
   shape.c = static_cast<int>(map.c);
   shape.hw = static_cast<int>(map.hw);
+  shape.sample = map.c * map.hw;
   shape.samples = plan.samples;
   shape.channels = plan.channels;
   shape.parts = plan.parts;
-  shape.channel_tiles = static_cast<int>(plan.channel_tiles);
+  shape.by_parts = FastDiv(static_cast<std::uint32_t>(plan.parts));
+  shape.by_channel_tiles = FastDiv(static_cast<std::uint32_t>(plan.channel_tiles));
   shape.by_hw = FastDiv(static_cast<std::uint32_t>(map.hw));
-  shape.by_slots = FastDiv(
-      static_cast<std::uint32_t>(std::min<index_t>(plan.channels, map.c) * map.hw / plan.vec + 2));
+  const index_t words = std::min<index_t>(plan.channels, map.c) * map.hw / plan.vec;
+  shape.by_words = FastDiv(static_cast<std::uint32_t>(std::max<index_t>(words, 1)));
   LaunchConfig config;
-  config.grid = dim3(static_cast<unsigned>(plan.sample_tiles * plan.channel_tiles * plan.parts));
-  config.block = dim3(kThreads);
+  index_t blocks = plan.sample_tiles * plan.channel_tiles * plan.parts;
   config.shared_bytes = sizeof(A) * (Gate::kShared + Gate::Form::kTiles * kTileSize);
+  if constexpr (requires { gate.beside; }) {
+    blocks += gate.beside.blocks;
+    config.shared_bytes = std::max(config.shared_bytes, sizeof(A) * gate.beside.kShared);
+  }
+  config.grid = dim3(static_cast<unsigned>(blocks));
+  config.block = dim3(kThreads);
   config.stream = stream;
   if (!map.channels_last)
     return launch(name, apply_spans<T, kWidest, Gate>, config, shape, io, gate);

@@ -96,7 +96,6 @@ constexpr int kProductOutputs = 64;      // of a tile
 constexpr index_t kProductBlocks = 128;  // that a product is spread over, where it can be
 constexpr int kProductSplits = 8;        // at most: the blocks of a cluster
 constexpr int kProductUnit = 16;         // splits start at multiples: on 16-byte boundaries
-constexpr int kWeightTile = 64;          // of the weights' gradients: channels, and hidden units
 
 // Summands that a block stages at once: 512 bytes of accumulators.
 constexpr int product_depth(std::size_t acc_size) { return static_cast<int>(512 / acc_size); }
@@ -123,6 +122,14 @@ inline ProductPlan plan_product(index_t n, index_t k, index_t r) {
   return plan;
 }
 
+// ---- gradients of the weights: a tile of (rows x columns) is a sum over the samples
+constexpr int kWeightRows = 64, kWeightColumns = 128;
+
+// Of a (rows x columns) matrix.
+CHATTN_HD int weight_tiles(int rows, int columns) {
+  return ((rows - 1) / kWeightRows + 1) * ((columns - 1) / kWeightColumns + 1);
+}
+
 // ---- rescale and its gradient: a tile of gates, then the map under it
 constexpr int kApplySamples = 16, kApplyChannels = 64;
 
@@ -140,10 +147,11 @@ inline ApplyPlan plan_apply(const MapShape& map, index_t weight_bytes, int sampl
   ApplyPlan plan;
   plan.samples = samples;
   plan.vec = plan_vector(map);
-  // Offsets inside a tile of NCHW planes stay below 2^31.
-  if (!map.channels_last && map.hw >= index_t{1} << 20) plan.channels = 1;
+  // Offsets inside a tile, of NCHW planes or of channels_last rows, stay below 2^31.
+  const bool large = map.hw >= index_t{1} << 20;
+  if (!map.channels_last && large) plan.channels = 1;
   // Re-reading the weights for every tile of samples may cost 6 % of the pass's traffic.
-  while (plan.samples < kApplySamples && plan.samples < map.n && plan.channels > 1 &&
+  while (plan.samples < kApplySamples && plan.samples < map.n && !large &&
          ceil_div(map.n, plan.samples) * weight_bytes * 100 > 6 * 3 * map.bytes())
     plan.samples *= 2;
   plan.sample_tiles = ceil_div(map.n, plan.samples);

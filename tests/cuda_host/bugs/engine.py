@@ -6,7 +6,7 @@ from tests.cuda_host.mutation import PLACE, in_csrc
 
 _APPLY = "engine/cuda/apply.cuh"
 _REDUCE = "engine/cuda/reduce.cuh"
-_MATMUL = "engine/cuda/matmul.cuh"
+_TILE = "engine/cuda/tile_product.cuh"
 _PLAN = "engine/cuda/plan.h"
 _ARRIVAL = "engine/cuda/arrival.cuh"
 
@@ -19,12 +19,12 @@ BUGS = (
     ),
     in_csrc(
         "span-ends-late", _APPLY,
-        "i < e + V && i < length; ++i", "i < e + V && i <= length; ++i",
+        "if (at < last && e + V <= length)", "if (at < last && e <= length)",
         PLACE + "(race|out-of-bounds|load of shared memory that was never written)",
     ),
     in_csrc(
         "rows-end-late", _APPLY,
-        "i < end; i += kRows", "i <= end; i += kRows",
+        "if (at < last) body(u, at,", "if (at <= last) body(u, at,",
         PLACE + "(race|out-of-bounds)",
     ),
     in_csrc(
@@ -33,15 +33,14 @@ BUGS = (
         PLACE + "(out-of-bounds|race)",
     ),
     in_csrc(
-        "last-chunk-runs-over", _MATMUL,
-        "if (k0 + k < k_end && operand.has(i)) next[q] += operand.part(i, k0 + k, part);",
-        "if (k0 + k <= k_end && operand.has(i)) next[q] += operand.part(i, k0 + k, part);",
+        "last-chunk-runs-over", _TILE,
+        "left_k = k_end - k0 - k;", "left_k = k_end - k0 - k + 1;",
         PLACE + "(out-of-bounds load|load of 'scratch' at byte .*, which nothing has written)",
     ),
     # ---- alignment
     in_csrc(
         "span-ignores-its-skew", _APPLY,
-        "const int skew = static_cast<int>(base % V);", "const int skew = 0;",
+        "head(static_cast<int>(-base & (V - 1)))", "head(0)",
         PLACE + "misaligned global load of 16 bytes",
     ),
     in_csrc(
@@ -57,12 +56,12 @@ BUGS = (
     # ---- something is not written
     in_csrc(
         "last-element-not-written", _APPLY,
-        "i < e + V && i < length; ++i", "i < e + V && i < length - 1; ++i",
+        "e < min(stop, length)", "e < min(stop, length) - 1",
         "se_forward: no kernel wrote 'y' at byte",
     ),
     in_csrc(
         "last-position-not-written", _APPLY,
-        "i < end; i += kRows", "i < end - 1; i += kRows",
+        "if (at < last) body(u, at,", "if (at < last - 1) body(u, at,",
         "se_forward: no kernel wrote 'y' at byte",
     ),
     # ---- races
@@ -102,9 +101,9 @@ BUGS = (
         PLACE + "(warp operation|a thread exits that others wait for)",
     ),
     in_csrc(
-        "barrier-in-a-branch", _MATMUL,
-        "      __syncthreads();\n      if (Prefetch", "      if (tid >= 32) __syncthreads();\n"
-        "      if (Prefetch",
+        "barrier-in-a-branch", _TILE,
+        "also(count);\n        __syncthreads();",
+        "also(count);\n        if (threadIdx.x >= 32) __syncthreads();",
         PLACE + "(divergent barrier|deadlock|race|load of shared)",
     ),
     # ---- launches
@@ -127,14 +126,12 @@ BUGS = (
     # ---- traffic
     in_csrc(
         "map-read-twice-in-spans", _APPLY,
-        "v[q] = load_stream<V>(io.in[q] + from + e);",
-        "v[q] = load_stream<V>(io.in[q] + from + e), v[q] = load_stream<V>(io.in[q] + from + e);",
+        "v[u].load(io, base + e,", "v[u].load(io, base + e, 0), v[u].load(io, base + e,",
         "x: .* bytes in loads, expected",
     ),
     in_csrc(
         "map-read-twice-in-rows", _APPLY,
-        "v[q] = load_stream<V>(io.in[q] + offset + io.skipped_in(row));",
-        "v[q] = load_stream<V>(io.in[q] + offset), v[q] = load_stream<V>(io.in[q] + offset);",
+        "v[u].load(io, offset,", "v[u].load(io, offset, 0), v[u].load(io, offset,",
         "x: .* bytes in loads, expected",
     ),
     in_csrc(

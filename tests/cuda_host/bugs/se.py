@@ -5,6 +5,8 @@ from __future__ import annotations
 from tests.cuda_host.mutation import PLACE, in_csrc
 
 _MLP = "gates/mlp_cuda.cuh"
+_GATES, _WEIGHTS = "gates/mlp_apply_cuda.cuh", "gates/mlp_weights_cuda.cuh"
+_TILE = "engine/cuda/tile_product.cuh"
 _OPERANDS = "gates/product_cuda.cuh"
 _PRODUCT = "engine/cuda/product.cuh"
 
@@ -29,9 +31,8 @@ BUGS = (
         "se_forward: no kernel wrote 'peak' at byte 0",
     ),
     in_csrc(
-        "bias-gradient-of-first-tile-only", _MLP,
-        "if (c0 + i < c && j0 == 0) a.db2.put(c0 + i, v);",
-        "if (c0 + i < c && j0 == 0 && c0 == 0) a.db2.put(c0 + i, v);",
+        "bias-gradient-of-first-tile-only", _WEIGHTS,
+        "n0 == 0 && m0 + tid < height) db.put", "n0 == 0 && m0 == 0 && tid < height) db.put",
         "se_backward: no kernel wrote 'db2' at byte [1-9]",
     ),
     in_csrc(
@@ -39,6 +40,17 @@ BUGS = (
         "part[q][r] = q < shape.splits() && exists(e)",
         "part[q][r] = q <= shape.splits() && exists(e)",
         PLACE + "(race on 'scratch'|load of 'scratch' at byte)",
+    ),
+    in_csrc(
+        "last-tile-of-weights-forgotten", "gates/se_cuda_impl.cuh",
+        "weights.blocks = weight_blocks(p.map, p.gate);",
+        "weights.blocks = weight_blocks(p.map, p.gate) - 1;",
+        "se_backward: no kernel wrote 'dw1' at byte",
+    ),
+    in_csrc(
+        "gates-of-the-first-group-only", _TILE,
+        "for (int g = 1; g < kGroups; ++g) result[r]", "for (int g = 1; g < 1; ++g) result[r]",
+        "y: max-abs error",
     ),
     in_csrc(
         "sums-of-the-first-group-only", _PRODUCT,
@@ -80,8 +92,8 @@ BUGS = (
         "pooled: max-abs error",
     ),
     in_csrc(
-        "ties-of-the-maximum-not-shared", _MLP,
-        "dp / count.sum(plane)", "dp / (count.sum(plane) + 1)",
+        "ties-of-the-maximum-not-shared", _GATES,
+        "dp[r] / count.sum(plane)", "dp[r] / (count.sum(plane) + 1)",
         "dx: max-abs error",
     ),
 )  # fmt: skip

@@ -118,7 +118,7 @@ BUGS = (
     ),
     _pass(
         "gradient-forgets-the-samples-before", _APPLY,
-        "io.skipped_out(row)", "io.skipped_out(i)",
+        "io.skipped_out(row)", "io.skipped_out(at)",
         PLACE + "race on 'dx'",
     ),
     # ---- traffic

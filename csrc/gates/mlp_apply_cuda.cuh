@@ -1,0 +1,116 @@
+// The gates of the MLP for the apply pass: products with the layer that leads to the channels.
+#pragma once
+#include "engine/cuda/apply.cuh"
+#include "engine/cuda/tile_product.cuh"
+#include "gates/mlp_cuda.cuh"
+#include "gates/mlp_weights_cuda.cuh"
+//
+#include "common/device.cuh"
+
+namespace chattn::cuda {
+
+// ---- the product over a block's tile
+template <class A>
+struct GateProduct : TileProduct<A, kApplySamples, kApplyChannels, sizeof(A) == 8 ? 16 : 32> {
+  using Tile = TileProduct<A, kApplySamples, kApplyChannels, sizeof(A) == 8 ? 16 : 32>;
+  static constexpr int kShared = std::max(Tile::kOperands, Tile::kSums);
+  static_assert(kThreads % kApplyChannels == 0, "a thread keeps its channel");
+
+  // body(r, sample, plane) for the planes of this thread's results.
+  template <class Body>
+  CHATTN_DEVICE static void each(const MlpShape<A>& shape, const TilePlace& p, Body&& body) {
+    const int m = static_cast<int>(threadIdx.x / kApplyChannels);
+    if (channel() >= p.channels) return;
+    CHATTN_UNROLL
+    for (int r = 0; r < Tile::kEach; ++r) {
+      const int sample = m + r * (kThreads / kApplyChannels);
+      if (sample < p.samples) body(r, sample, (p.n0 + sample) * shape.c + p.c0 + channel());
+    }
+  }
+  CHATTN_DEVICE static int channel() { return static_cast<int>(threadIdx.x % kApplyChannels); }
+
+  template <class Rows, class Columns>
+  CHATTN_DEVICE static void run(const Shared<A>& scratch, const MlpShape<A>& shape, int samples,
+                                const Rows& rows, const Columns& columns,
+                                A (&result)[Tile::kEach]) {
+    Tile tile;
+    tile.run(scratch, shape.rd, rows, columns, [](int) {});
+    tile.gather(scratch, samples, result);
+  }
+};
+
+// Forward: s = gate(W2 act(hidden) + b2).
+template <class T>
+struct MlpForwardGate {
+  using A = acc_t<T>;
+  using Form = ApplyForm<>;
+  using Product = GateProduct<A>;
+  static constexpr int kShared = Product::kShared;
+  MlpShape<A> shape;
+  const A* hidden;
+  Weights<T> w2, b2;
+  A* scale_out;
+
+  CHATTN_DEVICE void prepare(const Shared<A>& scratch, const Shared<A>& tiles,
+                             const TilePlace& p) const {
+    const ValueTile<A, true, true> rows{hidden, shape.rd, p.samples, p.n0 * shape.rd,
+                                        shape.act, shape.param};
+    const WeightTile<T, true> columns{w2, shape.rd, p.channels, p.c0 * shape.rd};
+    const int channel = Product::channel();
+    // Asked for before the product, as it takes as long to come.
+    typename Weights<T>::Raw bias{};
+    if (b2.p != nullptr && channel < p.channels) bias = b2.raw(p.c0 + channel);
+    A s[Product::kEach] = {};
+    Product::run(scratch, shape, p.samples, rows, columns, s);
+    if (b2.p != nullptr) {
+      CHATTN_UNROLL
+      for (int r = 0; r < Product::kEach; ++r) s[r] += b2.value(bias);
+    }
+    activate_all<true>(shape.gate, A(0), s);
+    Product::each(shape, p, [&](int r, int m, int plane) {
+      tiles.st(m * kApplyChannels + channel, s[r]);
+      if (p.part == 0) st(scale_out + plane, s[r]);
+    });
+  }
+};
+
+// Backward: what every position receives besides s*g, from dp = W1^T dh. The first blocks of the
+// launch are the weights' gradients.
+template <class T, bool kMax>
+struct MlpBackwardGate {
+  using A = acc_t<T>;
+  using Form = ApplyForm<1, 1, true, kMax>;
+  using Product = GateProduct<A>;
+  static constexpr int kShared = Product::kShared;
+  MlpShape<A> shape;
+  const A* dhidden;
+  Weights<T> w1;
+  const A *scale, *peak;
+  Partials<A> count;
+  WeightGrads<T> beside;
+
+  CHATTN_DEVICE void prepare(const Shared<A>& scratch, const Shared<A>& tiles,
+                             const TilePlace& p) const {
+    const ValueTile<A, true> rows{dhidden, shape.rd, p.samples, p.n0 * shape.rd};
+    const WeightTile<T, false> columns{w1, shape.c, p.channels, p.c0};
+    const int channel = Product::channel();
+    A gate[Product::kEach] = {}, top[Product::kEach] = {}, dp[Product::kEach] = {};
+    Product::each(shape, p, [&](int r, int, int plane) {
+      gate[r] = ld(scale + plane);
+      if constexpr (kMax) top[r] = ld(peak + plane);
+    });
+    Product::run(scratch, shape, p.samples, rows, columns, dp);
+    Product::each(shape, p, [&](int r, int m, int plane) {
+      const int t = m * kApplyChannels + channel;
+      tiles.st(t, gate[r]);
+      if constexpr (kMax) {
+        dp[r] *= A(0.5);
+        tiles.st(2 * kTileSize + t, top[r]);
+        tiles.st(3 * kTileSize + t, dp[r] / count.sum(plane));
+      }
+      tiles.st(kTileSize + t, dp[r] / shape.hw);
+    });
+  }
+};
+
+}  // namespace chattn::cuda
