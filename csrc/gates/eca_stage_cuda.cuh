@@ -38,16 +38,37 @@ struct StagedRun {
   CHATTN_DEVICE int count() const { return length == 0 ? 0 : (skew + length + V - 1) / V; }
   CHATTN_DEVICE bool whole(int e) const { return e >= 0 && e + V <= length; }
 
+  // All words of a batch are asked for before the first of them is stored (see ReduceIo::walk), and
+  // before them the elements of words that the planes share with their neighbours.
   CHATTN_DEVICE void load(const T* x) const {
-    CHATTN_UNROLL_BY(4)
-    for (int i = static_cast<int>(threadIdx.x); i < count(); i += kThreads) {
-      const int e = i * V - skew;
-      if (whole(e)) {
-        words.template stv<V>(i * V, load_vec<V>(x + base + e));
-      } else {
-        for (int q = e < 0 ? 0 : e; q < e + V && q < length; ++q)
-          words.st(skew + q, ld(x + base + q));
+    constexpr int kBatch = 4;
+    const int tid = static_cast<int>(threadIdx.x);
+    const int body = min(length, skew ? V - skew : 0), count = (length - body) / V;
+    const int ends[2] = {tid, body + count * V + tid};
+    const bool within[2] = {tid < body, ends[1] < length};
+    T end[2];
+    CHATTN_UNROLL
+    for (int e = 0; e < 2; ++e) {
+      if (within[e]) end[e] = ld(x + base + ends[e]);
+    }
+    int i = tid;
+    CHATTN_UNROLL_BY(1)
+    do {
+      Vec<T, V> v[kBatch];
+      CHATTN_UNROLL
+      for (int b = 0; b < kBatch; ++b) {
+        if (i + b * kThreads < count) v[b] = load_vec<V>(x + base + body + (i + b * kThreads) * V);
       }
+      CHATTN_UNROLL
+      for (int b = 0; b < kBatch; ++b) {
+        if (i + b * kThreads < count)
+          words.template stv<V>(skew + body + (i + b * kThreads) * V, v[b]);
+      }
+      i += kBatch * kThreads;
+    } while (i < count);
+    CHATTN_UNROLL
+    for (int e = 0; e < 2; ++e) {
+      if (within[e]) words.st(skew + ends[e], end[e]);
     }
   }
   CHATTN_DEVICE acc_t<T> at(int i) const { return to_acc(words.ld(skew + i)); }

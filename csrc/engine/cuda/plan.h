@@ -14,12 +14,16 @@ constexpr int kWarps = kThreads / 32;
 // Blocks that keep a large GPU busy (132 multiprocessors, a few blocks each).
 constexpr index_t kManyBlocks = 528;
 constexpr int kMaxSplits = 32;  // partial sums per plane that a consumer adds up
+constexpr int kFewSplits = 8;   // that cost it little
 
 constexpr index_t ceil_div(index_t a, index_t b) { return (a + b - 1) / b; }
 
-// Where part `i` of `parts` equal parts of [0, length) begins.
+// Where part `i` of `parts` < 2^16 equal parts of [0, length) begins: length * i / parts, without
+// the 64 bits of that product.
 CHATTN_HD int split_at(int length, int i, int parts) {
-  return static_cast<int>(static_cast<index_t>(length) * i / parts);
+  const auto n = static_cast<std::uint32_t>(length), k = static_cast<std::uint32_t>(i);
+  const auto m = static_cast<std::uint32_t>(parts);
+  return static_cast<int>(n / m * k + n % m * k / m);
 }
 
 // ---- squeeze and its gradient: per-plane reductions
@@ -57,12 +61,16 @@ inline ReducePlan plan_reduce(const MapShape& map, int staged = 1, bool by_sampl
   if (map.channels_last) {
     plan.kind = ReducePlan::rows;
     const index_t vectors = map.c / plan.vec;
+    const auto blocks = [&] { return map.n * ceil_div(vectors, plan.cols); };
     while (plan.cols < 32 && plan.cols < vectors) plan.cols *= 2;
-    const index_t blocks = map.n * ceil_div(vectors, plan.cols);
-    const index_t rows = kThreads / plan.cols;
+    // Few samples: narrower blocks rather than many parts of a sum, down to 128 bytes of a row.
+    while (blocks() * kFewSplits < kManyBlocks && plan.cols * plan.vec * size_of(map.dtype) > 128)
+      plan.cols /= 2;
+    // As many blocks as are resident at once; each thread with a batch of loads or two.
+    const index_t batch = 4 * (kThreads / plan.cols);
     plan.splits = static_cast<int>(std::clamp<index_t>(
-        std::min(ceil_div(kManyBlocks, blocks), map.hw / (4 * rows)), 1, kMaxSplits));
-    plan.blocks = blocks * plan.splits;
+        std::min(kManyBlocks / blocks(), ceil_div(map.hw, batch)), 1, kMaxSplits));
+    plan.blocks = blocks() * plan.splits;
     return plan;
   }
   // Planes that start anywhere in a 16-byte word, or end within one, would waste sectors.

@@ -4,137 +4,36 @@
 // plan_reduce; what is reduced is the Op. Sums are partial where the plan splits a plane:
 // out[o][split][n*C + c].
 #pragma once
+#include <bit>
+
 #include "engine/cuda/arrival.cuh"
+#include "engine/cuda/fast_div.h"
 #include "engine/cuda/plan.h"
-#include "engine/map.h"
+#include "engine/cuda/reduce_ops.cuh"
 //
 #include "common/device.cuh"
 
 namespace chattn::cuda {
 
-// ---- what is reduced
-// An Op turns the
-// inputs' values at a position into kStaged numbers, and folds those into kOutputs. A Reference is
-// what the fold needs to know of a plane: load(memory, plane, C). Inputs from kBranches on may be
-// slices of a larger map (kBranches < 0: none).
+// Places whose inputs a thread asks for before it uses the first of them, for 3 to 6 loads in
+// flight within the registers of as many blocks. Unrolling a loop whose count only the launch knows
+// leaves one place in flight: each load stays behind the exit test before it.
+template <class Op>
+constexpr int kBatch = Op::kInputs == 1   ? 4
+                       : Op::kInputs == 2 ? 2
+                                          : 1;
+template <int V, class Op>
+constexpr int kTilesBatch = Op::kInputs > 1 ? 1
+                            : V > 4         ? 2
+                                            : 4;
+template <class Op>
+constexpr int kRowsBatch = Op::kInputs == 3 ? 2 : kBatch<Op>;
 
-template <class A>
-struct Nothing {
-  CHATTN_DEVICE static Nothing load(const A*, index_t, index_t) { return {}; }
-};
-template <class A>
-struct NumberOfPlane {
-  A value;
-  CHATTN_DEVICE static NumberOfPlane load(const A* numbers, index_t plane, index_t) {
-    return {ld(numbers + plane)};
-  }
-};
-template <class A, int M>
-struct PrologueOfPlane {  // of M branches, in (2, M, C): scale and shift
-  A scale[M], shift[M];
-  CHATTN_DEVICE static PrologueOfPlane load(const A* numbers, index_t plane, index_t c_count) {
-    PrologueOfPlane r;
-    const index_t c = plane % c_count;
-    CHATTN_UNROLL
-    for (int m = 0; m < M; ++m) {
-      r.scale[m] = ld(numbers + m * c_count + c);
-      r.shift[m] = ld(numbers + (M + m) * c_count + c);
-    }
-    return r;
-  }
-};
-
-template <class T, int M = 1>
-struct SumOp {  // sum over M inputs
-  using A = acc_t<T>;
-  static constexpr int kInputs = M, kStaged = 1, kOutputs = 1, kBranches = M > 1 ? 0 : -1;
-  using Reference = Nothing<A>;
-  CHATTN_DEVICE static void stage(const A (&in)[kInputs], A (&out)[kStaged]) {
-    out[0] = in[0];
-    CHATTN_UNROLL
-    for (int m = 1; m < M; ++m) out[0] += in[m];
-  }
-  CHATTN_DEVICE static A first(int) { return A(0); }
-  CHATTN_DEVICE static void fold(A (&s)[kOutputs], const A (&v)[kStaged], Reference) {
-    s[0] += v[0];
-  }
-  CHATTN_DEVICE static A merge(int, A a, A b) { return a + b; }
-};
-
-template <class T, int M>
-struct PrologueSumOp {  // sum over M inputs, each through its prologue
-  using A = acc_t<T>;
-  static constexpr int kInputs = M, kStaged = M, kOutputs = 1, kBranches = 0;
-  using Reference = PrologueOfPlane<A, M>;
-  CHATTN_DEVICE static void stage(const A (&in)[M], A (&out)[M]) {
-    CHATTN_UNROLL
-    for (int m = 0; m < M; ++m) out[m] = in[m];
-  }
-  CHATTN_DEVICE static A first(int) { return A(0); }
-  CHATTN_DEVICE static void fold(A (&s)[1], const A (&v)[M], const Reference& r) {
-    CHATTN_UNROLL
-    for (int m = 0; m < M; ++m) s[0] += nan_max(A(0), r.scale[m] * v[m] + r.shift[m]);
-  }
-  CHATTN_DEVICE static A merge(int, A a, A b) { return a + b; }
-};
-
-template <class T>
-struct SumMaxOp {  // sum and max of one input
-  using A = acc_t<T>;
-  static constexpr int kInputs = 1, kStaged = 1, kOutputs = 2, kBranches = -1;
-  using Reference = Nothing<A>;
-  CHATTN_DEVICE static void stage(const A (&in)[1], A (&out)[1]) { out[0] = in[0]; }
-  CHATTN_DEVICE static A first(int o) { return o == 0 ? A(0) : -A(INFINITY); }
-  CHATTN_DEVICE static void fold(A (&s)[2], const A (&v)[1], Reference) {
-    s[0] += v[0];
-    s[1] = nan_max(s[1], v[0]);
-  }
-  CHATTN_DEVICE static A merge(int o, A a, A b) { return o == 0 ? a + b : nan_max(a, b); }
-};
-
-template <class T>
-struct DotOp {  // sum of g*x
-  using A = acc_t<T>;
-  static constexpr int kInputs = 2, kStaged = 1, kOutputs = 1, kBranches = -1;
-  using Reference = Nothing<A>;
-  CHATTN_DEVICE static void stage(const A (&in)[2], A (&out)[1]) { out[0] = in[0] * in[1]; }
-  CHATTN_DEVICE static A first(int) { return A(0); }
-  CHATTN_DEVICE static void fold(A (&s)[1], const A (&v)[1], Reference) { s[0] += v[0]; }
-  CHATTN_DEVICE static A merge(int, A a, A b) { return a + b; }
-};
-
-template <class T>
-struct DotCountOp {  // sum of g*x, and how many x equal the plane's maximum
-  using A = acc_t<T>;
-  static constexpr int kInputs = 2, kStaged = 2, kOutputs = 2, kBranches = -1;
-  using Reference = NumberOfPlane<A>;
-  CHATTN_DEVICE static void stage(const A (&in)[2], A (&out)[2]) {
-    out[0] = in[0] * in[1];
-    out[1] = in[1];
-  }
-  CHATTN_DEVICE static A first(int) { return A(0); }
-  CHATTN_DEVICE static void fold(A (&s)[2], const A (&v)[2], Reference maximum) {
-    s[0] += v[0];
-    s[1] += v[1] == maximum.value ? A(1) : A(0);
-  }
-  CHATTN_DEVICE static A merge(int, A a, A b) { return a + b; }
-};
-
-template <class T, int M>
-struct DotsOp {  // sums of g*x_m for M branches
-  using A = acc_t<T>;
-  static constexpr int kInputs = M + 1, kStaged = M, kOutputs = M, kBranches = 1;
-  using Reference = Nothing<A>;
-  CHATTN_DEVICE static void stage(const A (&in)[kInputs], A (&out)[M]) {
-    CHATTN_UNROLL
-    for (int m = 0; m < M; ++m) out[m] = in[0] * in[m + 1];
-  }
-  CHATTN_DEVICE static A first(int) { return A(0); }
-  CHATTN_DEVICE static void fold(A (&s)[M], const A (&v)[M], Reference) {
-    CHATTN_UNROLL
-    for (int m = 0; m < M; ++m) s[m] += v[m];
-  }
-  CHATTN_DEVICE static A merge(int, A a, A b) { return a + b; }
+// A thread's way over a map: elements to its first place, and from each place to the next; and
+// what slices skip on top of that.
+struct Walk {
+  index_t first, step;
+  index_t skipped = 0, skipped_step = 0;
 };
 
 template <class T, class Op>
@@ -148,15 +47,13 @@ struct ReduceIo {
   index_t gap = 0;     // of the branches: elements between samples (channels_last: positions)
   index_t sample_planes = 1;  // C, where an Op asks for it
 
+  CHATTN_DEVICE static constexpr bool is_slice(int m) { return kSlices && m >= Op::kBranches; }
   // Elements that the branches' samples (channels_last: positions) before the i-th skip.
   CHATTN_DEVICE index_t skipped(index_t i) const { return kSlices ? i * gap : 0; }
 
-  template <int V>
-  CHATTN_DEVICE void stage(index_t offset, index_t skip, A (&staged)[V][Op::kStaged]) const {
-    Vec<T, V> v[Op::kInputs];
-    CHATTN_UNROLL
-    for (int m = 0; m < Op::kInputs; ++m)
-      v[m] = load_vec<V>(in[m] + offset + (kSlices && m >= Op::kBranches ? skip : 0));
+  template <int V, class Use>
+  CHATTN_DEVICE static void use_place(int i, const Vec<T, V> (&v)[Op::kInputs], Use use) {
+    A staged[V][Op::kStaged];
     CHATTN_UNROLL
     for (int k = 0; k < V; ++k) {
       A values[Op::kInputs];
@@ -164,9 +61,59 @@ struct ReduceIo {
       for (int m = 0; m < Op::kInputs; ++m) values[m] = to_acc(v[m][k]);
       Op::stage(values, staged[k]);
     }
+    use(i, staged);
+  }
+  template <int V>
+  CHATTN_DEVICE void load(index_t offset, index_t skip, Vec<T, V> (&v)[Op::kInputs]) const {
+    CHATTN_UNROLL
+    for (int m = 0; m < Op::kInputs; ++m)
+      v[m] = load_vec<V>(in[m] + offset + (is_slice(m) ? skip : 0));
+  }
+  // use(i, staged) for i = 0, step, ... below count: the places of a walk, in their order.
+  template <int V, int Batch, class Use>
+  CHATTN_DEVICE void walk(const Walk& w, int count, int step, Use use) const {
+    if constexpr (Batch == 1) {
+      index_t at = w.first, skipped = w.skipped;
+      CHATTN_UNROLL_BY(1)
+      for (int i = 0; i < count; i += step, at += w.step, skipped += w.skipped_step) {
+        Vec<T, V> v[Op::kInputs];
+        load<V>(at, skipped, v);
+        use_place<V>(i, v, use);
+      }
+      return;
+    }
+    const T* at[Op::kInputs];
+    CHATTN_UNROLL
+    for (int m = 0; m < Op::kInputs; ++m) at[m] = in[m] + w.first + (is_slice(m) ? w.skipped : 0);
+    int i = 0;
+    // No test before the loop: the first place of a batch needs one as the others do. Without, the
+    // compiler uses it while it has yet to ask for the others.
+    CHATTN_UNROLL_BY(1)
+    do {
+      Vec<T, V> v[Batch][Op::kInputs];
+      CHATTN_UNROLL
+      for (int b = 0; b < Batch; ++b) {
+        if (i + b * step >= count) continue;
+        CHATTN_UNROLL
+        for (int m = 0; m < Op::kInputs; ++m)
+          v[b][m] = load_vec<V>(at[m] + b * (w.step + (is_slice(m) ? w.skipped_step : 0)));
+      }
+      CHATTN_UNROLL
+      for (int m = 0; m < Op::kInputs; ++m)
+        at[m] += Batch * (w.step + (is_slice(m) ? w.skipped_step : 0));
+      CHATTN_UNROLL
+      for (int b = 0; b < Batch; ++b) {
+        if (i + b * step < count) use_place<V>(i + b * step, v[b], use);
+      }
+      i += Batch * step;
+    } while (i < count);
+  }
+  CHATTN_DEVICE index_t sample_of(index_t plane) const {
+    return static_cast<unsigned>(plane) / static_cast<unsigned>(sample_planes);
   }
   CHATTN_DEVICE typename Op::Reference of_plane(index_t plane) const {
-    return Op::Reference::load(reference, plane, sample_planes);
+    const index_t channel = plane - sample_of(plane) * sample_planes;
+    return Op::Reference::load(reference, plane, channel, sample_planes);
   }
 };
 
@@ -191,17 +138,13 @@ CHATTN_DEVICE void merge_lanes(A (&s)[Op::kOutputs], int from, int to) {
 template <class Op>
 constexpr int kReduceBlocks = sizeof(typename Op::Reference) > sizeof(double) ? 2 : 0;
 
-// Loads in flight: iterations that are unrolled; fewer where each has many inputs, for registers.
-template <class Op>
-constexpr int kUnrolled = Op::kInputs > 2 ? 2 : 4;
-
 // ---- NCHW, small planes
 // Block b: planes
 // [b*tile_planes, ...), read as one run of 16-byte words however long a plane is. Shared: kStaged
 // arrays of tile_planes*hw accumulators.
 template <class T, int V, class Op>
 CHATTN_KERNEL(kThreads, kReduceBlocks<Op>)
-reduce_tiles(ReduceIo<T, Op> io, index_t planes, int hw, int tile_planes, int lanes) {
+reduce_tiles(ReduceIo<T, Op> io, index_t planes, int hw, int tile_planes, int lane_bits) {
   using A = acc_t<T>;
   io.arrivals.clear();
   const int tid = static_cast<int>(threadIdx.x);
@@ -221,10 +164,7 @@ reduce_tiles(ReduceIo<T, Op> io, index_t planes, int hw, int tile_planes, int la
   Shared<A> tile = shared<A>(0, Op::kStaged * capacity);
 
   const int vectors = length / V;
-  CHATTN_UNROLL_BY(kUnrolled<Op> / 2)
-  for (int i = tid; i < vectors; i += kThreads) {
-    A staged[V][Op::kStaged];
-    io.template stage<V>(base + i * V, skip, staged);
+  const auto store = [&](int i, const A(&staged)[V][Op::kStaged]) {
     CHATTN_UNROLL
     for (int q = 0; q < Op::kStaged; ++q) {
       constexpr int kWord = V * sizeof(A) <= 16 ? V : 16 / static_cast<int>(sizeof(A));
@@ -233,19 +173,24 @@ reduce_tiles(ReduceIo<T, Op> io, index_t planes, int hw, int tile_planes, int la
         Vec<A, kWord> word;
         CHATTN_UNROLL
         for (int e = 0; e < kWord; ++e) word[e] = staged[k + e][q];
-        tile.template stv<kWord>(q * capacity + i * V + k, word);
+        tile.template stv<kWord>(q * capacity + (tid + i) * V + k, word);
       }
     }
-  }
-  for (int i = vectors * V + tid; i < length; i += kThreads) {
-    A staged[1][Op::kStaged];
-    io.template stage<1>(base + i, skip, staged);
-    CHATTN_UNROLL
-    for (int q = 0; q < Op::kStaged; ++q) tile.st(q * capacity + i, staged[0][q]);
+  };
+  constexpr int kBatch = kTilesBatch<V, Op>;
+  io.template walk<V, kBatch>({base + tid * V, kThreads * V, skip}, vectors - tid, kThreads, store);
+  if (const int i = vectors * V + tid; i < length) {
+    Vec<T, 1> v[Op::kInputs];
+    io.template load<1>(base + i, skip, v);
+    io.template use_place<1>(i, v, [&](int i, const A(&staged)[1][Op::kStaged]) {
+      CHATTN_UNROLL
+      for (int q = 0; q < Op::kStaged; ++q) tile.st(q * capacity + i, staged[0][q]);
+    });
   }
   __syncthreads();
 
-  const int groups = kThreads / lanes, group = tid / lanes, lane = tid % lanes;
+  const int lanes = 1 << lane_bits, lane = tid & (lanes - 1);
+  const int groups = kThreads >> lane_bits, group = tid >> lane_bits;
   for (int p0 = 0; p0 < count; p0 += groups) {  // whole warps take part in the merge
     const int p = p0 + group;
     A s[Op::kOutputs];
@@ -274,21 +219,22 @@ reduce_tiles(ReduceIo<T, Op> io, index_t planes, int hw, int tile_planes, int la
 // kWarps accumulators.
 template <class T, int V, class Op>
 CHATTN_KERNEL(kThreads, kReduceBlocks<Op>)
-reduce_planes(ReduceIo<T, Op> io, index_t planes, int hw, int warps_per_plane, int splits) {
+reduce_planes(ReduceIo<T, Op> io, index_t planes, int hw, int warps_per_plane, FastDiv by_splits) {
   using A = acc_t<T>;
   io.arrivals.clear();
   const int tid = static_cast<int>(threadIdx.x), warp = tid / kWarp, lane = tid % kWarp;
   const bool alone = warps_per_plane == 1;
   const index_t task = static_cast<index_t>(blockIdx.x) * (alone ? kWarps : 1) + (alone ? warp : 0);
+  const int splits = static_cast<int>(by_splits.divisor);
   if (task >= planes * splits) return;  // whole warps, and none of a block that has a barrier
-  const index_t plane = task / splits;
-  const int split = static_cast<int>(task % splits);
+  const index_t plane = by_splits.quotient(static_cast<int>(task));
+  const int split = static_cast<int>(task - plane * splits);
   const int me = alone ? lane : tid, others = alone ? kWarp : kThreads;
 
   const int begin = split_at(hw, split, splits);
   const int end = split_at(hw, split + 1, splits);
   const index_t base = plane * hw;
-  const index_t skip = io.kSlices ? io.skipped(plane / io.sample_planes) : 0;
+  const index_t skip = io.kSlices ? io.skipped(io.sample_of(plane)) : 0;
   const int skew = static_cast<int>((base + begin) % V);
   const int body = min(end, begin + (skew ? V - skew : 0));
   const int tail = body + (end - body) / V * V;
@@ -296,20 +242,23 @@ reduce_planes(ReduceIo<T, Op> io, index_t planes, int hw, int warps_per_plane, i
 
   A s[Op::kOutputs];
   start<Op>(s);
-  CHATTN_UNROLL_BY(4)
-  for (int i = body + me * V; i < tail; i += others * V) {
-    A staged[V][Op::kStaged];
-    io.template stage<V>(base + i, skip, staged);
+  const auto fold = [&](int, const auto& staged) {
     CHATTN_UNROLL
-    for (int k = 0; k < V; ++k) Op::fold(s, staged[k], reference);
-  }
-  const auto fold_one = [&](int i) {
-    A staged[1][Op::kStaged];
-    io.template stage<1>(base + i, skip, staged);
-    Op::fold(s, staged[0], reference);
+    for (const auto& numbers : staged) Op::fold(s, numbers, reference);
   };
-  if (me < body - begin) fold_one(begin + me);
-  if (me < end - tail) fold_one(tail + me);
+  const int from = body + me * V;
+  io.template walk<V, kBatch<Op>>({base + from, others * V, skip}, tail - from, others * V, fold);
+  const int ends[2] = {begin + me, tail + me};
+  const bool within[2] = {me < body - begin, me < end - tail};
+  Vec<T, 1> v[2][Op::kInputs];
+  CHATTN_UNROLL
+  for (int e = 0; e < 2; ++e) {
+    if (within[e]) io.template load<1>(base + ends[e], skip, v[e]);
+  }
+  CHATTN_UNROLL
+  for (int e = 0; e < 2; ++e) {
+    if (within[e]) io.template use_place<1>(e, v[e], fold);
+  }
   merge_lanes<Op>(s, 1, kWarp);
 
   const index_t out = static_cast<index_t>(split) * planes + plane;
@@ -342,17 +291,19 @@ reduce_planes(ReduceIo<T, Op> io, index_t planes, int hw, int warps_per_plane, i
 // cols * V accumulators.
 template <class T, int V, class Op>
 CHATTN_KERNEL(kThreads, kReduceBlocks<Op>)
-reduce_rows(ReduceIo<T, Op> io, index_t n_count, index_t c_count, int hw, int cols, int splits) {
+reduce_rows(ReduceIo<T, Op> io, index_t n_count, int c_count, int hw, int col_bits,
+            FastDiv by_tiles, FastDiv by_splits) {
   using A = acc_t<T>;
   io.arrivals.clear();
   const int tid = static_cast<int>(threadIdx.x), warp = tid / kWarp;
-  const int col = tid % cols, row = tid / cols, rows = kThreads / cols;
-  const index_t channel_tiles = (c_count / V + cols - 1) / cols;
-  const index_t tile = static_cast<index_t>(blockIdx.x) % channel_tiles;
-  const index_t rest = static_cast<index_t>(blockIdx.x) / channel_tiles;
-  const int split = static_cast<int>(rest % splits);
-  const index_t n = rest / splits;
-  const index_t c0 = tile * cols * V, c = c0 + col * V;
+  const int cols = 1 << col_bits, col = tid & (cols - 1);
+  const int rows = kThreads >> col_bits, row = tid >> col_bits;
+  const int splits = static_cast<int>(by_splits.divisor);
+  const int rest = by_tiles.quotient(static_cast<int>(blockIdx.x));
+  const int tile = static_cast<int>(blockIdx.x) - rest * static_cast<int>(by_tiles.divisor);
+  const index_t n = by_splits.quotient(rest);
+  const int split = rest - static_cast<int>(n) * splits;
+  const int c0 = tile * cols * V, c = c0 + col * V;
   const int begin = split_at(hw, split, splits);
   const int end = split_at(hw, split + 1, splits);
 
@@ -361,17 +312,17 @@ reduce_rows(ReduceIo<T, Op> io, index_t n_count, index_t c_count, int hw, int co
   CHATTN_UNROLL
   for (int k = 0; k < V; ++k) {
     start<Op>(s[k]);
-    if (c < c_count) reference[k] = io.of_plane(n * c_count + c + k);
+    if (c < c_count)
+      reference[k] = Op::Reference::load(io.reference, n * c_count + c + k, c + k, c_count);
   }
-  if (c < c_count) {
-    CHATTN_UNROLL_BY(kUnrolled<Op>)
-    for (int i = begin + row; i < end; i += rows) {
-      A staged[V][Op::kStaged];
-      io.template stage<V>((n * hw + i) * c_count + c, io.skipped(n * hw + i), staged);
-      CHATTN_UNROLL
-      for (int k = 0; k < V; ++k) Op::fold(s[k], staged[k], reference[k]);
-    }
-  }
+  const auto fold = [&](int, const A(&staged)[V][Op::kStaged]) {
+    CHATTN_UNROLL
+    for (int k = 0; k < V; ++k) Op::fold(s[k], staged[k], reference[k]);
+  };
+  const index_t first = n * hw + begin + row;
+  const Walk walk{first * c_count + c, index_t{rows} * c_count, io.skipped(first),
+                  io.skipped(rows)};
+  io.template walk<V, kRowsBatch<Op>>(walk, c < c_count ? end - begin - row : 0, rows, fold);
   // Rows inside a warp, then the warps in order.
   CHATTN_UNROLL
   for (int k = 0; k < V; ++k) merge_lanes<Op>(s[k], cols, kWarp);
@@ -408,20 +359,24 @@ Status launch_reduce_as(const char* name, const ReducePlan& plan, const MapShape
   config.block = dim3(kThreads);
   config.stream = stream;
   const int hw = static_cast<int>(map.hw);
+  const FastDiv by_splits(static_cast<std::uint32_t>(plan.splits));
+  const auto bits = [](int power) { return std::countr_zero(static_cast<unsigned>(power)); };
   if constexpr (V * sizeof(T) == 16) {
     if (plan.kind == ReducePlan::tiles) {
       config.shared_bytes = sizeof(A) * Op::kStaged * plan.tile_planes * hw;
       return launch(name, reduce_tiles<T, V, Op>, config, io, map.planes(), hw, plan.tile_planes,
-                    plan.lanes);
+                    bits(plan.lanes));
     }
     if (plan.kind == ReducePlan::planes) {
       config.shared_bytes = sizeof(A) * Op::kOutputs * kWarps;
       return launch(name, reduce_planes<T, V, Op>, config, io, map.planes(), hw,
-                    plan.warps_per_plane, plan.splits);
+                    plan.warps_per_plane, by_splits);
     }
   }
   config.shared_bytes = sizeof(A) * Op::kOutputs * kWarps * plan.cols * V;
-  return launch(name, reduce_rows<T, V, Op>, config, io, map.n, map.c, hw, plan.cols, plan.splits);
+  const FastDiv by_tiles(static_cast<std::uint32_t>(ceil_div(map.c / V, plan.cols)));
+  return launch(name, reduce_rows<T, V, Op>, config, io, map.n, static_cast<int>(map.c), hw,
+                bits(plan.cols), by_tiles, by_splits);
 }
 
 template <class T, class Op>

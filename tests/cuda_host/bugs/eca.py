@@ -15,7 +15,7 @@ BUGS = (
     ),
     in_csrc(
         "stage-loads-past-its-end", _STAGE,
-        "q < length; ++q)\n          words.st", "q <= length; ++q)\n          words.st",
+        "{tid < body, ends[1] < length}", "{tid < body, ends[1] <= length}",
         PLACE + "out-of-bounds load of 4 bytes at byte .* of buffer 'x'",
     ),
     in_csrc(

@@ -91,8 +91,8 @@ BUGS = (
     # ---- warps and blocks out of step
     in_csrc(
         "lanes-leave-before-the-shuffle", _REDUCE,
-        "  if (me < end - tail) fold_one(tail + me);\n",
-        "  if (me < end - tail) fold_one(tail + me);\n  if (lane == 31) return;\n",
+        "  merge_lanes<Op>(s, 1, kWarp);\n",
+        "  if (lane == 31) return;\n  merge_lanes<Op>(s, 1, kWarp);\n",
         PLACE + "(warp operation|a thread exits that others wait for)",
     ),
     in_csrc(

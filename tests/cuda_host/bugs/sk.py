@@ -6,6 +6,7 @@ from tests.cuda_host.mutation import PLACE, Mutant, in_csrc
 
 _SELECT, _SK = "gates/select_cuda.cuh", "gates/sk_cuda_impl.cuh"
 _APPLY, _REDUCE = "engine/cuda/apply.cuh", "engine/cuda/reduce.cuh"
+_REDUCE_OPS = "engine/cuda/reduce_ops.cuh"
 
 
 def _pass(name: str, file: str, old: str, new: str, noticed: str) -> Mutant:
@@ -85,14 +86,15 @@ BUGS = (
         "y: max-abs error",
     ),
     _pass(
-        "prologue-without-relu", _REDUCE,
+        "prologue-without-relu", _REDUCE_OPS,
         "s[0] += nan_max(A(0), r.scale[m] * v[m] + r.shift[m]);",
         "s[0] += r.scale[m] * v[m] + r.shift[m];",
         "pooled: max-abs error",
     ),
     _pass(
         "prologue-of-the-plane-not-its-channel", _REDUCE,
-        "const index_t c = plane % c_count;", "const index_t c = plane;",
+        "const index_t channel = plane - sample_of(plane) * sample_planes;",
+        "const index_t channel = plane;",
         PLACE + "out-of-bounds load|pooled: max-abs error",
     ),
     # ---- slices of one map
@@ -108,12 +110,12 @@ BUGS = (
     ),
     _pass(
         "gap-behind-every-plane", _REDUCE,
-        "io.skipped(plane / io.sample_planes)", "io.skipped(plane)",
+        "io.skipped(io.sample_of(plane))", "io.skipped(plane)",
         PLACE + "out-of-bounds load of 16 bytes",
     ),
     _pass(
         "gap-behind-every-sample-of-rows", _REDUCE,
-        "io.skipped(n * hw + i)", "io.skipped(n)",
+        "io.skipped(first)", "io.skipped(n)",
         "pooled: max-abs error",
     ),
     _pass(
@@ -124,10 +126,9 @@ BUGS = (
     # ---- traffic
     _pass(
         "branches-read-twice", _REDUCE,
-        "    CHATTN_UNROLL\n    for (int k = 0; k < V; ++k) {\n      A values[Op::kInputs];",
-        "    for (int m = Op::kBranches; m < Op::kInputs; ++m)\n"
-        "      v[m] = load_vec<V>(in[m] + offset + skip);\n"
-        "    for (int k = 0; k < V; ++k) {\n      A values[Op::kInputs];",
+        "v[m] = load_vec<V>(in[m] + offset + (is_slice(m) ? skip : 0));",
+        "for (int i = 0; i <= (is_slice(m) ? 1 : 0); ++i)\n"
+        "        v[m] = load_vec<V>(in[m] + offset + (is_slice(m) ? skip : 0));",
         "x0: .* bytes in loads, expected",
     ),
 )  # fmt: skip
