@@ -16,6 +16,7 @@ from torch import Tensor
 
 __all__ = [
     "accumulation_dtype",
+    "autocast_enabled",
     "efficient_channel_attention",
     "neighbouring_channels",
     "no_autocast",
@@ -31,9 +32,20 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
+def autocast_enabled(device_type: str) -> bool:
+    """Whether autocast is on, also for devices that have none."""
+    # torch 2.11 does not trace `torch.amp.is_autocast_available`, and no torch an exception here.
+    if device_type == "meta":
+        return False
+    try:
+        return torch.is_autocast_enabled(device_type)
+    except RuntimeError:
+        return False
+
+
 def no_autocast(device_type: str) -> contextlib.AbstractContextManager[Any]:
     """A context in which autocast does not change the types of the formulas."""
-    if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
+    if autocast_enabled(device_type):
         return torch.autocast(device_type, enabled=False)
     return contextlib.nullcontext()
 

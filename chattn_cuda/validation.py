@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from chattn_cuda import reference
 from chattn_cuda.backends import FUSED_DTYPES
 
 __all__ = [
@@ -306,8 +307,7 @@ def unify_dtypes(
     others = [n for w, n in zip(weights, names, strict=True) if w is not None and w.dtype != dtype]
     if not others:
         return weights
-    kind = x.device.type
-    if not (torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)):
+    if not reference.autocast_enabled(x.device.type):
         first = weights[list(names).index(others[0])]
         assert first is not None
         raise ValueError(

@@ -530,6 +530,36 @@ def test_autocast_is_more_exact_than_eager(block: Block, backend: str) -> None:
     assert_same(y, block.function(*tensors, backend="reference"), 1e-5)
 
 
+@all_backends
+def test_compile_under_autocast(block: Block, backend: str) -> None:
+    """No graph break where the types are unified, and the formulas stay in float32."""
+    x, *weights = make(block, backend, (2, 6, 3, 5), torch.float32)
+    x = x.detach().bfloat16().requires_grad_()
+    torch._dynamo.reset()
+    compiled = torch.compile(block.function, fullgraph=True, backend="aot_eager")
+    with torch.autocast(cases.device_of(backend), dtype=torch.bfloat16):
+        y = compiled(x, *weights, backend=backend)
+        expected = block.function(x, *weights, backend=backend)
+    assert_same(y, expected, 1e-2)
+    grads = torch.autograd.grad(y.sum(), (x, *weights))
+    assert_same(grads, torch.autograd.grad(expected.sum(), (x, *weights)), 2e-2)
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+@every_block
+def test_compile_of_the_formulas(block: Block, device: str) -> None:
+    """Also on a device without autocast, about which most questions raise."""
+    tensors = [t.detach().to(device) for t in make(block, "reference", (2, 6, 3, 5))]
+    torch._dynamo.reset()
+    compiled = torch.compile(block.function, fullgraph=True, backend="aot_eager")
+    y = compiled(*tensors, backend="reference")
+    assert y.device.type == device
+    expected = block.function(*tensors, backend="reference")
+    assert y.shape == expected.shape and y.stride() == expected.stride()
+    if device == "cpu":
+        assert_same(y, expected)
+
+
 @pytest.mark.parametrize("block", PAIRS, ids=lambda block: block.name)  # others have layers inside
 @on_fused
 def test_autocast_around_second_derivatives(block: Block, backend: str) -> None:
