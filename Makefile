@@ -10,14 +10,15 @@ BIN := $(VENV)/bin
 SOURCES := $(shell find csrc -type f) setup.py pyproject.toml
 CPP := $(shell find csrc tests/cuda_host -name '*.h' -o -name '*.cuh' -o -name '*.cpp' -o -name '*.cu')
 
-.PHONY: help demo test sanitize bench gpu-check doctor lint format types clean
+.PHONY: help demo test sanitize bench gpu-check gpu-models doctor lint format types clean
 
 help:
 	@echo "make demo       build, then run a real model with and without chattn_cuda (main job)"
 	@echo "make test       build, then run the tests"
 	@echo "make sanitize   the slow tests: races, sanitizers, mutants of the CUDA kernels, whole models"
 	@echo "make bench      build, then compare with eager PyTorch and torch.compile (pytest-benchmark)"
-	@echo "make gpu-check  on a machine with a GPU: build with \$$PYTHON, test, check, measure (8 min)"
+	@echo "make gpu-check  on a machine with a GPU: build with \$$PYTHON, measure, check, test (6 min)"
+	@echo "make gpu-models there: whole models, eager, accelerated, compiled and both (6 min)"
 	@echo "make doctor     what is built and what can run here"
 	@echo "make lint       ruff, clang-format;   make format applies them"
 	@echo "make types      mypy"
@@ -67,6 +68,9 @@ bench: $(VENV)/.built
 # No .venv: a machine with a GPU brings its own torch, and may have no network.
 gpu-check:
 	$(PYTHON) tools/gpu_check.py
+
+gpu-models:
+	$(PYTHON) tools/gpu_models.py
 
 doctor: $(VENV)/.built
 	$(BIN)/python -m chattn_cuda doctor

@@ -26,9 +26,6 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(trylast=True)  # after -m and -k
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    if part := os.environ.get("CHATTN_TEST_PART"):  # i/n, for processes that share the tests
-        i, n = map(int, part.split("/"))
-        items[:] = items[len(items) * i // n : len(items) * (i + 1) // n]
     if torch.cuda.is_available():
         return
     for item in items:

@@ -1,128 +1,563 @@
-"""tools/gpu_check.py, as far as it goes without a GPU; `--rehearse` runs all of its steps."""
+"""tools/gpu_*.py, as far as they go without a GPU; `--rehearse` runs all of their steps."""
 
 from __future__ import annotations
 
-import importlib
-import json
 import os
+import re
+import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
-from chattn_cuda.cli import cases as cli_cases
-from tests import cases, conftest
+from tests import cases
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tools"))
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "tools"))
 
-
-@pytest.fixture(scope="module")
-def script() -> ModuleType:
-    return importlib.import_module("gpu_check")
-
-
-@pytest.fixture(scope="module")
-def bench() -> ModuleType:
-    return importlib.import_module("gpu_bench")
-
-
-def run(script: ModuleType, folder: Path, code: str, limit: float = 20) -> tuple[str, str]:
-    step = script.Step("step", limit, "step.log", [sys.executable, "-c", code])
-    output = script.run_step(step, folder, dict(os.environ), limit)
-    assert output in (folder / "step.log").read_text()
-    return step.status, output
+import gpu_check  # noqa: E402
+import gpu_kernels  # noqa: E402
+import gpu_main  # noqa: E402
+import gpu_models  # noqa: E402
+import gpu_results  # noqa: E402
+import gpu_runner  # noqa: E402
+import gpu_summary  # noqa: E402
+import gpu_tables  # noqa: E402
+import gpu_tests  # noqa: E402
+import gpu_turns  # noqa: E402
+from gpu_results import Times, emit, emit_row, read  # noqa: E402
+from gpu_runner import Runner, Step  # noqa: E402
 
 
-def test_step_status(script: ModuleType, tmp_path: Path) -> None:
-    assert run(script, tmp_path, "print('fine')") == ("ok", "fine\n")
-    assert run(script, tmp_path, "print('bad'); raise SystemExit(3)") == ("failed", "bad\n")
+@pytest.fixture
+def records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The file that records go to."""
+    path = tmp_path / "records.jsonl"
+    monkeypatch.setenv(gpu_results.FILE, str(path))
+    monkeypatch.delenv(gpu_results.END, raising=False)
+    monkeypatch.delenv(gpu_runner.TURN, raising=False)
+    return path
 
 
-def test_step_out_of_time(script: ModuleType, tmp_path: Path) -> None:
+# ---- steps as processes -------------------------------------------------------------------------
+def step(name: str, code: str, limit: float = 20, **more: Any) -> Step:
+    return Step(name, [sys.executable, "-c", code], limit, **more)
+
+
+def run(steps: list[Step], folder: Path, seconds: float = 60) -> list[tuple[str | None, str]]:
+    Runner(steps, folder / "log", dict(os.environ), seconds).run()
+    return [(s.status, s.note) for s in steps]
+
+
+def test_what_becomes_of_steps(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    steps = [
+        step("good", "print('RESULT 3 cases'); print('more')"),
+        step("bad", "print('what happened'); raise SystemExit(3)"),
+        step("needs", "print('never')", needs=("good", "bad")),
+        step("after", "print('anyway')", after=("bad",)),
+        step("late", "raise SystemExit(124)"),
+        Step("cannot", [], 20, note="no tool"),
+    ]
+    assert run(steps, tmp_path) == [
+        ("ok", "3 cases"),
+        ("failed", "what happened"),
+        ("skipped", "without bad"),
+        ("ok", "anyway"),
+        ("timed out", ""),
+        ("skipped", "no tool"),
+    ]
+    log = (tmp_path / "log").read_text()
+    assert "==== good: ok" in log and "more" in log and "what happened" in log
+    assert "good: ok, 0 s; 3 cases" in capsys.readouterr().out
+
+
+def test_step_out_of_time(tmp_path: Path) -> None:
     """A process in a session of its own, which outlives the step, does not hold it up."""
     code = (
         "import subprocess, sys, time; print('begun', flush=True);"
-        "subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(6)'],"
+        "subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(9)'],"
         "start_new_session=True); time.sleep(60)"
     )
     start = time.monotonic()
-    assert run(script, tmp_path, code, limit=2) == ("timed out", "begun\n")
-    assert time.monotonic() - start < 5
+    assert run([step("slow", code, limit=4.5)], tmp_path) == [("timed out", "begun")]
+    assert time.monotonic() - start < 8
 
 
-def test_notes(script: ModuleType) -> None:
-    passed = "....\n[100%]\n12 passed, 3 skipped in 1.20s\n"
-    assert script.pytest_note(passed) == "12 passed, 3 skipped in 1.20s"
-    assert script.pytest_note("...F.. [ 40%]\n..") == "stopped after 8 tests"
-    assert script.marked("a\nRESULT 3 cases\nb\n") == "3 cases"
-    assert script.marked("a\nlast\n\n") == "last"
-    assert script.sanitizer_note("x\n===== ERROR SUMMARY: 0 errors\n") == "ERROR SUMMARY: 0 errors"
-    assert script.sanitizer_note("Error: Device not supported. x").startswith(
-        "Device not supported"
+def test_the_total_time_is_kept(tmp_path: Path) -> None:
+    steps = [step("slow", "import time; time.sleep(60)"), step("next", "", after=("slow",))]
+    start = time.monotonic()
+    assert run(steps, tmp_path, seconds=5) == [("timed out", ""), ("skipped", "no time left")]
+    assert time.monotonic() - start < 8
+
+
+def test_steps_know_their_time(tmp_path: Path) -> None:
+    code = "import gpu_results; print(f'RESULT {gpu_results.left():.0f}')"
+    one = step("asks", code, limit=30, cwd=ROOT / "tools")
+    run([one], tmp_path)
+    assert 10 <= float(one.note) <= 30 - gpu_runner.INNER_SECONDS
+
+
+def test_cores_are_shared(tmp_path: Path) -> None:
+    """What keeps all cores busy runs alone, until it says that it is ready to measure."""
+    everything = len(gpu_runner.cores())
+    begin, end = "import os, time; begin = time.monotonic()", "print('RESULT', begin)"
+    tell = f"open(os.environ['{gpu_runner.READY}'], 'w')"
+    wait = f"\nwhile not os.path.exists({str(tmp_path / 'met')!r}): time.sleep(0.02)\n"
+    meet = f"open({str(tmp_path / 'met')!r}, 'w')"
+    steps = [
+        step("first", f"{begin}; time.sleep(1); begin = time.monotonic(); {end}", cores=everything),
+        step("second", f"{begin}; {tell}{wait}{end}", cores=everything),
+        step("third", f"{begin}; {meet}; {end}", cores=everything),
+    ]
+    run(steps, tmp_path)
+    first, second, third = (float(s.note) for s in steps)
+    assert first < second < third, "the first had ended; the second had not, and was ready"
+
+
+def test_who_measures_has_cores_of_its_own() -> None:
+    many, few = set(range(16)), {0, 1}
+    assert gpu_runner.quiet_cores(many) == {0, 1}
+    assert gpu_runner.other_cores(many) == many - {0, 1}
+    assert gpu_runner.quiet_cores(few) == gpu_runner.other_cores(few) == few
+
+
+def test_a_page_that_cannot_be_written_stops_nothing(tmp_path: Path) -> None:
+    steps = [step("one", "print('RESULT 1')"), step("two", "print('RESULT 2')", after=("one",))]
+    Runner(steps, tmp_path / "log", dict(os.environ), 60, lambda: 1 / 0).run()
+    assert [s.note for s in steps] == ["1", "2"]
+
+
+def test_build_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                        capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip
+    """By what it is made from: a copied tree has new dates, and the built module may be older."""
+    for name in ("csrc/a.cu", "setup.py", "chattn_cuda/_C.abi3.so", "build/gpu-check/x"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("import sys; print('chattn_cuda: CUDA kernels included')")
+    monkeypatch.setattr(gpu_runner, "ROOT", tmp_path)
+    monkeypatch.setattr(gpu_runner, "BUILD", tmp_path / "build" / "gpu-check")
+
+    def result() -> str:
+        assert gpu_runner.build("9.0", take_any=False) == 0
+        return gpu_runner.marked(capsys.readouterr().out)
+
+    assert result() == "chattn_cuda: CUDA kernels included"
+    assert result() == "found, as it was built before"
+    (tmp_path / "csrc" / "a.cu").write_text("changed")
+    assert result() == "chattn_cuda: CUDA kernels included"
+    (tmp_path / "chattn_cuda" / "_C.abi3.so").unlink()
+    assert result() == "chattn_cuda: CUDA kernels included"
+    assert gpu_runner.fingerprint("9.0") != gpu_runner.fingerprint("10.0")
+
+
+# ---- records and the first page -----------------------------------------------------------------
+def test_records(records: Path) -> None:
+    assert read(records) == []
+    emit_row("models", "a", "ms", {"eager": Times.of([1.0, 3.0])})
+    emit_row("models", "b", "ms", {"eager": Times.of([4.0])})
+    emit_row("models", "a", "ms", {"eager": Times.of([2.0, 1.0, 4.0, 3.0, 5.0], 10.0, gib=1.5)})
+    with records.open("a") as file:
+        file.write('{"what": "row", "table": "mod')  # its process was killed
+    found = gpu_results.rows(read(records))
+    assert list(found) == [("models", "a"), ("models", "b")]
+    assert found["models", "a"] == ("ms", {"eager": Times(30, 20, 40, 5, gib=1.5)})
+    assert found["models", "b"][1]["eager"] == Times(4, 4, 4, 1)
+
+
+def made_up(records: Path) -> tuple[list[Step], list[dict[str, Any]]]:
+    """A run in which much went wrong."""
+
+    def times(**by_name: tuple[float, float, float]) -> dict[str, Times]:
+        return {name: Times(*values, 9) for name, values in by_name.items()}
+
+    emit("conditions", text="a device, torch 2.11.0")
+    emit_row("models", "net training", "ms",
+             times(eager=(50, 49, 51), accelerated=(45, 44, 46)))  # fmt: skip
+    emit_row("models", "net training", "ms",
+             times(eager=(50, 49, 51), accelerated=(40, 39, 41), compiled=(30, 29, 31),
+                   both=(60, 58, 61)))  # fmt: skip
+    emit_row("models", "net inference", "ms", times(eager=(10, 9, 12), accelerated=(10.5, 10, 11)))
+    emit_row("host", "se inference", "us", times(eager=(97, 96, 98), cuda=(75, 74, 76),
+                                                 triton=(162, 160, 164)))  # fmt: skip
+    emit("kernel", block="se", layout="nchw", stage="256x56", batch=128, kernel="apply Gate",
+         us=186.0, maps=2, copy=138.0)  # fmt: skip
+    emit("kernel", block="se", layout="nchw", stage="256x56", batch=128, kernel="reduce DotOp",
+         us=276.0, maps=2, copy=138.0)  # fmt: skip
+    emit("kernel", block="se", layout="nchw", stage="256x56", batch=8, kernel="contract",
+         us=39.0, maps=None, copy=11.0)  # fmt: skip
+    for i in range(53):
+        text = f"test_numerics.py::test_gradients[sk-{i}]: AssertionError: dx is {i}.5e-3 off"
+        emit("problem", step="tests", text=text)
+    emit("problem", step="tests", text="test_numerics.py::test_gradients[se]: RuntimeError: no")
+    emit("problem", step="host execution", text="se: dx off by 1e-3")
+    emit("tests", part=0, collected=100, passed=10, failed=0, skipped=0)
+    emit("tests", part=0, collected=100, passed=40, failed=50, skipped=2)
+    emit("tests", part=1, collected=100, passed=90, failed=4, skipped=0)
+    steps = [
+        Step("build", ["x"], 1, status="ok", seconds=74),
+        Step("memcheck", ["x"], 1, status="failed", note="ERROR SUMMARY: 3 errors"),
+        Step("tests", ["x"], 1, status="timed out", note="12 processes"),
+        Step("late", ["x"], 1, status="skipped", note="no time left"),
+    ]
+    return steps, read(records)
+
+
+PROMISED = {
+    ("models", "net training"): ("eager", "accelerated", "compiled", "both"),
+    ("models", "net inference"): ("eager", "accelerated", "compiled", "both"),
+    ("models", "other"): ("eager",),
+}
+
+
+def test_what_is_wrong(records: Path) -> None:
+    assert gpu_summary.wrong(*made_up(records)) == [
+        "memcheck: failed: ERROR SUMMARY: 3 errors",
+        "host execution: se: dx off by 1e-3",
+        "53 times: test_numerics.py::test_gradients[sk-0]: AssertionError: dx is 0.5e-3 off",
+        "test_numerics.py::test_gradients[se]: RuntimeError: no",
+    ]
+
+
+def test_what_is_slower(records: Path) -> None:
+    """Worst first; what lies within the spread comes last and says so."""
+    assert gpu_summary.slower(made_up(records)[1]) == [
+        "0.50x models: net training: both 60 (58 to 61), compiled 30 (29 to 31) ms",
+        "0.60x host: se inference: triton 162 (160 to 164), eager 97 (96 to 98) us",
+        "0.95x models: net inference: accelerated 10.5 (10 to 11), eager 10 (9 to 12) ms,"
+        " within the spread",
+    ]
+
+
+def test_what_is_left(records: Path) -> None:
+    steps, found = made_up(records)
+    assert gpu_summary.left_out(steps, found, PROMISED) == [
+        "tests: timed out; 12 processes",
+        "late: skipped; no time left",
+        "models: net inference: compiled, both",
+        "models: other: eager",
+        "tests: 14 of 200 were not run",
+    ]
+
+
+def test_first_page(records: Path) -> None:
+    steps, found = made_up(records)
+    page = gpu_summary.page("gpu-check", 341.0, steps, found, PROMISED)
+    assert page[:9] == [
+        "==== gpu-check, 341 s: a device, torch 2.11.0",
+        "ran (s): build 74",
+        "tests: 200 collected, 130 passed, 54 failed, 2 skipped, 14 left",
+        "models: accelerated 1.09x eager (0.95 to 1.25, 2 rows); both 0.50x compiled"
+        " (0.50 to 0.50, 1 rows)",
+        "host: cuda 1.29x eager (1.29 to 1.29, 1 rows); triton 0.60x eager (0.60 to 0.60, 1 rows)",
+        "1 passes below 70% of a copy's speed: 50% se reduce DotOp 128x256x56 nchw",
+        "1 kernels without a map above 5 or 3 us: 39 us se contract 8x256x56 nchw",
+        "-- wrong: 4",
+        "memcheck: failed: ERROR SUMMARY: 3 errors",
+    ]
+    assert "-- slower than without the package: 3" in page
+    assert page[-1] == "tests: 14 of 200 were not run"
+
+
+def test_first_page_has_room_for_everything(records: Path) -> None:
+    """However much there is: 40 lines that fit, something of each section, and the rest counted."""
+    steps, _ = made_up(records)
+    for i in range(80):
+        emit("problem", step="tests", text=f"test_{i}.py::test: Error{'x' * 200}{chr(65 + i)}")
+        times = {"eager": Times(1, 1, 1, 5), "accelerated": Times(2 + i, 2, 2, 5)}
+        emit_row("models", f"row {i}", "ms", times)
+    found = read(records)
+    page = gpu_summary.page("gpu-check", 341.0, steps, found, PROMISED)
+    assert len(page) == gpu_summary.LINES
+    assert max(map(len, page)) <= gpu_summary.WIDTH
+    wrong, slow = len(gpu_summary.wrong(steps, found)), len(gpu_summary.slower(found))
+    assert f"-- wrong: {wrong}" in page
+    assert f"-- slower than without the package: {slow}" in page
+    assert page[-1] == "tests: 14 of 200 were not run", "short sections are whole"
+    more = [
+        int(m[1]) for line in page if (m := re.match(r"and (\d+) more, in gpu-check.txt", line))
+    ]
+    begin, end = page.index(f"-- wrong: {wrong}"), page.index("-- left out: 5")
+    assert sum(more) + (end - begin - 2) - len(more) == wrong + slow
+
+
+def test_first_page_of_nothing(records: Path) -> None:
+    steps = [Step("build", ["x"], 1, status="failed", note="no nvcc")]
+    page = gpu_summary.page("gpu-models", 3.0, steps, [], {})
+    assert page[0] == "==== gpu-models, 3 s: nothing is known"
+    assert page[2:] == [
+        "-- wrong: 1",
+        "build: failed: no nvcc",
+        "-- slower than without the package: nothing",
+        "-- left out: nothing",
+    ]
+
+
+def test_tables(records: Path) -> None:
+    lines = gpu_tables.tables(made_up(records)[1])
+    (training,) = (line for line in lines if line.startswith("net training"))
+    assert "40 (39-41) ms 1.25x" in training and "60 (58-61) ms 0.50x" in training
+    (apply,) = (line for line in lines if line.startswith("apply Gate"))
+    assert re.fullmatch(r"apply Gate +186 +74% +- *", apply)
+
+
+# ---- the steps ----------------------------------------------------------------------------------
+def test_kernels_are_known_by_their_names() -> None:
+    def name(kernel: str, what: str) -> str:
+        return (
+            f"void chattn::cuda::{kernel}<chattn::bfloat16_t, 8, chattn::cuda::{what} >"
+            f"(chattn::cuda::ReduceIo<chattn::bfloat16_t, chattn::cuda::{what} >, long, int)"
+        )
+
+    t = "chattn::bfloat16_t"
+    known = {
+        name("reduce_rows", f"SumOp<{t}, 1>"): ("reduce SumOp", 1),
+        name("reduce_tiles", f"SumOp<{t}, (int)2>"): ("reduce SumOp", 2),
+        name("reduce_planes", f"DotsOp<{t}, 2>"): ("reduce DotsOp", 3),
+        name("apply_rows", f"MlpForwardGate<{t} >"): ("apply MlpForwardGate", 2),
+        name("apply_spans", f"MlpBackwardGate<{t}, true>"): ("apply MlpBackwardGate", 3),
+        name("apply_spans", f"MlpBackwardGate<{t}, false>"): ("apply MlpBackwardGate", 2),
+        name("apply_rows", f"SoftmaxGate<{t}, 2, false>"): ("apply SoftmaxGate", 3),
+        name("contract", f"GateGradRows<{t}>"): ("contract GateGradRows", None),
+        "void chattn::cuda::weight_grads<chattn::bfloat16_t>(int)": ("weight_grads", None),
+        "ampere_bf16_s16816gemm_64x64": ("others", None),
+    }
+    for text, (short, maps) in known.items():
+        assert gpu_kernels.short_name(text) == short
+        assert gpu_kernels.maps_moved(text) == maps
+
+
+def test_every_pass_is_known() -> None:
+    """What moves maps is told by the operation or gate that a pass is given."""
+    sources = "".join(path.read_text() for path in (ROOT / "csrc").rglob("*.cuh"))
+    parts = re.findall(r"^struct (\w+(?:Op|Gate)) \{", sources, re.MULTILINE)
+    assert {"SumOp", "SpreadGate"} <= set(parts)
+    for part in parts:
+        assert gpu_kernels.maps_moved(f"chattn::cuda::{part}<float, 2>"), "add it to MAPS"
+
+
+def test_kernels_of_a_call() -> None:
+    """Sums over launches of the same kind; a launch more or less than there were calls is noise."""
+    sums = "chattn::cuda::reduce_rows<float, 4, chattn::cuda::SumOp<float, 1> >(int)"
+    small = "chattn::cuda::contract<float>(int)"
+    events = [(sums, us) for us in (9.0, 10.0, 11.0, 30.0)] + [(small, 2.0)] * 6 + [("gemm", 1.0)]
+    assert gpu_kernels.per_call(events, 3) == {
+        "reduce SumOp": (10.5, 1),
+        "contract": (4.0, None),
+        "others": (1.0, None),
+    }
+
+
+def test_tests_that_failed_come_first() -> None:
+    names = [
+        "test_numerics.py::test_against_float64[se-cuda-float32]",
+        "test_numerics.py::test_against_float64[se-triton-float32]",
+        "test_parity.py::test_trains_like_timm[cuda]",
+        "test_numerics.py::test_against_float64[sk-cuda-norm]",
+    ]
+    assert sorted(names, key=gpu_tests.rank) == [names[2], names[3], names[0], names[1]]
+
+
+@pytest.mark.parametrize("parts", [1, 2, 5, 20])
+def test_parts_of_the_tests_make_all_of_them(parts: int) -> None:
+    names = [f"test_{k}[{i}]" for k in ("compile", "prologue", "other-triton") for i in range(7)]
+    shares = [gpu_tests.share_of(names, names, i, parts) for i in range(parts)]
+    assert sorted(sum(shares, [])) == sorted(names)
+    assert all(share == sorted(share, key=gpu_tests.rank) for share in shares)
+
+
+def test_plugin_tells_what_failed_and_stops_in_time(records: Path, tmp_path: Path) -> None:
+    (tmp_path / "test_it.py").write_text(
+        "import time, pytest\n"
+        "pytestmark = pytest.mark.gpu\n"
+        "def test_good(): pass\n"
+        "def test_compile_bad(): assert 1 == 2\n"
+        "@pytest.fixture\n"
+        "def broken(): yield; raise ValueError('at its end')\n"
+        "def test_teardown(broken): pass\n"
+        "def test_slow(): time.sleep(1.5)\n"
+        "def test_never(): pass\n"
     )
+    command = [sys.executable, "-m", "pytest", ".", "-q", "-m", "gpu", "-p", "gpu_tests"]
+    # Python's start, pytest's and the slow test's second: the last test does not fit.
+    env = {**os.environ, "PYTHONPATH": str(ROOT / "tools")}
+    env[gpu_results.END] = str(time.time() + 600)
+    counted = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
+    total = gpu_summary.test_counts(read(records))
+    assert total == {"collected": 5, "passed": 3, "failed": 2, "skipped": 0, "left": 0}, counted
+    assert [r["text"] for r in read(records) if r["what"] == "problem"] == [
+        "test_it.py::test_compile_bad: assert 1 == 2",
+        "test_it.py::test_teardown: ValueError: at its end",
+    ]
+    records.unlink()
+    env[gpu_results.END] = str(time.time())
+    assert subprocess.run(command, cwd=tmp_path, env=env, capture_output=True).returncode == 2
+    assert gpu_summary.test_counts(read(records))["left"] == 4
 
 
-def test_notes_add_up(script: ModuleType) -> None:
-    notes = ["12 passed, 3 skipped in 1.20s", "5 passed, 1 failed in 9s", "stopped after 7 tests"]
-    assert script.total_note(notes) == "17 passed, 3 skipped, 1 failed; 1 unfinished"
-    assert script.total_note(["stopped after 0 tests"]) == "no tests; 1 unfinished"
-
-
-@pytest.mark.parametrize("count", [1, 2, 5, 20])
-def test_parts_of_the_tests_make_all_of_them(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Item:
-        def get_closest_marker(self, name: str) -> None:
-            return None
-
-    everything, together = [Item() for _ in range(12)], []
-    for i in range(count):
-        part = list(everything)
-        monkeypatch.setenv("CHATTN_TEST_PART", f"{i}/{count}")
-        conftest.pytest_collection_modifyitems(part)
-        assert len(part) in (12 // count, 12 // count + 1)
-        together += part
-    assert together == everything
+def test_sanitizer_note() -> None:
+    text = "RESULT 192 of 192 calls\n===== ERROR SUMMARY: 0 errors\n"
+    assert gpu_check.sanitizer_note(text) == "ERROR SUMMARY: 0 errors; 192 of 192 calls"
+    assert gpu_check.sanitizer_note("Error: Device not supported. x") == "Device not supported. x"
+    assert gpu_check.sanitizer_note("Segmentation fault\n") == "Segmentation fault"
 
 
 def test_steps_know_every_block() -> None:
-    steps = importlib.import_module("gpu_steps")
+    import gpu_steps
+
     blocks = {name for name, block in cases.BLOCKS.items() if block.op}  # others have no operators
-    assert set(steps.BLOCKS) == blocks
+    assert set(gpu_steps.BLOCKS) == blocks
     for rehearse in (False, True):
-        assert {case.block for case in steps.cases(rehearse)} == blocks
+        assert {case.block for case in gpu_steps.cases(rehearse)} == blocks
 
 
-def test_rates(bench: ModuleType) -> None:
-    row = bench.Row("se", (8, 256, 56, 56), "bfloat16", "nchw", "forward")
-    two_pass, floor = bench.figures(row, ms=1.0)
-    assert two_pass == pytest.approx(3 * 12.845056)  # GB/s: bytes / 1e-3 s / 1e9
-    assert floor == pytest.approx(2 * 12.845056)
+# ---- turns --------------------------------------------------------------------------------------
+class Scale(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor(2.0))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return (x * self.weight).sin()
 
 
-def test_rows_cover_what_is_promised(bench: ModuleType) -> None:
-    rows = bench.bench_rows(rehearse=False)
-    # stages, N, types, layouts, directions, blocks
-    assert len(set(rows)) == len(rows) == 4 * 3 * 2 * 2 * 2 * len(cli_cases.BLOCKS)
-    assert {row.block for row in rows} == set(cli_cases.BLOCKS)
-    assert {row.shape[0] for row in rows} == {32, 64, 128}
+def subject(training: bool = False) -> gpu_turns.Subject:
+    x = torch.linspace(0, 1, 8)
+
+    def call(module: Any) -> Sequence[torch.Tensor]:
+        if not training:
+            with torch.inference_mode():
+                return [module(x)]
+        y = module(x)
+        return [y, *torch.autograd.grad(y.sum(), list(module.parameters()))]
+
+    return gpu_turns.Subject("models", "net", "ms", Scale(), call, 0, rounds=5, repeat=1)
 
 
-def test_files_are_few(script: ModuleType, bench: ModuleType, tmp_path: Path) -> None:
-    steps = script.plan(None, rehearse=False)
-    script.write_summary(steps, tmp_path, "9.0", 12.0)
-    bench.save(tmp_path, {}, "", [])
-    logs = {step.log for step in steps}
-    assert len(logs | {path.name for path in tmp_path.iterdir()}) <= 8
-    assert json.loads((tmp_path / "gpu-check.json").read_text())["compute_capability"] == "9.0"
+@pytest.mark.parametrize("training", [False, True])
+def test_compiling_ahead_runs_nothing(training: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forward and backward are compiled, and then run as they are."""
+    from functorch.compile import make_boxed_func
+    from torch._dynamo.backends.common import aot_autograd
+
+    compiled, ran = [], []
+
+    def compiler(graph: Any, examples: Any) -> Any:
+        compiled.append(graph)
+
+        def run(*arguments: Any) -> Any:
+            ran.append(graph)
+            return graph(*arguments)
+
+        return make_boxed_func(run)
+
+    backend = aot_autograd(fw_compiler=compiler, bw_compiler=compiler)
+    monkeypatch.setattr(torch._dynamo, "lookup_backend", lambda name: backend)
+    of_row = subject(training)
+    ahead = gpu_turns.Ahead(of_row.module, of_row.call)
+    assert ahead.graphs == 1 and not ran
+    assert len(compiled) == (2 if training else 1)
+    for got, want in zip(of_row.call(ahead.module), of_row.call(of_row.module), strict=True):
+        torch.testing.assert_close(got, want)
+    assert len(ran) == len(compiled) == (2 if training else 1)
+    torch._dynamo.reset()
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="for machines without a GPU")
-def test_without_a_gpu(script: ModuleType, capsys: pytest.CaptureFixture[str],
-                       monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:  # fmt: skip
+def test_a_row_is_measured(records: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu_turns, "COMPILER", "aot_eager")
+    of_row = subject()
+    assert gpu_turns.measure_in_turn(of_row, gpu_turns.make_ready(of_row, gpu_turns.VARIANTS), 0.1)
+    ((unit, times),) = gpu_results.rows(read(records)).values()
+    assert unit == "ms" and list(times) == list(gpu_turns.VARIANTS)
+    assert all(t.count == 5 or t.count >= 3 for t in times.values())
+    assert all(t.error == 0 for t in times.values())
+    torch._dynamo.reset()
+
+
+def test_a_variant_that_fails_is_a_problem_and_the_others_are_measured(records: Path) -> None:
+    of_row = subject()
+    off = Scale()
+    off.weight.data += 1
+
+    class Broken(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            raise RuntimeError("out of\nmemory")
+
+    gpu_turns.measure(of_row, {"eager": Scale(), "accelerated": Broken(), "both": off}, 0.1)
+    found = read(records)
+    assert [r["text"] for r in found if r["what"] == "problem"] == [
+        "net, accelerated: RuntimeError: out of memory",
+        "net, both: differs from eager by 4.5e-01",
+    ]
+    ((_, times),) = gpu_results.rows(found).values()
+    assert list(times) == ["eager", "both"]
+
+
+def test_one_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(gpu_runner.TURN, str(tmp_path / "turn"))
+    monkeypatch.setenv(gpu_runner.CORES, ",".join(map(str, gpu_runner.cores())))
+    monkeypatch.setenv(gpu_results.END, str(time.time() + 2))
+    with gpu_turns.turn(1):  # another file description, as in another process
+        start = time.monotonic()
+        with pytest.raises(gpu_results.OutOfTime), gpu_turns.turn(1):
+            pass
+        assert time.monotonic() - start > 0.5, "it waits as long as there is time"
+    with gpu_turns.turn(0.1):
+        pass
+
+
+# ---- the plans ----------------------------------------------------------------------------------
+@pytest.mark.parametrize("rehearse", [False, True])
+def test_every_model_is_measured(rehearse: bool) -> None:
+    rows = gpu_models.rows(rehearse)
+    names = {step.name for step in gpu_models.plan(rehearse)}
+    assert {str(row) for row in rows} <= names
+    assert set(gpu_models.promised(rehearse)) == {(gpu_models.TABLE, str(row)) for row in rows}
+    assert sorted(map(str, gpu_models.by_value(rows))) == sorted(map(str, rows))
+    if not rehearse:
+        assert len(rows) == 3 * 7
+        assert [row.training for row in gpu_models.by_value(rows)[:4]] == [True] * 3 + [False]
+
+
+def test_a_network_is_compiled_by_one_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(gpu_runner.SHARED, str(tmp_path))
+    first, other, *_ = gpu_models.rows(rehearse=True)
+    assert [gpu_models._claim(row) for row in (first, first, other)] == [True, False, True]
+
+
+@pytest.mark.parametrize("plan", [gpu_check.plan, gpu_models.plan])
+@pytest.mark.parametrize("rehearse", [False, True])
+def test_steps_wait_for_steps_that_exist(plan: Any, rehearse: bool) -> None:
+    steps = plan(rehearse)
+    names = [step.name for step in steps]
+    assert len(set(names)) == len(names)
+    known = {"build", "import", *names}
+    assert all({*step.needs, *step.after} <= known for step in steps)
+
+
+def test_files_are_few(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two runs into one folder leave six files."""
+    monkeypatch.setattr(gpu_main, "build_step", lambda arch, any: step("build", ""))
+    for name in ("gpu-check", "gpu-models"):
+        plan = gpu_main.Plan(name, 20, lambda r: [step("one", "")], lambda r: {}, lambda w, r: 0)
+        monkeypatch.setattr(sys.modules["__main__"], "__file__", "/dev/null", raising=False)
+        assert gpu_main.run(plan, tmp_path, None, True, tmp_path / "caches") == 0
+        text = (tmp_path / f"{name}.txt").read_text()
+        assert text.startswith(f"==== {name}")
+    files = {path.name for path in tmp_path.iterdir() if path.is_file()}
+    assert len(files) <= 8
+
+
+def test_without_a_gpu(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+                       tmp_path: Path) -> None:  # fmt: skip
     monkeypatch.setenv("OUT", str(tmp_path))
+    monkeypatch.setattr(gpu_main, "architecture", lambda: None)
     monkeypatch.setattr(sys, "argv", ["gpu_check.py"])
-    assert script.main() == 2
+    plan = gpu_main.Plan("gpu-check", 20, gpu_check.plan, gpu_check.promises, gpu_check.run_step)
+    assert gpu_main.main(plan) == 2
     assert "--rehearse" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""What gpu_check.py runs in processes of their own: comparisons, a graph, calls for sanitizers."""
+"""What gpu_check.py checks beside the tests: the GPU's numbers, CUDA graphs, memory accesses."""
 
 from __future__ import annotations
 
@@ -8,14 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from gpu_results import emit, left
+from gpu_turns import device
 from torch import Tensor
 
 Tensors = dict[str, Tensor]
-
-
-def device() -> str:
-    """Returns "cuda", or "cpu" in a rehearsal."""
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 # ---- calls --------------------------------------------------------------------------------------
@@ -130,13 +127,15 @@ def step_sanitized(rehearse: bool) -> int:
     """Every CUDA kernel once; run under compute-sanitizer."""
     import chattn_cuda  # noqa: F401
 
-    count = 0
-    for case in cases(rehearse):
+    count, found = 0, list(cases(rehearse))
+    for case in found:
+        if left() < 1:
+            break
         case.call("chattn_cuda", {k: v.to(device()) for k, v in case.inputs().items()})
         count += 1
     if device() == "cuda":
         torch.cuda.synchronize()
-    print(f"RESULT {count} calls forward and backward")
+    print(f"RESULT {count} of {len(found)} calls forward and backward")
     return 0
 
 
@@ -148,8 +147,10 @@ def step_compare(rehearse: bool) -> int:
     if reason := host_backend.load():
         print(f"RESULT {reason}")
         return 1
-    worst, problems, count = 0.0, [], 0
-    for case in cases(rehearse):
+    worst, problems, count, found = 0.0, [], 0, list(cases(rehearse))
+    for case in found:
+        if left() < 2:
+            break
         inputs = case.inputs()
         expected = case.call("chattn_cuda_host", inputs)
         tensors = {k: v.to(device()) for k, v in inputs.items()}
@@ -173,9 +174,21 @@ def step_compare(rehearse: bool) -> int:
             line.append(f"{name} {difference:.1e}")
         print(case, ", ".join(line))
         count += 1
-    print("\n".join(problems))
-    print(f"RESULT {count} cases, {len(problems)} problems, at most {worst:.2f} of the limit")
-    return 1 if problems else 0
+    for problem in problems:
+        emit("problem", step="host execution", text=problem)
+    print(
+        f"RESULT {count} of {len(found)} cases, {len(problems)} problems, at most {worst:.2f} of"
+        " the limit"
+    )
+    return 1 if problems else 0 if count == len(found) else 124
+
+
+def step_host_build(rehearse: bool) -> int:
+    """Builds what `step_compare` executes on the CPU."""
+    from tests import host_backend
+
+    print(f"RESULT {host_backend.load() or 'built'}")
+    return 0
 
 
 def _replay_differs(module: Any, capture: bool) -> str | None:
@@ -231,4 +244,9 @@ def step_graph(rehearse: bool) -> int:
     return 1 if problems or not names else 0
 
 
-STEPS = {"graph": step_graph, "compare": step_compare, "sanitized": step_sanitized}
+STEPS = {
+    "graph": step_graph,
+    "compare": step_compare,
+    "host-build": step_host_build,
+    "sanitized": step_sanitized,
+}

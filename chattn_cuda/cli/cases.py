@@ -174,11 +174,11 @@ class Problem:
 
     def __init__(self, row: Row, copies: int = 1, seed: int = 0) -> None:
         self.row = row
-        generator = torch.Generator().manual_seed(seed)
+        generator = torch.Generator(row.device).manual_seed(seed)
         memory_format = LAYOUTS[row.layout]
 
         def tensor() -> Tensor:
-            values = torch.randn(row.shape, generator=generator).to(row.device, row.dtype)
+            values = torch.randn(row.shape, generator=generator, device=row.device).to(row.dtype)
             return values.contiguous(memory_format=memory_format)
 
         with torch.random.fork_rng(devices=[]):
