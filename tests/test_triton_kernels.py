@@ -20,7 +20,15 @@ triton = pytest.importorskip("triton", reason="triton is not installed")
 tl = pytest.importorskip("triton.language", reason="triton is not installed")
 
 from chattn_cuda import activations  # noqa: E402
-from chattn_cuda.triton import host, interpreting, launch, registration, se, why_not  # noqa: E402
+from chattn_cuda.triton import (  # noqa: E402
+    host,
+    interpreting,
+    launch,
+    program,
+    registration,
+    se,
+    why_not,
+)
 from chattn_cuda.triton.kernels import activations as device_activations  # noqa: E402
 from chattn_cuda.triton.kernels import passes  # noqa: E402
 from chattn_cuda.triton.kernels.activations import (  # noqa: E402
@@ -219,6 +227,8 @@ def test_plans_of_a_gpu(
 ) -> None:
     """Small tiles, many splits: what the kernels get outside the interpreter."""
     monkeypatch.setattr(host, "FILL", launch.FILL)
+    monkeypatch.setattr(se.se_forward, "programs", {})
+    monkeypatch.setattr(se.se_backward, "programs", {})
     run(shape, rd, layout=layout, add_maxpool=add_maxpool)
 
 
@@ -549,7 +559,8 @@ def test_cpu_tensors_outside_the_interpreter_get_an_error(monkeypatch: pytest.Mo
     class NotInterpreted:
         value = False
 
-    monkeypatch.setattr(host, "INTERPRETED", NotInterpreted)
+    monkeypatch.setattr(program, "INTERPRETED", NotInterpreted)
+    monkeypatch.setattr(se.se_forward, "programs", {})
     x, w1, b1, w2, b2 = (t.cpu() for t in _op_inputs((2, 6, 4, 5), 3))
     with pytest.raises(RuntimeError, match="TRITON_INTERPRET=1"):
         ops.se_forward(x, w1, b1, w2, b2, RELU.code, 0.0, SIGMOID.code, False)

@@ -1,4 +1,4 @@
-"""Efficient channel attention on Triton: plans, allocates and launches.
+"""Efficient channel attention on Triton: what to allocate and to launch.
 
 Forward is two launches: squeeze, gate + rescale. Backward is four: reduce (dy * x), partial and
 merged weight gradients, map gradient.
@@ -11,6 +11,7 @@ from torch import Tensor
 from . import host
 from .kernels import conv, passes
 from .launch import UNLIMITED, plan_conv_grad, plan_pass
+from .program import Operator
 
 SCHEMAS = (
     "eca_forward(Tensor x, Tensor weight, int gate_fn, bool circular) "
@@ -23,7 +24,18 @@ SCHEMAS = (
 def forward_launches(
     x: Tensor, weight: Tensor, gate_fn: int, circular: bool
 ) -> tuple[tuple[Tensor, Tensor, Tensor], list[host.Launch]]:
-    """Outputs (y, pooled, gate), not yet computed, and the launches that do."""
+    """Plan of ``eca_forward``: outputs (y, pooled, gate) and the launches.
+
+    Args:
+        x: (N, C, H, W), float32, float16, bfloat16 or float64, any strides.
+        weight: (1, 1, k) or (C, 1, k), x's dtype, or float32 for a 16-bit x.
+        gate_fn: the gate's code.
+        circular: whether the channels wrap around.
+
+    Returns:
+        y in x's memory format; pooled and gate (N, C) in the accumulation type. Extra memory: the
+        partial sums of the squeeze, at most 32 * N * C numbers.
+    """
     n, c, h, w = x.shape
     hw = h * w
     channels_last = host.is_channels_last(x)
@@ -34,8 +46,6 @@ def forward_launches(
     outputs = (y, pooled, gate)
     if n == 0:
         return outputs, []
-    x = host.dense(x, channels_last)
-    weight = weight.contiguous()
     # At HW = 1 the formats are the same bytes; as channels_last, adjacent elements are adjacent.
     cl = channels_last or hw == 1
     size = x.element_size()
@@ -70,7 +80,24 @@ def backward_launches(
     need_dx: bool,
     need_dw: bool,
 ) -> tuple[tuple[Tensor, Tensor], list[host.Launch]]:
-    """Outputs (dx, dweight), not yet computed, and the launches that do."""
+    """Plan of ``eca_backward``, the gradients of ``eca_forward``: outputs and launches.
+
+    Args:
+        dy: gradient of y, any strides; copied first where it is not dense in x's memory format.
+        dgate: gradient of the gate, (N, C), or None.
+        x: the forward's map.
+        pooled: (N, C), from the forward.
+        gate: (N, C), from the forward.
+        weight: (1, 1, k) or (C, 1, k), as in the forward.
+        gate_fn: the gate's code.
+        circular: whether the channels wrap around.
+        need_dx: whether to compute dx.
+        need_dw: whether to compute dweight.
+
+    Returns:
+        dx, dweight; shape (0,) where not needed. Extra memory: the partial sums, at most
+        32 * (N * C + the weights) numbers.
+    """
     n, c, h, w = x.shape
     hw = h * w
     channels_last = host.is_channels_last(x)
@@ -80,10 +107,6 @@ def backward_launches(
     outputs = (dx, dweight)
     if n == 0 or not (need_dx or need_dw):
         return outputs, []
-    x = host.dense(x, channels_last)
-    dy = host.dense(dy, channels_last)
-    dgate = None if dgate is None else dgate.contiguous()
-    pooled, gate, weight = pooled.contiguous(), gate.contiguous(), weight.contiguous()
     cl = channels_last or hw == 1
     size = x.element_size()
     taps, per_channel = weight.shape[2], weight.shape[0] > 1
@@ -128,64 +151,5 @@ def backward_launches(
     return outputs, launches
 
 
-def eca_forward(
-    x: Tensor, weight: Tensor, gate_fn: int, circular: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Operator ``eca_forward``.
-
-    Args:
-        x: (N, C, H, W), float32, float16, bfloat16 or float64, any strides.
-        weight: (1, 1, k) or (C, 1, k), x's dtype, or float32 for a 16-bit x.
-        gate_fn: the gate's code.
-        circular: whether the channels wrap around.
-
-    Returns:
-        y in x's memory format; pooled and gate (N, C) in the accumulation type. Extra memory: the
-        partial sums of the squeeze, at most 32 * N * C numbers.
-
-    Raises:
-        RuntimeError: for CPU tensors outside Triton's interpreter.
-    """
-    outputs, launches = forward_launches(x, weight, gate_fn, circular)
-    host.run(launches, x)
-    return outputs
-
-
-def eca_backward(
-    dy: Tensor,
-    dgate: Tensor | None,
-    x: Tensor,
-    pooled: Tensor,
-    gate: Tensor,
-    weight: Tensor,
-    gate_fn: int,
-    circular: bool,
-    need_dx: bool,
-    need_dw: bool,
-) -> tuple[Tensor, Tensor]:
-    """Operator ``eca_backward``: the gradients of :func:`eca_forward`.
-
-    Args:
-        dy: gradient of y, any strides; copied first where it is not dense in x's memory format.
-        dgate: gradient of the gate, (N, C), or None.
-        x: the forward's map.
-        pooled: (N, C), from the forward.
-        gate: (N, C), from the forward.
-        weight: (1, 1, k) or (C, 1, k), as in the forward.
-        gate_fn: the gate's code.
-        circular: whether the channels wrap around.
-        need_dx: whether to compute dx.
-        need_dw: whether to compute dweight.
-
-    Returns:
-        dx, dweight; shape (0,) where not needed. Extra memory: the partial sums, at most
-        32 * (N * C + the weights) numbers.
-
-    Raises:
-        RuntimeError: for CPU tensors outside Triton's interpreter.
-    """
-    outputs, launches = backward_launches(
-        dy, dgate, x, pooled, gate, weight, gate_fn, circular, need_dx, need_dw
-    )
-    host.run(launches, x)
-    return outputs
+eca_forward = Operator(forward_launches, maps=("x",), like="x")
+eca_backward = Operator(backward_launches, maps=("dy", "x"), like="x")

@@ -1,8 +1,8 @@
-"""What every block does around its Triton kernels: layouts, allocation, plans of a pass, launch."""
+"""What the plans of all blocks share: layouts, allocation, plans of a pass, launches."""
 
 from __future__ import annotations
 
-import contextlib
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from . import launch
 from .kernels.activations import INTERPRETED
-from .launch import WARPS, PassPlan, plan_pass
+from .launch import PassPlan, plan_pass
 
 # The interpreter runs one program after the other, so it gets few and large ones.
 FILL = 8 if INTERPRETED.value else launch.FILL
@@ -22,6 +22,11 @@ class Launch(NamedTuple):
     kernel: Any
     programs: int
     args: tuple[Any, ...]
+
+    def tensors(self) -> Iterator[Tensor]:
+        """The tensors among the arguments, those in tuples too."""
+        for a in self.args:
+            yield from (t for t in (a if isinstance(a, tuple) else (a,)) if isinstance(t, Tensor))
 
 
 def is_channels_last(x: Tensor) -> bool:
@@ -39,18 +44,14 @@ def is_channels_last(x: Tensor) -> bool:
     return c > 1 and sc == 1 and h * w > 1 and (h == 1 or sh >= c) and (w == 1 or sw >= c)
 
 
-def _format(channels_last: bool) -> torch.memory_format:
+def memory_format(channels_last: bool) -> torch.memory_format:
+    """The one with channels last, or the standard one."""
     return torch.channels_last if channels_last else torch.contiguous_format
-
-
-def dense(x: Tensor, channels_last: bool) -> Tensor:
-    """`x`, or a copy of it, dense in the format."""
-    return x.contiguous(memory_format=_format(channels_last))
 
 
 def empty_map(x: Tensor, channels_last: bool) -> Tensor:
     """A map like `x`, dense in the format."""
-    return torch.empty_like(x, memory_format=_format(channels_last))
+    return torch.empty_like(x, memory_format=memory_format(channels_last))
 
 
 def accumulator(dtype: torch.dtype) -> torch.dtype:
@@ -79,25 +80,3 @@ def reduction(
         return n, plan_pass(n, c, hw, cl, itemsize, tiles, fill=FILL)
     # Planes of NCHW are independent and adjacent: one sample with N * C channels.
     return 1, plan_pass(1, n * c, hw, False, itemsize, tiles, fill=FILL)
-
-
-def run(launches: list[Launch], x: Tensor) -> None:
-    """Launch on x's device and torch's current stream."""
-    if not launches:
-        return
-    context: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
-    if INTERPRETED.value:
-        import numpy
-
-        context = numpy.errstate(all="ignore")  # Inf and NaN are results here, as on a GPU
-    elif x.device.type != "cuda":
-        raise RuntimeError(
-            f"chattn_cuda's Triton kernels run on CUDA tensors, got a tensor on {x.device}; for "
-            "CPU tensors set the environment variable TRITON_INTERPRET=1 before Python starts "
-            "(slow, for tests)"
-        )
-    elif x.device.index != torch.cuda.current_device():
-        context = torch.cuda.device(x.device)
-    with context:
-        for kernel, programs, args in launches:
-            kernel[(programs,)](*args, num_warps=WARPS)

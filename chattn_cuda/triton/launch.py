@@ -20,7 +20,6 @@ What the numbers below come from:
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
 
 WARPS = 4
 FILL = 1024
@@ -84,7 +83,6 @@ class MlpPlan:
     programs: int
 
 
-@lru_cache(maxsize=1024)
 def plan_pass(
     n: int,
     c: int,
@@ -181,7 +179,6 @@ def plan_pass(
     )
 
 
-@lru_cache(maxsize=1024)
 def plan_mlp(
     rows: int, cols: int, depth: int, itemsize: int, min_cols: int = 1, fill: int = FILL
 ) -> MlpPlan:
@@ -207,7 +204,6 @@ def plan_mlp(
     return MlpPlan(tile_n, tile_r, tile_k, programs())
 
 
-@lru_cache(maxsize=1024)
 def plan_outer(rows: int, cols: int, depth: int, itemsize: int) -> MlpPlan:
     """Plan a (depth, rows)^T x (depth, cols) product: ``tile_n`` along depth, ``tile_k`` cols."""
     budget = _MAX_GATE_TILE // (2 if itemsize == 8 else 1)
@@ -237,7 +233,6 @@ class ConvGradPlan:
     merge_programs: int
 
 
-@lru_cache(maxsize=1024)
 def plan_conv_grad(
     n: int, c: int, taps: int, per_channel: bool, itemsize: int, fill: int = FILL
 ) -> ConvGradPlan:

@@ -1,4 +1,4 @@
-"""Squeeze-and-Excitation on Triton: plans, allocates and launches.
+"""Squeeze-and-Excitation on Triton: what to allocate and to launch.
 
 Forward is three launches: squeeze, hidden, gate + rescale. Backward is four: reduce (dy * x),
 hidden gradient, weight gradients, map gradient. Without w1 the gate has one layer: the pooled
@@ -16,6 +16,7 @@ from . import host
 from .kernels import gate as gates
 from .kernels import passes
 from .launch import UNLIMITED, plan_mlp, plan_outer, plan_pass
+from .program import Operator
 
 SCHEMAS = (
     "se_forward(Tensor x, Tensor? w1, Tensor? b1, Tensor w2, Tensor? b2, int act, float act_param, "
@@ -41,7 +42,25 @@ def forward_launches(
     gate_fn: int,
     add_maxpool: bool,
 ) -> tuple[tuple[Tensor, Tensor, Tensor, Tensor, Tensor], list[host.Launch]]:
-    """Outputs (y, pooled, peak, hidden, gate), not yet computed, and the launches that do."""
+    """Plan of ``se_forward``: outputs (y, pooled, peak, hidden, gate) and the launches.
+
+    Args:
+        x: (N, C, H, W), float32, float16, bfloat16 or float64, any strides.
+        w1: (rd, C) or (rd, C, 1, 1), x's dtype, or float32 for a 16-bit x; so are b1, w2 and b2.
+            None for a gate of one layer: rd is C then, act the identity, and hidden empty.
+        b1: (rd,) or None.
+        w2: (C, rd) or (C, rd, 1, 1).
+        b2: (C,) or None.
+        act: the activation's code.
+        act_param: leaky_relu's slope, elu's alpha.
+        gate_fn: the gate's code.
+        add_maxpool: whether the squeeze is half mean, half maximum.
+
+    Returns:
+        y in x's memory format; pooled (N, C), peak (N, C) or (0,), hidden (N, rd) and gate (N, C)
+        in the accumulation type. Three launches; extra memory: the partial sums of the squeeze, at
+        most 32 * N * C numbers.
+    """
     n, c, h, w = x.shape
     hw = h * w
     r = c if w1 is None else w1.shape[0]
@@ -55,11 +74,8 @@ def forward_launches(
     outputs = (y, pooled, peak, hidden, gate)
     if n == 0:
         return outputs, []
-    x = host.dense(x, channels_last)
-    w1 = None if w1 is None else w1.reshape(r, c).contiguous()
-    w2 = w2.reshape(c, r).contiguous()
-    b1 = None if b1 is None else b1.contiguous()
-    b2 = None if b2 is None else b2.contiguous()
+    w1 = None if w1 is None else w1.reshape(r, c)
+    w2 = w2.reshape(c, r)
     # At HW = 1 the formats are the same bytes; as channels_last, adjacent elements are adjacent.
     cl = channels_last or hw == 1
     size = x.element_size()
@@ -123,7 +139,29 @@ def backward_launches(
     need_dx: bool,
     need_dw: bool,
 ) -> tuple[tuple[Tensor, Tensor, Tensor, Tensor, Tensor], list[host.Launch]]:
-    """Outputs (dx, dw1, db1, dw2, db2), not yet computed, and the launches that do."""
+    """Plan of ``se_backward``, the gradients of ``se_forward``: outputs and launches.
+
+    Args:
+        dy: gradient of y, any strides; copied first where it is not dense in x's memory format.
+        dgate: gradient of the gate, (N, C), or None.
+        x: the forward's map.
+        pooled: (N, C), from the forward.
+        peak: (N, C) or (0,), from the forward.
+        hidden: (N, rd), from the forward.
+        gate: (N, C), from the forward.
+        w1: (rd, C) or (rd, C, 1, 1), as in the forward.
+        w2: (C, rd) or (C, rd, 1, 1), as in the forward.
+        act: the activation's code.
+        act_param: leaky_relu's slope, elu's alpha.
+        gate_fn: the gate's code.
+        add_maxpool: whether the squeeze is half mean, half maximum.
+        need_dx: whether to compute dx.
+        need_dw: whether to compute the weight gradients.
+
+    Returns:
+        dx, dw1, db1, dw2, db2; shape (0,) where not needed. Up to four launches; extra memory: the
+        partial sums, at most 64 * N * C numbers.
+    """
     n, c, h, w = x.shape
     hw = h * w
     r = c if w1 is None else w1.shape[0]
@@ -138,16 +176,12 @@ def backward_launches(
     outputs = (dx, dw1, db1, dw2, db2)
     if n == 0 or not (need_dx or need_dw):
         return outputs, []
-    x = host.dense(x, channels_last)
-    dy = host.dense(dy, channels_last)
-    dgate = None if dgate is None else dgate.contiguous()
-    pooled, hidden, gate = pooled.contiguous(), hidden.contiguous(), gate.contiguous()
-    w1 = None if w1 is None else w1.reshape(r, c).contiguous()
-    w2 = w2.reshape(c, r).contiguous()
+    w1 = None if w1 is None else w1.reshape(r, c)
+    w2 = w2.reshape(c, r)
     cl = channels_last or hw == 1
     size = x.element_size()
     acc_size = gate.element_size()
-    top = peak.contiguous() if add_maxpool else None
+    top = peak if add_maxpool else None
 
     samples, p = host.reduction(n, c, hw, cl, size, 2 * _TWO_TILES if add_maxpool else _TWO_TILES)
     parts = x.new_empty((1, p.splits, n, c), dtype=acc)
@@ -202,90 +236,5 @@ def backward_launches(
     return outputs, launches
 
 
-def se_forward(
-    x: Tensor,
-    w1: Tensor | None,
-    b1: Tensor | None,
-    w2: Tensor,
-    b2: Tensor | None,
-    act: int,
-    act_param: float,
-    gate_fn: int,
-    add_maxpool: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Operator ``se_forward``.
-
-    Args:
-        x: (N, C, H, W), float32, float16, bfloat16 or float64, any strides.
-        w1: (rd, C) or (rd, C, 1, 1), x's dtype, or float32 for a 16-bit x; so are b1, w2 and b2.
-            None for a gate of one layer: rd is C then, act the identity, and hidden empty.
-        b1: (rd,) or None.
-        w2: (C, rd) or (C, rd, 1, 1).
-        b2: (C,) or None.
-        act: the activation's code.
-        act_param: leaky_relu's slope, elu's alpha.
-        gate_fn: the gate's code.
-        add_maxpool: whether the squeeze is half mean, half maximum.
-
-    Returns:
-        y in x's memory format; pooled (N, C), peak (N, C) or (0,), hidden (N, rd) and gate (N, C)
-        in the accumulation type. Three launches; extra memory: the partial sums of the squeeze, at
-        most 32 * N * C numbers.
-
-    Raises:
-        RuntimeError: for CPU tensors outside Triton's interpreter.
-    """
-    outputs, launches = forward_launches(x, w1, b1, w2, b2, act, act_param, gate_fn, add_maxpool)
-    host.run(launches, x)
-    return outputs
-
-
-def se_backward(
-    dy: Tensor,
-    dgate: Tensor | None,
-    x: Tensor,
-    pooled: Tensor,
-    peak: Tensor,
-    hidden: Tensor,
-    gate: Tensor,
-    w1: Tensor | None,
-    w2: Tensor,
-    act: int,
-    act_param: float,
-    gate_fn: int,
-    add_maxpool: bool,
-    need_dx: bool,
-    need_dw: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Operator ``se_backward``: the gradients of :func:`se_forward`.
-
-    Args:
-        dy: gradient of y, any strides; copied first where it is not dense in x's memory format.
-        dgate: gradient of the gate, (N, C), or None.
-        x: the forward's map.
-        pooled: (N, C), from the forward.
-        peak: (N, C) or (0,), from the forward.
-        hidden: (N, rd), from the forward.
-        gate: (N, C), from the forward.
-        w1: (rd, C) or (rd, C, 1, 1), as in the forward.
-        w2: (C, rd) or (C, rd, 1, 1), as in the forward.
-        act: the activation's code.
-        act_param: leaky_relu's slope, elu's alpha.
-        gate_fn: the gate's code.
-        add_maxpool: whether the squeeze is half mean, half maximum.
-        need_dx: whether to compute dx.
-        need_dw: whether to compute the weight gradients.
-
-    Returns:
-        dx, dw1, db1, dw2, db2; shape (0,) where not needed. Up to four launches; extra memory: the
-        partial sums, at most 64 * N * C numbers.
-
-    Raises:
-        RuntimeError: for CPU tensors outside Triton's interpreter.
-    """
-    outputs, launches = backward_launches(
-        dy, dgate, x, pooled, peak, hidden, gate, w1, w2,
-        act, act_param, gate_fn, add_maxpool, need_dx, need_dw,
-    )  # fmt: skip
-    host.run(launches, x)
-    return outputs
+se_forward = Operator(forward_launches, maps=("x",), like="x")
+se_backward = Operator(backward_launches, maps=("dy", "x"), like="x")

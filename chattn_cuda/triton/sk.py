@@ -1,4 +1,4 @@
-"""The selective kernel on Triton: plans, allocates and launches.
+"""The selective kernel on Triton: what to allocate and to launch.
 
 Forward is three launches: squeeze, mean, softmax + select. Backward is three: reduce (dy * x_m),
 gradient of the logits, gradients of the branches. Branches that are slices of one map are copied
@@ -15,6 +15,7 @@ from torch import Tensor
 from . import host
 from .kernels import passes, select
 from .launch import UNLIMITED, PassPlan, plan_pass
+from .program import Operator
 
 SCHEMAS = (
     "sk_squeeze(Tensor[] branches, Tensor? prologue=None) -> Tensor pooled",
@@ -54,19 +55,23 @@ def _programs(planes: int) -> int:
 def squeeze_launches(
     branches: Sequence[Tensor], prologue: Tensor | None = None
 ) -> tuple[Tensor, list[host.Launch]]:
-    """Output pooled, not yet computed, and the launches that do."""
+    """Plan of ``sk_squeeze``: the mean (N, C) of the branches' sum, in accumulators; launches.
+
+    Args:
+        branches: 1 to 4 maps (N, C, H, W) of one shape and type, any strides.
+        prologue: scale and shift (2, M, C) in the accumulation type, or None.
+    """
     x = branches[0]
     channels_last = host.is_channels_last(x)
     n, c, hw, cl = _shape(x, channels_last)
     pooled = x.new_empty((n, c), dtype=host.accumulator(x.dtype))
     if n == 0:
         return pooled, []
-    maps = tuple(host.dense(u, channels_last) for u in branches)
+    maps = tuple(branches)
     samples, p = host.reduction(
         n, c, hw, cl, x.element_size(), _tiles(len(branches)), prologue is not None
     )
     part_sum = pooled.new_empty((p.splits, n, c))
-    prologue = None if prologue is None else prologue.contiguous()
     squeeze = (maps, prologue, part_sum, None, *host.sizes(p, samples), *host.tiles(p))
     mean = (part_sum, pooled, n * c, hw, p.splits, _PLANES)
     return pooled, [
@@ -78,36 +83,46 @@ def squeeze_launches(
 def select_launches(
     branches: Sequence[Tensor], logits: Tensor, prologue: Tensor | None = None
 ) -> tuple[Tensor, list[host.Launch]]:
-    """Output y, not yet computed, and the launch that computes it."""
+    """Plan of ``sk_select``: y in the first branch's format, and the launch.
+
+    Args:
+        branches: as above.
+        logits: (N, M, C) in the accumulation type.
+        prologue: as above.
+    """
     x, m = branches[0], len(branches)
     channels_last = host.is_channels_last(x)
     n = x.shape[0]
     y = host.empty_map(x, channels_last)
     if n == 0:
         return y, []
-    maps = tuple(host.dense(u, channels_last) for u in branches)
+    maps = tuple(branches)
     p = _select_plan(x, m, channels_last)
-    prologue = None if prologue is None else prologue.contiguous()
-    args = (maps, prologue, y, logits.contiguous(), *host.sizes(p, n), m, *host.tiles(p))
+    args = (maps, prologue, y, logits, *host.sizes(p, n), m, *host.tiles(p))
     return y, [host.Launch(select.select_kernel, p.programs, args)]
 
 
 def dot_launches(
     dy: Tensor, logits: Tensor, branches: Sequence[Tensor]
 ) -> tuple[Tensor, list[host.Launch]]:
-    """Output dlogits, not yet computed, and the launches that do."""
+    """Plan of ``sk_dot``: the gradient of the logits (N, M, C), and the launches.
+
+    Args:
+        dy: gradient of y, any strides.
+        logits: the forward's.
+        branches: the forward's.
+    """
     x, m = branches[0], len(branches)
     channels_last = host.is_channels_last(x)
     n, c, hw, cl = _shape(x, channels_last)
     dlogits = logits.new_empty((n, m, c))
     if n == 0:
         return dlogits, []
-    maps = tuple(host.dense(u, channels_last) for u in branches)
-    dy = host.dense(dy, channels_last)
+    maps = tuple(branches)
     samples, p = host.reduction(n, c, hw, cl, x.element_size(), _tiles(m + 1))
     parts = logits.new_empty((m, p.splits, n, c))
     reduce = (dy, maps, None, parts, None, *host.sizes(p, samples), *host.tiles(p))
-    merge = (parts, logits.contiguous(), dlogits, n, c, p.splits, m, _PLANES)
+    merge = (parts, logits, dlogits, n, c, p.splits, m, _PLANES)
     return dlogits, [
         host.Launch(passes.reduce_kernel, p.programs, reduce),
         host.Launch(select.logit_gradient_kernel, _programs(n * c), merge),
@@ -117,72 +132,36 @@ def dot_launches(
 def gradient_launches(
     dy: Tensor, logits: Tensor, dpooled: Tensor | None, channels_last: bool
 ) -> tuple[list[Tensor], list[host.Launch]]:
-    """Outputs: a gradient per branch, not yet computed, and the launch that computes them."""
-    n, c, hw, cl = _shape(dy, channels_last)
-    m = logits.shape[1]
-    outputs = [host.empty_map(dy, channels_last) for _ in range(m)]
-    if n == 0:
-        return outputs, []
-    dy = host.dense(dy, channels_last)
-    dpooled = None if dpooled is None else dpooled.contiguous()
-    p = _select_plan(dy, m + 1, channels_last)
-    args = (dy, logits.contiguous(), dpooled, tuple(outputs), *host.sizes(p, n), hw, m)
-    return outputs, [host.Launch(select.select_spread_kernel, p.programs, (*args, *host.tiles(p)))]
-
-
-def sk_squeeze(branches: Sequence[Tensor], prologue: Tensor | None = None) -> Tensor:
-    """Operator ``sk_squeeze``: the mean (N, C) of the branches' sum, in accumulators.
-
-    Args:
-        branches: 1 to 4 maps (N, C, H, W) of one shape and type, any strides.
-        prologue: scale and shift (2, M, C) in the accumulation type, or None.
-
-    Raises:
-        RuntimeError: for CPU tensors outside Triton's interpreter; so do the other operators.
-    """
-    pooled, launches = squeeze_launches(branches, prologue)
-    host.run(launches, branches[0])
-    return pooled
-
-
-def sk_select(branches: Sequence[Tensor], logits: Tensor, prologue: Tensor | None = None) -> Tensor:
-    """Operator ``sk_select``: y in the first branch's format.
-
-    Args:
-        branches: as above.
-        logits: (N, M, C) in the accumulation type.
-        prologue: as above.
-    """
-    y, launches = select_launches(branches, logits, prologue)
-    host.run(launches, branches[0])
-    return y
-
-
-def sk_dot(dy: Tensor, logits: Tensor, branches: Sequence[Tensor]) -> Tensor:
-    """Operator ``sk_dot``: the gradient of the logits (N, M, C).
-
-    Args:
-        dy: gradient of y, any strides.
-        logits: the forward's.
-        branches: the forward's.
-    """
-    dlogits, launches = dot_launches(dy, logits, branches)
-    host.run(launches, dy)
-    return dlogits
-
-
-def sk_gradient(
-    dy: Tensor, logits: Tensor, dpooled: Tensor | None, channels_last: bool, stacked: bool
-) -> list[Tensor]:
-    """Operator ``sk_gradient``: the gradients of the branches.
+    """Plan of ``sk_gradient``: a gradient per branch, and the launch.
 
     Args:
         dy: gradient of y, any strides.
         logits: the forward's, (N, M, C).
         dpooled: gradient of the mean (N, C), or None.
         channels_last: the format of the results.
-        stacked: return one map (N, M * C, H, W), put together by a copy.
     """
-    outputs, launches = gradient_launches(dy, logits, dpooled, channels_last)
-    host.run(launches, dy)
+    n, c, hw, cl = _shape(dy, channels_last)
+    m = logits.shape[1]
+    outputs = [host.empty_map(dy, channels_last) for _ in range(m)]
+    if n == 0:
+        return outputs, []
+    p = _select_plan(dy, m + 1, channels_last)
+    args = (dy, logits, dpooled, tuple(outputs), *host.sizes(p, n), hw, m)
+    return outputs, [host.Launch(select.select_spread_kernel, p.programs, (*args, *host.tiles(p)))]
+
+
+sk_squeeze = Operator(squeeze_launches, maps=("branches",), like="branches")
+sk_select = Operator(select_launches, maps=("branches",), like="branches")
+sk_dot = Operator(dot_launches, maps=("dy", "branches"), like="branches")
+branch_gradients = Operator(gradient_launches, maps=("dy",), like="channels_last")
+
+
+def sk_gradient(
+    dy: Tensor, logits: Tensor, dpooled: Tensor | None, channels_last: bool, stacked: bool
+) -> list[Tensor]:
+    """Operator ``sk_gradient``: :func:`gradient_launches`.
+
+    ``stacked``: return one map (N, M * C, H, W), put together by a copy.
+    """
+    outputs = branch_gradients(dy, logits, dpooled, channels_last)
     return [torch.cat(outputs, 1)] if stacked else outputs

@@ -1,0 +1,683 @@
+"""What reaches the driver, without a GPU: run by test_triton_launches in a process of its own.
+
+Triton's binding and specialisation are real; compiling and launching are not: a compiled kernel is
+an object that stands for its specialisation, and a launch is written down. So what the operators
+launch directly can be compared with what Triton would launch for the same arguments: the same
+object, grid, stream and arguments. Tensors are on the CPU, at addresses of the test's choice.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import itertools
+import operator
+import sys
+import threading
+import types
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+import triton.compiler
+from torch import Tensor
+from triton import knobs
+from triton.backends.compiler import GPUTarget
+from triton.compiler import CompiledKernel
+from triton.runtime.driver import driver
+from triton.runtime.jit import JITFunction
+
+from chattn_cuda.triton import direct, eca, host, program, se, sk
+from chattn_cuda.triton.launch import WARPS
+
+OPERATORS = {
+    "se_forward": se.se_forward,
+    "se_backward": se.se_backward,
+    "eca_forward": eca.eca_forward,
+    "eca_backward": eca.eca_backward,
+    "sk_squeeze": sk.sk_squeeze,
+    "sk_select": sk.sk_select,
+    "sk_dot": sk.sk_dot,
+    "sk_gradients": sk.branch_gradients,
+}
+NCHW, NHWC = torch.contiguous_format, torch.channels_last
+
+
+class Launched(NamedTuple):
+    device: int
+    kernel: Kernel
+    grid: tuple[int, int, int]
+    stream: int
+    function: int
+    metadata: Any
+    hooks: tuple[Any, ...]
+    args: tuple[Any, ...]
+
+
+class Kernel(CompiledKernel):
+    """What Triton compiles for one specialisation."""
+
+    handles = itertools.count(1000)
+
+    def __init__(self, src: Any, options: dict[str, Any]) -> None:
+        self.src, self.options, self.module = src, options, None
+        self.name = src.fn.__name__
+        self.packed_metadata = (options["num_warps"], options["num_ctas"], 0)
+        self.function = next(self.handles)
+
+    def launch_metadata(self, grid: Any, stream: int, *args: Any) -> Any:
+        hook = knobs.runtime.launch_enter_hook
+        return {"name": self.name} if hook is not None else None
+
+    @property
+    def run(self) -> Callable[..., None]:
+        return self._launch
+
+    def _launch(self, x: int, y: int, z: int, stream: int, function: int, *rest: Any) -> None:
+        metadata, launch_metadata, enter, leave, *args = rest
+        hooks = tuple(h for h in (enter, leave) if h is not None and getattr(h, "calls", True))
+        for hook in hooks:
+            hook(launch_metadata)
+        for path, attributes in self.src.attrs.items():  # what the compiler was told to rely on
+            if ["tt.divisibility", 16] in attributes:
+                value = functools.reduce(operator.getitem, path, args)
+                address = value.data_ptr() if isinstance(value, Tensor) else value
+                assert address % 16 == 0, (self.name, path)
+        where = Machine.now.device
+        grid = (x, y, z)
+        log().append(Launched(where, self, grid, stream, function, metadata, hooks, tuple(args)))
+
+
+_logs = threading.local()
+
+
+def log() -> list[Launched]:
+    if not hasattr(_logs, "launches"):
+        _logs.launches = []
+    return _logs.launches
+
+
+class Machine:
+    """The state of the GPU that is not there."""
+
+    now: Machine
+    device = 0
+    stream = 7
+    bound = 0  # launches that Triton looked at
+
+
+@pytest.fixture(autouse=True)
+def machine(monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine]:
+    made = Machine.now = Machine()
+    gpu = types.SimpleNamespace(
+        get_current_target=lambda: GPUTarget("cuda", 90, 32),
+        get_current_device=lambda: made.device,
+        get_current_stream=lambda device: made.stream + 100 * (device or 0),
+    )
+    bind = JITFunction.run
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        made.bound += 1
+        return bind(*args, **kwargs)
+
+    torch.use_deterministic_algorithms(False)  # as users have it; then memory is not filled
+    driver.set_active(gpu)
+    monkeypatch.setattr(
+        triton.compiler, "compile", lambda src, target, options, **_: Kernel(src, options)
+    )
+    monkeypatch.setattr(JITFunction, "run", counted)
+    monkeypatch.setattr(program, "_common_device", lambda devices: torch.device("cpu"))
+    forget()
+    yield made
+    forget()
+
+
+def forget() -> None:
+    """As in a new process."""
+    for op in OPERATORS.values():
+        op.programs.clear()
+    for module in (se.gates, se.passes, eca.conv, sk.select):
+        for f in vars(module).values():
+            if isinstance(f, JITFunction):
+                f.device_caches.clear()
+
+
+# ---- calls -------------------------------------------------------------------------------------
+
+
+def tensor(*shape: int, dtype: torch.dtype = torch.float32, fmt: Any = NCHW, at: int = 0) -> Tensor:
+    """A tensor without values that starts ``at`` elements behind an aligned address."""
+    like = torch.empty(shape, device="meta").contiguous(memory_format=fmt)
+    memory = torch.empty(like.numel() + at + 16, dtype=dtype)
+    made = memory[at:].as_strided(shape, like.stride())
+    assert (made.data_ptr() % 16 == 0) == (at * made.element_size() % 16 == 0)
+    return made
+
+
+class Call(NamedTuple):
+    operator: str
+    args: tuple[Any, ...]
+
+    def __call__(self) -> Any:
+        return OPERATORS[self.operator](*self.args)
+
+
+def se_calls(
+    shape: tuple[int, int, int, int] = (2, 24, 6, 5),
+    rd: int = 4,
+    dtype: torch.dtype = torch.float32,
+    fmt: Any = NCHW,
+    weights: torch.dtype | None = None,
+    at: dict[str, int] | None = None,
+    bias: bool = True,
+    one_layer: bool = False,
+    add_maxpool: bool = False,
+    how: tuple[int, float, int] = (1, 0.0, 10),
+    needs: tuple[bool, bool] = (True, True),
+) -> list[Call]:
+    """Forward and backward; ``at`` says which tensors begin how far behind an aligned address."""
+    n, c = shape[:2]
+    acc = torch.float64 if dtype == torch.float64 else torch.float32
+    rd = c if one_layer else rd
+    sizes: dict[str, tuple[tuple[int, ...], torch.dtype]] = {
+        "w1": ((rd, c), weights or dtype),
+        "b1": ((rd,), weights or dtype),
+        "w2": ((c, rd), weights or dtype),
+        "b2": ((c,), weights or dtype),
+        "dgate": ((n, c), acc),
+        "pooled": ((n, c), acc),
+        "peak": ((n, c) if add_maxpool else (0,), acc),
+        "hidden": ((0,) if one_layer else (n, rd), acc),
+        "gate": ((n, c), acc),
+    }
+    at = at or {}
+    t: dict[str, Any] = {k: tensor(*s, dtype=d, at=at.get(k, 0)) for k, (s, d) in sizes.items()}
+    t |= {k: tensor(*shape, dtype=dtype, fmt=fmt, at=at.get(k, 0)) for k in ("x", "dy")}
+    for name in (() if bias else ("b1", "b2", "dgate")) + (("w1", "b1") if one_layer else ()):
+        t[name] = None
+    how = (0 if one_layer else how[0], *how[1:], add_maxpool)  # type: ignore[assignment]
+    forward = [t[k] for k in ("x", "w1", "b1", "w2", "b2")]
+    saved = ("dy", "dgate", "x", "pooled", "peak", "hidden", "gate", "w1", "w2")
+    return [
+        Call("se_forward", (*forward, *how)),
+        Call("se_backward", (*(t[k] for k in saved), *how, *needs)),
+    ]
+
+
+def eca_calls(
+    shape: tuple[int, int, int, int] = (2, 24, 6, 5),
+    taps: int = 3,
+    dtype: torch.dtype = torch.float32,
+    fmt: Any = NCHW,
+    at: int = 0,
+    per_channel: bool = False,
+) -> list[Call]:
+    n, c = shape[:2]
+    acc = torch.float64 if dtype == torch.float64 else torch.float32
+    x, dy = (tensor(*shape, dtype=dtype, fmt=fmt, at=at) for _ in range(2))
+    weight = tensor(c if per_channel else 1, 1, taps, dtype=dtype, at=at)
+    pooled, gate = (tensor(n, c, dtype=acc) for _ in range(2))
+    return [
+        Call("eca_forward", (x, weight, 10, False)),
+        Call("eca_backward", (dy, gate, x, pooled, gate, weight, 10, False, True, True)),
+    ]
+
+
+def sk_calls(
+    shape: tuple[int, int, int, int] = (2, 24, 6, 5),
+    m: int = 2,
+    dtype: torch.dtype = torch.float32,
+    fmt: Any = NCHW,
+    at: int = 0,
+    prologue: bool = False,
+) -> list[Call]:
+    n, c = shape[:2]
+    acc = torch.float64 if dtype == torch.float64 else torch.float32
+    dy, *branches = (tensor(*shape, dtype=dtype, fmt=fmt, at=at) for _ in range(m + 1))
+    logits, pooled = tensor(n, m, c, dtype=acc), tensor(n, c, dtype=acc)
+    scales = tensor(2, m, c, dtype=acc) if prologue else None
+    return [
+        Call("sk_squeeze", (branches, scales)),
+        Call("sk_select", (branches, logits, scales)),
+        Call("sk_dot", (dy, logits, branches)),
+        Call("sk_gradients", (dy, logits, pooled, fmt is NHWC)),
+        Call("sk_gradients", (dy, logits, None, fmt is not NHWC)),
+    ]
+
+
+SHAPES = [
+    (2, 24, 6, 5),
+    (3, 24, 6, 5),
+    (16, 24, 6, 5),
+    (1, 24, 6, 5),
+    (2, 16, 6, 5),
+    (2, 17, 6, 5),
+    (2, 1, 6, 5),
+    (2, 24, 1, 1),
+    (2, 24, 1, 5),
+    (2, 24, 6, 1),
+    (1, 1, 1, 1),
+    (8, 256, 56, 56),
+]
+WAYS: dict[str, Callable[[], list[Call]]] = {}
+for _shape, _fmt in itertools.product(SHAPES, (NCHW, NHWC)):
+    _name = f"{'x'.join(map(str, _shape))}-{'nhwc' if _fmt is NHWC else 'nchw'}"
+    for _calls in (se_calls, eca_calls, sk_calls):
+        WAYS[f"{_calls.__name__[:3].strip('_')}-{_name}"] = (
+            lambda calls=_calls, shape=_shape, fmt=_fmt: calls(shape=shape, fmt=fmt)
+        )
+for _dtype in (torch.float16, torch.bfloat16, torch.float64):
+    for _calls in (se_calls, eca_calls, sk_calls):
+        WAYS[f"{_calls.__name__[:3].strip('_')}-{str(_dtype)[6:]}"] = (
+            lambda calls=_calls, dtype=_dtype: calls(dtype=dtype)
+        )
+WAYS |= {
+    "se-rd1": lambda: se_calls(rd=1),
+    "se-rd16": lambda: se_calls(rd=16),
+    "se-maxpool": lambda: se_calls(add_maxpool=True),
+    "se-one-layer": lambda: se_calls(one_layer=True),
+    "se-one-layer-maxpool": lambda: se_calls(one_layer=True, add_maxpool=True),
+    "se-no-bias": lambda: se_calls(bias=False),
+    "se-float32-weights": lambda: se_calls(dtype=torch.bfloat16, weights=torch.float32),
+    "se-silu": lambda: se_calls(how=(4, 0.0, 11)),
+    "se-leaky": lambda: se_calls(how=(3, 0.01, 10)),
+    "se-only-dx": lambda: se_calls(needs=(True, False)),
+    "se-only-dw": lambda: se_calls(needs=(False, True)),
+    "eca-5": lambda: eca_calls(taps=5),
+    "eca-per-channel": lambda: eca_calls(per_channel=True),
+    "sk-1": lambda: sk_calls(m=1),
+    "sk-4": lambda: sk_calls(m=4),
+    "sk-prologue": lambda: sk_calls(prologue=True),
+    **{
+        f"se-{name}-at-{at}": (lambda name=name, at=at: se_calls(at={name: at}))  # type: ignore[misc]
+        for name in ("x", "dy", "w1", "b1", "w2", "b2", "dgate", "pooled", "hidden", "gate")
+        for at in (1, 4)
+    },
+    "se-peak-at-1": lambda: se_calls(add_maxpool=True, at={"peak": 1}),
+    "se-all-at-1": lambda: se_calls(at=dict.fromkeys(("x", "dy", "w1", "b1", "w2", "b2"), 1)),
+    "eca-at-1": lambda: eca_calls(at=1),
+    "eca-at-4": lambda: eca_calls(at=4),
+    "sk-at-1": lambda: sk_calls(at=1),
+}  # fmt: skip
+
+
+# ---- what Triton would launch ------------------------------------------------------------------
+
+
+def dense(op: program.Operator, args: tuple[Any, ...]) -> dict[str, Any]:
+    """The arguments as a plan wants them, by the rules of the docstrings."""
+    given = dict(zip(op._parameters, args, strict=True))
+    like = given[op._like]
+    like = like[0] if isinstance(like, list) else like
+    channels_last = like if isinstance(like, bool) else host.is_channels_last(like)
+    for name, a in given.items():
+        fmt = NHWC if channels_last and name in op._maps else NCHW
+        if isinstance(a, Tensor):
+            given[name] = a.contiguous(memory_format=fmt)
+        elif isinstance(a, list):
+            given[name] = [t.contiguous(memory_format=fmt) for t in a]
+    return given
+
+
+def by_triton(call: Call) -> list[Launched]:
+    op = OPERATORS[call.operator]
+    outputs, launches = op.plan(**dense(op, call.args))
+    log().clear()
+    for kernel, programs, args in launches:
+        kernel[(programs,)](*args, num_warps=WARPS)
+    return named(log(), call.args)
+
+
+def by_operator(call: Call) -> list[Launched]:
+    log().clear()
+    outputs = call()
+    assert outputs is not None
+    return named(log(), call.args)
+
+
+def named(launches: list[Launched], args: tuple[Any, ...]) -> list[Launched]:
+    """With names for tensors and addresses: an argument's, or a number by first appearance."""
+    flat = [t for a in args for t in (a if isinstance(a, list) else [a])]
+    names: dict[int, str] = {}
+    for i, t in enumerate(flat):
+        if isinstance(t, Tensor) and t.numel():
+            names.setdefault(t.data_ptr(), f"argument {i}")
+
+    def name(parameter: Any, a: Any) -> Any:
+        if isinstance(a, tuple):
+            return tuple(name(parameter, v) for v in a)
+        if isinstance(a, Tensor) or (isinstance(a, int) and a > 2**32):
+            address = a.data_ptr() if isinstance(a, Tensor) else a
+            new = sum(n.startswith("new") for n in names.values())
+            return names.setdefault(address, f"new {new}")
+        return a
+
+    result = []
+    for launch in launches:
+        parameters = launch.kernel.src.fn.params
+        assert len(parameters) == len(launch.args)
+        made = tuple(name(p, a) for p, a in zip(parameters, launch.args, strict=True))
+        result.append(launch._replace(args=made))
+    return result
+
+
+# ---- tests -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_launches_what_triton_would(way: str, machine: Machine) -> None:
+    for call in WAYS[way]():
+        want = by_triton(call)
+        bound = machine.bound
+        first = by_operator(call)
+        assert machine.bound == bound + len(want)
+        for _ in range(2):  # now without Triton
+            assert by_operator(call) == want == first
+        assert machine.bound == bound + len(want)
+        assert not any(launch.hooks for launch in want)
+
+
+def test_calls_do_not_disturb_each_other(machine: Machine) -> None:
+    """All ways in one process, forwards and backwards."""
+    calls = [call for way in WAYS.values() for call in way()]
+    want = [by_triton(call) for call in calls]
+    for _ in range(2):
+        for call, launches in itertools.chain(
+            zip(calls, want, strict=True), reversed(list(zip(calls, want, strict=True)))
+        ):
+            assert by_operator(call) == launches
+    bound = machine.bound
+    for call, launches in zip(calls, want, strict=True):
+        assert by_operator(call) == launches
+    assert machine.bound == bound
+
+
+@pytest.mark.parametrize("name", ["x", "w1", "b1", "w2", "b2"])
+def test_other_alignment_is_another_kernel(name: str) -> None:
+    aligned = se_calls()[0]
+    shifted = se_calls(at={name: 1})[0]
+    for call in (aligned, shifted, aligned, shifted):
+        call()
+    kernels = [{launch.kernel for launch in by_operator(call)} for call in (aligned, shifted)]
+    assert kernels[0] != kernels[1]
+    pointers = ["".join(sorted(str(k.src.attrs) for k in ks)) for ks in kernels]
+    assert pointers[0].count("divisibility") > pointers[1].count("divisibility")
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"dtype": torch.bfloat16},
+        {"weights": torch.float64},
+        {"rd": 1},
+        {"rd": 16},
+        {"shape": (2, 16, 6, 5)},
+        {"shape": (2, 1, 6, 5)},
+        {"shape": (2, 24, 6, 6)},
+        {"fmt": NHWC},
+        {"how": (4, 0.0, 10)},
+        {"how": (3, 0.5, 10)},
+        {"how": (1, 0.0, 11)},
+        {"add_maxpool": True},
+        {"bias": False},
+        {"one_layer": True},
+    ],
+    ids=str,
+)
+def test_other_specialisation_is_another_kernel(changed: dict[str, Any]) -> None:
+    kernels = []
+    for calls in (se_calls(), se_calls(**changed)):
+        calls[0]()
+        kernels.append({launch.kernel for launch in by_operator(calls[0])})
+    assert kernels[0] != kernels[1]
+
+
+def test_copies_what_is_not_dense(machine: Machine) -> None:
+    """Maps in the other format or with gaps, weights transposed: launched are dense copies."""
+    x, w1, b1, w2, b2 = se_calls()[0].args[:5]
+    strange = [
+        (x, w1.t().contiguous().t(), b1, w2, b2),
+        (torch.empty(2, 24, 8, 8)[:, :, 1:7, 2:7], w1, b1, w2, b2),
+        (torch.empty(2, 48, 6, 5)[:, ::2], w1, torch.empty(8)[::2], w2, torch.empty(48)[::2]),
+        (torch.empty(2, 6, 5, 30).permute(0, 3, 1, 2)[:, :24], w1, b1, w2, b2),
+        (torch.empty(1, 24, 1, 1).expand(2, 24, 6, 5), w1, b1, w2, b2),
+    ]
+    for tensors in strange:
+        call = Call("se_forward", (*tensors, 1, 0.0, 10, False))
+        want = by_triton(call)
+        for _ in range(3):
+            assert by_operator(call) == want
+        x, y = tensors[0], call()[0]
+        assert y.is_contiguous(memory_format=NHWC if host.is_channels_last(x) else NCHW)
+
+
+def test_results_are_new_every_time() -> None:
+    for way in ("se-maxpool", "eca-5", "sk-4"):
+        for call in WAYS[way]():
+            results = [call() for _ in range(4)]
+            flat = [[r] if isinstance(r, Tensor) else list(r) for r in results]
+            assert len({type(r) for r in results}) == 1
+            addresses = [t.data_ptr() for ts in flat for t in ts if t.numel()]
+            assert len(set(addresses)) == len(addresses)
+            for ts in flat[1:]:
+                for t, first in zip(ts, flat[0], strict=True):
+                    assert (t.shape, t.stride(), t.dtype) == (
+                        first.shape, first.stride(), first.dtype,
+                    )  # fmt: skip
+
+
+def test_inference_mode_makes_inference_tensors() -> None:
+    call = se_calls()[0]
+    for _ in range(3):
+        with torch.inference_mode():
+            assert all(t.is_inference() for t in call())
+        assert not any(t.is_inference() for t in call())
+
+
+def test_the_current_stream_of_each_call(machine: Machine) -> None:
+    call = se_calls()[0]
+    for stream in (7, 7, 9, 7, 11):
+        machine.stream = stream
+        assert [launch.stream for launch in by_operator(call)] == [stream] * 3
+
+
+def test_each_device_has_its_own_kernels(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Torch:
+        """torch whose GPUs are the CPU."""
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(torch, name)
+
+        @staticmethod
+        def empty_strided(shape: Any, stride: Any, dtype: Any, device: torch.device) -> Tensor:
+            return torch.empty_strided(shape, stride, dtype=dtype)
+
+    @contextlib.contextmanager
+    def device(which: torch.device) -> Iterator[None]:
+        before, machine.device = machine.device, which.index
+        yield
+        machine.device = before
+
+    where = [0]
+    monkeypatch.setattr(program, "torch", Torch())
+    monkeypatch.setattr(program, "_common_device", lambda _: torch.device("cuda", where[0]))
+    monkeypatch.setattr(direct, "_allocator", lambda _: torch._C._dynamo.guards._empty_strided_cpu)
+    monkeypatch.setattr(torch.cuda, "device", device)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: machine.device)
+    seen: dict[int, set[Kernel]] = {}
+    call = se_calls()[0]
+    programs = {}
+    for where[0] in (0, 1):  # the key holds the device: on a machine with two, two programs
+        call()
+        (programs[where[0]],) = se.se_forward.programs.values()
+        se.se_forward.programs.clear()
+    for current, wanted in itertools.product((0, 1), (0, 1, 0)):
+        machine.device = current
+        log().clear()
+        programs[wanted].call(*call.args)
+        assert machine.device == current
+        assert [launch.stream for launch in log()] == [7 + 100 * wanted] * 3
+        assert [launch.device for launch in log()] == [wanted] * 3
+        seen.setdefault(wanted, {launch.kernel for launch in log()})
+        assert seen[wanted] == {launch.kernel for launch in log()}
+    assert not seen[0] & seen[1]
+
+
+def test_the_key_holds_the_device() -> None:
+    x, *rest = se_calls()[0].args
+    meta = [t.to("meta") if isinstance(t, Tensor) else t for t in rest]
+    keys = {se.se_forward._key(*a) for a in ((x, *rest), (x, *meta), (x.to("meta"), *meta))}
+    assert len(keys) == 3
+
+
+def test_hooks_see_every_launch(machine: Machine) -> None:
+    call = se_calls()[0]
+    for _ in range(2):
+        call()
+    seen = []
+    enter, leave = knobs.runtime.launch_enter_hook, knobs.runtime.launch_exit_hook
+    for hook in (enter, leave):
+        hook.add(seen.append)
+        call()
+        assert len(seen) == 3 and seen[0]["name"] == "squeeze_kernel"
+        hook.remove(seen.append)
+        seen.clear()
+        call()
+        assert not seen
+    with knobs.runtime.scope():
+        knobs.runtime.launch_enter_hook = seen.append  # a function in place of the chain
+        call()
+        assert len(seen) == 3
+    bound = machine.bound
+    call()
+    assert machine.bound == bound and len(seen) == 3
+
+
+def test_kernels_of_a_watched_first_call_are_not_kept(machine: Machine) -> None:
+    call = se_calls()[0]
+    with knobs.runtime.scope():
+        knobs.runtime.debug = True
+        for _ in range(2):
+            assert all(launch.kernel.options["debug"] for launch in by_operator(call))
+    assert not any(launch.kernel.options["debug"] for launch in by_operator(call))
+    bound = machine.bound
+    assert not any(launch.kernel.options["debug"] for launch in by_operator(call))
+    assert machine.bound == bound
+    with knobs.runtime.scope():
+        knobs.runtime.debug = True
+        assert all(launch.kernel.options["debug"] for launch in by_operator(call))
+
+
+def test_other_ways_to_change_a_launch(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    call = se_calls()[0]
+    for _ in range(2):
+        call()
+
+    def through_triton() -> bool:
+        before = machine.bound
+        call()
+        return machine.bound > before
+
+    assert not through_triton()
+    with knobs.compilation.scope():
+        knobs.compilation.instrumentation_mode = "fpsan"
+        assert through_triton()
+    seen = []
+    se.passes.squeeze_kernel.add_pre_run_hook(lambda *args, **kwargs: seen.append(args))
+    try:
+        assert through_triton() and seen
+    finally:
+        se.passes.squeeze_kernel.pre_run_hooks.clear()
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert through_triton()
+        assert call()[0].isnan().all()  # new memory is filled
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert not through_triton()
+
+
+def test_without_inductors_allocator(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(torch._C._dynamo.guards, "_empty_strided_cpu")
+    call = se_calls()[0]
+    want = by_triton(call)
+    for _ in range(3):
+        assert by_operator(call) == want
+
+
+def test_memory_that_is_not_aligned(monkeypatch: pytest.MonkeyPatch, machine: Machine) -> None:
+    """An allocator that was plugged in may give any address: Triton must look at it."""
+
+    def empty(shape: Any, stride: Any, dtype: torch.dtype) -> Tensor:
+        size = 1 + sum((n - 1) * s for n, s in zip(shape, stride, strict=True))
+        return torch.empty(size + 1, dtype=dtype)[1:].as_strided(shape, stride)
+
+    monkeypatch.setattr(direct, "_allocator", lambda device: empty)
+    call = se_calls()[0]
+    want = by_triton(call)
+    for _ in range(3):
+        bound = machine.bound
+        assert by_operator(call) == want
+        assert machine.bound > bound
+
+
+def test_threads(machine: Machine) -> None:
+    """Many threads with few kinds of calls, from an empty cache, and with small time slices."""
+    ways = ["se-maxpool", "se-x-at-1", "se-2x24x6x5-nhwc", "sk-4", "eca-5", "se-bfloat16"]
+    calls = [call for way in ways for call in WAYS[way]()]
+    want = [by_triton(call) for call in calls]
+    errors: list[str] = []
+
+    def work(seed: int) -> None:
+        try:
+            for i in range(200):
+                k = (seed * 7 + i * (seed + 1)) % len(calls)
+                if by_operator(calls[k]) != want[k]:
+                    errors.append(f"{k}")
+        except Exception as error:
+            errors.append(repr(error))
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for _ in range(3):
+            for op in OPERATORS.values():
+                op.programs.clear()
+            threads = [threading.Thread(target=work, args=(i,)) for i in range(8)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            assert not errors
+    finally:
+        sys.setswitchinterval(interval)
+
+
+def test_as_many_programs_as_kinds_of_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(program, "_MAX_PROGRAMS", 4)
+    for h in range(1, 12):
+        call = se_calls(shape=(2, 24, h, 5))[0]
+        want = by_triton(call)
+        for _ in range(3):
+            assert by_operator(call) == want
+        assert len(se.se_forward.programs) <= 4
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_few_python_calls(name: str) -> None:
+    """What the host does for a call: a handful of Python functions, not one per argument."""
+    calls = [*se_calls(), *eca_calls(), *sk_calls()]
+    (call, *_) = (c for c in calls if c.operator == name)
+    for _ in range(2):
+        call()
+    counted = []
+
+    def count(frame: Any, event: str, arg: Any) -> None:
+        if event == "call" and frame.f_code.co_filename not in (__file__, "<string>"):
+            counted.append(f"{frame.f_code.co_filename}:{frame.f_code.co_name}")
+
+    sys.setprofile(count)
+    call()
+    sys.setprofile(None)
+    assert len(counted) <= 5, counted  # "<string>" is NamedTuple's
