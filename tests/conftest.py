@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 # OpenMP reads it when torch is imported. Threads that spin while they wait make several processes
 # on few cores up to seven times slower.
@@ -38,3 +39,13 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     count = sum(GPU_REASON in str(report.longrepr) for report in skipped)
     where = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU here"
     terminalreporter.write_line(f"GPU tests skipped: {count} ({where})")
+
+
+@pytest.fixture
+def records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The file that the records of tools/gpu_*.py go to."""
+    path = tmp_path / "records.jsonl"
+    monkeypatch.setenv("GPU_CHECK_RESULTS", str(path))
+    for name in ("GPU_CHECK_END", "GPU_CHECK_TURN"):
+        monkeypatch.delenv(name, raising=False)
+    return path

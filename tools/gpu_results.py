@@ -3,7 +3,7 @@
 Steps add records as they go, so that what a step had when its time was over counts. `what` is
 
     conditions  text: device, versions, commit
-    row         table, row, unit, times {variant: Times}; the last record of a row counts
+    row         table, row, unit, times {variant: Times}; of those with most variants, the last
     kernel      block, layout, stage, batch, kernel, us, maps, copy
     tests       part, collected, passed, failed, skipped; the last record of a part counts
     problem     step, text: something is wrong
@@ -77,11 +77,12 @@ def read(path: Path) -> list[Record]:
 
 def rows(records: Iterable[Record]) -> dict[tuple[str, str], tuple[str, dict[str, Times]]]:
     """(table, row): (unit, times by variant), in the order in which the rows first came."""
-    found = {}
+    found: dict[tuple[str, str], tuple[str, dict[str, Times]]] = {}
     for r in records:
         if r["what"] == "row":
-            times = {name: Times(**t) for name, t in r["times"].items()}
-            found[r["table"], r["row"]] = (r["unit"], times)
+            key, times = (r["table"], r["row"]), {k: Times(**t) for k, t in r["times"].items()}
+            if key not in found or len(times) >= len(found[key][1]):
+                found[key] = (r["unit"], times)
     return found
 
 

@@ -10,7 +10,7 @@ from itertools import groupby
 from gpu_results import Record, Times, rows
 from gpu_runner import FAILED, LATE, OK, SKIPPED, Step
 
-LINES, WIDTH = 40, 110  # of the first page
+LINES, WIDTH = 40, 150  # of the first page
 # What each variant is compared with: a model with the package, and the same without it.
 BASELINES = {
     "accelerated": "eager", "both": "compiled", "cuda": "eager", "triton": "eager", "cpu": "eager",

@@ -206,7 +206,7 @@ def measure(subject: Subject, variants: dict[str, Any], seconds: float) -> None:
 
 def _difference(got: Tensor, expected: Tensor) -> float:
     """Relative, by L2 norm."""
-    a, b = got.double(), expected.double()
+    a, b = got.detach().double(), expected.detach().double()
     return float((a - b).norm() / b.norm().clamp_min(torch.finfo(torch.float64).tiny))
 
 
