@@ -89,6 +89,8 @@ def get(name: str) -> Backend:
     Raises:
         ValueError: No such backend.
     """
+    if isinstance(name, str) and name in _BACKENDS:
+        return _BACKENDS[name]
     check_name(name)
     return _BACKENDS[name]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-__all__ = ["has_hooks", "own_behaviour"]
+__all__ = ["are_as_their_classes", "has_hooks", "own_behaviour"]
 
 
 def has_hooks(module: nn.Module) -> bool:
@@ -25,3 +25,13 @@ def own_behaviour(module: nn.Module) -> str | None:
     if has_hooks(module):
         return "has hooks"
     return "has a forward of its own" if "forward" in module.__dict__ else None
+
+
+def are_as_their_classes(*modules: nn.Module) -> bool:
+    """Whether `own_behaviour` has nothing to say of any, in one call."""
+    for m in modules:
+        if m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks:
+            return False
+        if "forward" in m.__dict__:
+            return False
+    return True

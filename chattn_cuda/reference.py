@@ -16,6 +16,7 @@ from torch import Tensor
 
 __all__ = [
     "accumulation_dtype",
+    "affine_of_norm",
     "autocast_enabled",
     "efficient_channel_attention",
     "neighbouring_channels",
@@ -175,6 +176,30 @@ def efficient_channel_attention(
         s = gate((windows * weight.to(acc).flatten(1)).sum(2))
         y = (u * s[:, :, None, None]).to(x.dtype)
     return y, s
+
+
+def affine_of_norm(
+    weight: Tensor | None, bias: Tensor | None, mean: Tensor, var: Tensor, eps: float,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """A batch norm by running statistics as ``scale * x + shift``.
+
+    Args:
+        weight: (C,) or None.
+        bias: (C,) or None.
+        mean: (C,).
+        var: (C,).
+        eps: Added to the variance.
+        dtype: In which it is computed.
+
+    Returns:
+        Scale and shift, both (C,) of type ``dtype``, differentiable in weight and bias.
+    """
+    scale = torch.rsqrt(var.to(dtype) + eps)
+    if weight is not None:
+        scale = scale * weight.to(dtype)
+    shift = -mean.to(dtype) * scale
+    return scale, shift if bias is None else shift + bias.to(dtype)
 
 
 def after_prologue(maps: Sequence[Tensor], prologue: Tensor, slices: int = 1) -> tuple[Tensor, ...]:

@@ -232,10 +232,13 @@ def check_branches(branches: Sequence[Tensor], channels: int | None = None) -> N
     if not 1 <= len(branches) <= MAX_BRANCHES:
         raise ValueError(f"branches must be 1 to {MAX_BRANCHES} maps, got {len(branches)}")
     x = branches[0]
+    check_map(x, channels, "branches[0]")
     for m, u in enumerate(branches):
-        check_map(u, channels, f"branches[{m}]")
+        if type(u) is not type(x) or u.layout != x.layout or u.is_nested:
+            check_map(u, channels, f"branches[{m}]")
         if u.shape == x.shape and u.dtype == x.dtype and u.device == x.device:
             continue
+        check_map(u, channels, f"branches[{m}]")
         for what, value, expected in (
             ("shape", tuple(u.shape), tuple(x.shape)),
             ("dtype", u.dtype, x.dtype),
@@ -304,14 +307,17 @@ def unify_dtypes(
         ValueError: The types differ outside autocast.
     """
     dtype = x.dtype
-    others = [n for w, n in zip(weights, names, strict=True) if w is not None and w.dtype != dtype]
-    if not others:
+    for w, name in zip(weights, names, strict=True):
+        if w is not None and w.dtype != dtype:
+            break
+    else:
         return weights
     if not reference.autocast_enabled(x.device.type):
-        first = weights[list(names).index(others[0])]
-        assert first is not None
         raise ValueError(
-            f"{others[0]} must have the dtype of x ({dtype}) outside autocast, got {first.dtype}"
+            f"{name} must have the dtype of x ({dtype}) outside autocast, got {w.dtype}"
         )
     target = torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
-    return [None if w is None else w.to(target) for w in weights]
+    for w in weights:
+        if w is not None and w.dtype != target:
+            return [None if w is None else w.to(target) for w in weights]
+    return weights

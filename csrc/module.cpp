@@ -66,12 +66,19 @@ py::list plan_eca(std::int64_t n, std::int64_t c, std::int64_t hw, std::int64_t 
 }
 
 py::list plan_sk(std::int64_t n, std::int64_t c, std::int64_t hw, int branches,
-                 const std::string& dtype, bool channels_last, bool backward) {
+                 const std::string& dtype, bool channels_last, bool backward, std::int64_t hidden,
+                 const std::string& norm) {
+  using Norm = chattn::SkNetwork::Norm;
   if (n < 1 || c < 1 || hw < 1) throw py::value_error("n, c and hw must be positive");
   if (branches < 1 || branches > chattn::kMaxBranches)
     throw py::value_error("there must be 1 to 4 branches");
+  if (hidden < 0) throw py::value_error("hidden must not be negative; 0: without the network");
+  if (norm != "none" && norm != "fixed" && norm != "batch")
+    throw py::value_error("norm must be none, fixed or batch; got " + norm);
   const chattn::MapShape map{dtype_of(dtype), channels_last, n, c, hw};
-  return as_list(chattn::cuda::describe_sk(map, branches, backward));
+  if (hidden == 0) return as_list(chattn::cuda::describe_sk(map, branches, backward));
+  const Norm kind = norm == "none" ? Norm::none : norm == "fixed" ? Norm::fixed : Norm::of_batch;
+  return as_list(chattn::cuda::describe_sk_block(map, branches, hidden, kind, backward));
 }
 
 }  // namespace
@@ -113,5 +120,7 @@ PYBIND11_MODULE(_C, m) {
 
   m.def("plan_sk", &plan_sk, py::arg("n"), py::arg("c"), py::arg("hw"), py::arg("branches") = 2,
         py::arg("dtype") = "float32", py::arg("channels_last") = false, py::arg("backward") = false,
-        "The same of a selective kernel, without the network between its two operators.");
+        py::arg("hidden") = 0, py::arg("norm") = "none",
+        "The same of a selective kernel with so many hidden units, normalised or not; hidden = 0: "
+        "without the network, which is then called between its operators.");
 }

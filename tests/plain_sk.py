@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from chattn_cuda import functional, reference
+from chattn_cuda import functional
 from chattn_cuda.modules.inner_network import inner_network
 from tests import cases
 
@@ -45,10 +45,7 @@ class Plain(nn.Module):
         return (u * gate[..., None, None]).sum(1), gate
 
     def network(self, u: Tensor) -> Callable[[Tensor], Tensor]:
-        names = ("fc_reduce", "bn", "act", "fc_select")
-        layers = {name: getattr(self, name) for name in names}
-        acc = reference.accumulation_dtype(u.dtype)
-        return inner_network(layers, self.m, u.shape[0], acc)
+        return inner_network(self, ("fc_reduce", "bn", "act", "fc_select"), self.m, u)
 
     def fused(self, *maps: Tensor, backend: str) -> tuple[Tensor, Tensor]:
         y, z = functional.run_selective_kernel(backend, maps, self.network(maps[0]))

@@ -50,8 +50,13 @@ def from_map(y: Tensor, x: Tensor, channel_dim: int = 1) -> Tensor:
     return y.movedim(1, -1) if channel_dim == -1 else y
 
 
-def why_not_fused(x: Tensor, weights: Sequence[Tensor | None]) -> str | None:
-    """Why the operators cannot take these tensors, whatever the block; None where they can."""
+def why_not_fused(
+    x: Tensor, weights: Sequence[Tensor | None], compiling: bool | None = None
+) -> str | None:
+    """Why the operators cannot take these tensors, whatever the block; None where they can.
+
+    ``compiling``: what torch.compiler.is_compiling says, where that is known.
+    """
     for t in (x, *weights):
         kind = type(t)
         if kind is not Tensor and kind is not torch.nn.Parameter and kind is not type(None):
@@ -59,7 +64,7 @@ def why_not_fused(x: Tensor, weights: Sequence[Tensor | None]) -> str | None:
                 return f"an argument is a {kind.__name__}"
     if x.shape[1] == 0 or x.shape[2] == 0 or x.shape[3] == 0:
         return f"x has empty planes, shape {tuple(x.shape)}"
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() if compiling is None else compiling:
         if torch._C._are_functorch_transforms_active():
             return "torch.func inside torch.compile cannot differentiate the operators"
     elif forward_ad._current_level >= 0:

@@ -91,29 +91,43 @@ def selective_kernel(
     validation.check_selective_kernel(branches, w_reduce, b_reduce, w_select, b_select, prologue)
     weights = validation.unify_dtypes(x, (w_reduce, b_reduce, w_select, b_select), _WEIGHTS)
     name = backends.select(backend, x.device.type, x.dtype)
-    acc = reference.accumulation_dtype(x.dtype)
-    covered = activations.resolve(act, "act")
-    w1, b1, w2, b2 = (None if w is None else w.to(acc) for w in weights)
-    assert w1 is not None and w2 is not None
-    network: Callable[[Tensor], Tensor]
-    plain = norm is None and covered is not None and covered[0].name in ("relu", "identity")
-    if plain and covered is not None and not torch.compiler.is_compiling():
-        relu = covered[0].name == "relu"
-        network = ops.Network(len(branches), w1, b1, w2, b2, None, relu)
-    else:
-        act_function = activations.as_callable(act, "act")
-
-        def network(pooled: Tensor) -> Tensor:
-            with reference.no_autocast(x.device.type):
-                h = F.linear(pooled, w1.flatten(1), b1)
-                h = act_function(h if norm is None else norm(h))
-                return F.linear(h, w2.flatten(1), b2).unflatten(1, (len(branches), -1))
-
+    network = _network(len(branches), x, weights, norm, act)
     if why_not_fused(x, (*branches[1:], *weights)) is not None:
         name = "reference"
-    affine = None if prologue is None else torch.stack([t.to(acc).flatten() for t in prologue])
-    y, z = run_selective_kernel(name, branches, network, prologue=affine)
+    before = None
+    if prologue is not None:
+        acc = reference.accumulation_dtype(x.dtype)
+        before = ops.Prologue(torch.stack([t.to(acc).flatten() for t in prologue]))
+    y, z = run_selective_kernel(name, branches, network, prologue=before)
     return (y, torch.softmax(z, 1)) if return_gate else y
+
+
+def _network(
+    m: int,
+    x: Tensor,
+    weights: Sequence[Tensor | None],
+    norm: Callable[[Tensor], Tensor] | None,
+    act: ActivationSpec,
+) -> Callable[[Tensor], Tensor]:
+    covered = activations.resolve(act, "act")
+    w1, b1, w2, b2 = weights
+    assert w1 is not None and w2 is not None
+    if norm is None and covered is not None and covered[0].name in ("relu", "identity"):
+        if not torch.compiler.is_compiling():
+            return ops.Network(m, w1, b1, w2, b2, None, covered[0].name == "relu")
+    act_function = activations.as_callable(act, "act")
+
+    def network(pooled: Tensor) -> Tensor:
+        with reference.no_autocast(x.device.type):
+            h = _linear(pooled, w1, b1)
+            h = act_function(h if norm is None else norm(h))
+            return _linear(h, w2, b2).unflatten(1, (m, -1))
+
+    return network
+
+
+def _linear(s: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
+    return F.linear(s, w.flatten(1).to(s.dtype), None if b is None else b.to(s.dtype))
 
 
 def run_selective_kernel(
@@ -121,7 +135,7 @@ def run_selective_kernel(
     branches: Sequence[Tensor],
     network: Callable[[Tensor], Tensor],
     slices: int = 1,
-    prologue: Tensor | None = None,
+    prologue: ops.Prologue | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Returns y and the logits by ``backend``, on arguments that were checked.
 
@@ -131,13 +145,13 @@ def run_selective_kernel(
         network: ``network(pooled)``: the logits (N, M, C) for the mean (N, C), both in the
             accumulation type.
         slices: How many branches lie in one map.
-        prologue: scale and shift, (2, M * C) in the accumulation type: ``relu(scale * u + shift)``
-            takes the place of the branches u. Part of the passes, but not where gradients are
-            recorded.
+        prologue: What is done to the branches first. Part of the passes, but not where gradients
+            are recorded.
     """
     namespace = backends.get(backend).namespace
-    if prologue is not None and (namespace is None or not ops.sk.takes_prologue(branches, slices)):
-        branches = reference.after_prologue(branches, prologue, slices)
+    if prologue is not None and not (namespace and ops.sk.takes_prologue(branches, slices)):
+        numbers = prologue.numbers(branches[0].dtype)
+        branches = reference.after_prologue(branches, numbers, slices)
         prologue = None
     if namespace is not None:
         return ops.sk.attend(namespace, branches, slices, network, prologue)

@@ -8,25 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from chattn_cuda.hooks import own_behaviour
+from chattn_cuda import ops, reference
+from chattn_cuda.hooks import are_as_their_classes
 
-__all__ = ["as_affine", "as_prologue", "fold_batch_norm"]
+__all__ = ["as_prologue", "fold_batch_norm"]
 
 _BATCH_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
-_WITH_ACTIVATION = "timm.layers.norm_act.BatchNormAct2d"  # calls its submodules drop and act
+_WITH_ACTIVATION = ("timm.layers.norm_act", "BatchNormAct2d")  # calls its submodules drop and act
 _DROPOUTS = (nn.Dropout, nn.Dropout2d)
-
-
-def as_affine(bn: Any, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """The normalisation as ``scale * x + shift``, both (C,) of type ``dtype``.
-
-    Differentiable in bn's weights.
-    """
-    scale = torch.rsqrt(bn.running_var.to(dtype) + bn.eps)
-    if bn.weight is not None:
-        scale = scale * bn.weight.to(dtype)
-    shift = -bn.running_mean.to(dtype) * scale
-    return scale, shift if bn.bias is None else shift + bn.bias.to(dtype)
 
 
 def fold_batch_norm(
@@ -39,7 +28,9 @@ def fold_batch_norm(
     """
     assert w1 is not None and w2 is not None
     acc = torch.float64 if w1.dtype == torch.float64 else torch.float32
-    scale, shift = as_affine(bn, acc)
+    scale, shift = reference.affine_of_norm(
+        bn.weight, bn.bias, bn.running_mean, bn.running_var, bn.eps, acc
+    )
     return (
         w1.to(acc) * scale.view(-1, *(1 for _ in w1.shape[1:])),
         shift if b1 is None else shift + b1.to(acc) * scale,
@@ -48,33 +39,38 @@ def fold_batch_norm(
     )
 
 
-def as_prologue(layers: Sequence[Any], dtype: torch.dtype) -> tuple[Tensor, Tensor] | None:
-    """What ``layers`` do to a map one after the other, as the prologue of a pass.
+def as_prologue(stages: Sequence[Sequence[Any]]) -> ops.Prologue | None:
+    """What layers do to maps, those of each stage one after the other, as the prologue of a pass.
 
     Args:
-        layers: A normalisation first, of the batch norm classes or timm's with an activation; then
-            modules of any kind.
-        dtype: Of the numbers.
+        stages: For each the layers: a normalisation first, of the batch norm classes or timm's with
+            an activation; then modules of any kind. Their maps are the branches, or one map holds
+            all of those.
 
     Returns:
-        scale and shift (C,) with ``relu(scale * x + shift)`` the result of the layers, or None
-        where they are something else: batch statistics, hooks, other classes.
+        The prologue, or None where the layers do something else: batch statistics, hooks, other
+        classes.
     """
-    norm, *rest = layers
-    if f"{type(norm).__module__}.{type(norm).__qualname__}" == _WITH_ACTIVATION:
-        rest = [norm.drop, norm.act, *rest]
-    elif type(norm) not in _BATCH_NORMS:
-        return None
-    if norm.training or norm.running_mean is None or own_behaviour(norm) is not None:
-        return None
-    relus = 0
-    for layer in rest:
-        if own_behaviour(layer) is not None:
+    norms: list[ops.Norm] = []
+    modules: list[Any] = []
+    for norm, *rest in stages:
+        kind = type(norm)
+        if (kind.__module__, kind.__qualname__) == _WITH_ACTIVATION:
+            rest = [norm._modules["drop"], norm._modules["act"], *rest]
+        elif kind not in _BATCH_NORMS:
             return None
-        if type(layer) is nn.ReLU:
-            relus += 1
-        elif type(layer) is not nn.Identity and not (
-            type(layer) in _DROPOUTS and not layer.training
-        ):
+        mean, var = norm._buffers["running_mean"], norm._buffers["running_var"]
+        if norm.training or mean is None or var is None:
             return None
-    return as_affine(norm, dtype) if relus else None
+        modules += (norm, *rest)
+        relus = 0
+        for layer in rest:
+            other = type(layer)
+            if other is nn.ReLU:
+                relus += 1
+            elif other is not nn.Identity and (other not in _DROPOUTS or layer.training):
+                return None
+        if relus == 0:
+            return None
+        norms.append((norm._parameters["weight"], norm._parameters["bias"], mean, var, norm.eps))
+    return ops.Prologue(None, norms) if are_as_their_classes(*modules) else None

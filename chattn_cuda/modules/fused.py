@@ -20,7 +20,9 @@ from chattn_cuda.hooks import own_behaviour
 
 __all__ = [
     "FusedForward",
+    "are_pointwise",
     "child",
+    "children",
     "is_global_average_pool",
     "must_be_plain",
     "parameter",
@@ -129,6 +131,15 @@ def child(module: Any, name: str) -> Any:
     return getattr(module, name) if found is None else found
 
 
+def children(module: Any, *names: str) -> list[Any]:
+    """`child` for several names."""
+    own, found = module._modules, []
+    for name in names:
+        layer = own.get(name)
+        found.append(getattr(module, name) if layer is None else layer)
+    return found
+
+
 def parameter(module: Any, name: str) -> Any:
     """``module.<name>``, for a parameter or buffer, which may be None."""
     for tensors in (module._parameters, module._buffers):
@@ -139,7 +150,7 @@ def parameter(module: Any, name: str) -> Any:
 
 def must_be_plain() -> bool:
     """Whether a graph is made that must not depend on this package: it gets plain operations."""
-    if torch.jit.is_tracing():
+    if torch._C._get_tracing_state() is not None:
         return True
     return torch.compiler.is_exporting() and torch.onnx.is_in_onnx_export()
 
@@ -163,6 +174,20 @@ def submodule_obstacle(module: Any, name: str, *types: type[nn.Module]) -> str |
     return None if own is None else f"{name} {own}"
 
 
+def are_pointwise(*modules: Any) -> bool:
+    """Whether they are 1x1 convolutions or linear layers, of these classes themselves."""
+    for m in modules:
+        if type(m) is nn.Conv2d:
+            if m.kernel_size != (1, 1) or m.groups != 1 or m.padding not in _NO_PADDING:
+                return False
+        elif type(m) is not nn.Linear:
+            return False
+    return True
+
+
+_NO_PADDING = ((0, 0), "valid")
+
+
 def pointwise_obstacle(
     module: Any, name: str, kinds: tuple[type[nn.Module], ...] = (nn.Conv2d, nn.Linear)
 ) -> str | None:
@@ -172,9 +197,7 @@ def pointwise_obstacle(
         reason is None
         and isinstance(module, nn.Conv2d)
         and not (
-            module.kernel_size == (1, 1)
-            and module.groups == 1
-            and module.padding in ((0, 0), "valid")
+            module.kernel_size == (1, 1) and module.groups == 1 and module.padding in _NO_PADDING
         )
     ):
         reason = f"{name} is not a 1x1 convolution"

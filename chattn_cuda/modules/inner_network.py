@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -10,39 +10,36 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from chattn_cuda import activations, ops, reference
-from chattn_cuda.hooks import own_behaviour
-from chattn_cuda.modules.fused import parameter, pointwise_obstacle
+from chattn_cuda.hooks import are_as_their_classes
+from chattn_cuda.modules.fused import are_pointwise, children, parameter, pointwise_obstacle
 
 __all__ = ["inner_network"]
 
 
 def inner_network(
-    layers: Mapping[str, Any],
-    branches: int,
-    samples: int,
-    dtype: torch.dtype,
-    cardinality: int = 1,
+    owner: Any, names: Sequence[str], branches: int, u: Tensor, cardinality: int = 1
 ) -> Callable[[Tensor], Tensor]:
-    """The function from the mean (N, C) to the logits (N, M, C), both of type ``dtype``.
+    """The function from the mean (N, C) to the logits (N, M, C), both accumulators.
 
     Args:
-        layers: Four, with their names: a reducing 1x1 convolution, a norm, an activation, and the
-            layer whose rows are the logits. Modules of any kind; the usual ones are not called,
-            their numbers go into an `ops.Network`.
+        owner: The module that has the layers.
+        names: Of four layers: a reducing 1x1 convolution, a norm, an activation, and the layer whose
+            rows are the logits. Modules of any kind; the usual ones are not called, their numbers
+            go into an `ops.Network`.
         branches: M.
-        samples: N.
-        dtype: The accumulation type of the maps.
+        u: A branch, or a map that holds them all: its type and N count.
         cardinality: The rows are those of so many groups, in each the branches, in each the
             channels.
 
     Raises:
         ValueError: When called: statistics of a batch of one sample.
     """
+    reduce, norm, act, select = children(owner, *names)
     if cardinality == 1 and not torch.compiler.is_compiling():
-        plain = _plain_network(layers, branches, samples, dtype)
+        plain = _plain_network(reduce, norm, act, select, branches, u.shape[0], u.dtype)
         if plain is not None:
             return plain
-    (reduce_name, reduce), (norm_name, norm), (_, act), (select_name, select) = layers.items()
+    reduce_name, norm_name, _, select_name = names
 
     def call_layers(pooled: Tensor) -> Tensor:
         h = _inner_norm(norm, norm_name, _small_layer(reduce, reduce_name, pooled))
@@ -53,54 +50,81 @@ def inner_network(
 
 
 def _plain_network(
-    layers: Mapping[str, Any], branches: int, samples: int, dtype: torch.dtype
+    reduce: Any, norm: Any, act: Any, select: Any, branches: int, samples: int, dtype: torch.dtype
 ) -> ops.Network | None:
     """The layers' numbers, where calling them would do no more than the formula."""
-    (reduce_name, reduce), (_, norm), (_, act), (select_name, select) = layers.items()
-    kinds = type(norm), type(act)
-    if kinds[0] not in (nn.BatchNorm2d, nn.Identity) or kinds[1] not in (nn.ReLU, nn.Identity):
+    normalised, relu = type(norm) is nn.BatchNorm2d, type(act) is nn.ReLU
+    if not normalised and type(norm) is not nn.Identity:
         return None
-    if pointwise_obstacle(reduce, reduce_name) or pointwise_obstacle(select, select_name):
+    if not relu and type(act) is not nn.Identity:
         return None
-    if own_behaviour(act) is not None or own_behaviour(norm) is not None:
+    if not are_pointwise(reduce, select) or not are_as_their_classes(reduce, norm, act, select):
         return None
+    (w1, b1), (w2, b2) = _weights_and_biases(reduce, select)
+    for t in (w1, b1, w2, b2):
+        if t is not None and type(t) not in _PLAIN:
+            return None
+    # The operators take numbers of the maps' type, or accumulators.
+    acc = torch.float64 if dtype == torch.float64 else torch.float32
     hidden = None
-    if kinds[0] is nn.BatchNorm2d:
-        hidden = _hidden_norm(norm, dtype)
+    if normalised:
+        hidden = _hidden_norm(norm, dtype, acc)
         if hidden is None or (hidden.of_batch and samples < 2):
             return None
-    w1, b1 = parameter(reduce, "weight"), parameter(reduce, "bias")
-    w2, b2 = parameter(select, "weight"), parameter(select, "bias")
-    if not all(w is None or _is_plain(w) for w in (w1, b1, w2, b2)):
-        return None
-    if w1.dtype != dtype:
-        w1, b1 = w1.to(dtype), None if b1 is None else b1.to(dtype)
-    if w2.dtype != dtype:
-        w2, b2 = w2.to(dtype), None if b2 is None else b2.to(dtype)
-    return ops.Network(branches, w1, b1, w2, b2, hidden, kinds[1] is nn.ReLU)
+    kind = w1.dtype
+    if (kind != dtype and kind != acc) or (b1 is not None and b1.dtype != kind):
+        w1, b1 = w1.to(acc), None if b1 is None else b1.to(acc)
+    kind = w2.dtype
+    if (kind != dtype and kind != acc) or (b2 is not None and b2.dtype != kind):
+        w2, b2 = w2.to(acc), None if b2 is None else b2.to(acc)
+    return ops.Network(branches, w1, b1, w2, b2, hidden, relu)
 
 
-def _hidden_norm(norm: nn.BatchNorm2d, dtype: torch.dtype) -> ops.HiddenNorm | None:
+_PLAIN = (Tensor, nn.Parameter)  # not their subclasses
+
+
+def _weights_and_biases(*layers: Any) -> list[tuple[Any, Any]]:
+    found = []
+    for layer in layers:
+        own = layer._parameters
+        if "weight" in own and "bias" in own:
+            found.append((own["weight"], own["bias"]))
+        else:
+            found.append((parameter(layer, "weight"), parameter(layer, "bias")))
+    return found
+
+
+def _hidden_norm(
+    norm: nn.BatchNorm2d, dtype: torch.dtype, acc: torch.dtype
+) -> ops.HiddenNorm | None:
     """As `nn.BatchNorm2d` chooses between statistics; None where its numbers are not usual."""
     training = norm.training
     updates = training and norm.track_running_stats
-    mean, var = parameter(norm, "running_mean"), parameter(norm, "running_var")
+    ((weight, bias),) = _weights_and_biases(norm)
+    own = norm._buffers
+    if "running_mean" in own and "running_var" in own:
+        mean, var = own["running_mean"], own["running_var"]
+    else:
+        mean, var = parameter(norm, "running_mean"), parameter(norm, "running_var")
     of_batch = training or mean is None
     if training and not updates:
         mean = var = None
-    weight, bias = parameter(norm, "weight"), parameter(norm, "bias")
-    for t in (mean, var, weight, bias):
-        if t is not None and (t.dtype != dtype or not t.is_contiguous() or not _is_plain(t)):
+    for one, other in ((weight, bias), (mean, var)):
+        if one is None and other is None:
+            continue
+        if type(one) not in _PLAIN or type(other) not in _PLAIN or one.dtype != other.dtype:
             return None
+        if one.dtype != dtype and one.dtype != acc:
+            return None
+    if mean is not None and not (mean.is_contiguous() and var.is_contiguous()):
+        return None
     # An average over all batches; what PyTorch refuses.
     if norm.momentum is None or (of_batch and norm.eps <= 0):
         return None
     counter = parameter(norm, "num_batches_tracked") if updates else None
+    if counter is not None and (type(counter) is not Tensor or counter.dtype != torch.int64):
+        return None
     return ops.HiddenNorm(weight, bias, mean, var, counter, of_batch, norm.momentum, norm.eps)
-
-
-def _is_plain(t: Tensor) -> bool:
-    return type(t) is Tensor or type(t) is nn.Parameter
 
 
 def _small_layer(module: Any, name: str, s: Tensor) -> Tensor:

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from chattn_cuda import activations, backends, functional, ops, reference, validation
+from chattn_cuda import activations, backends, functional, ops, validation
 from chattn_cuda.activations import ActivationSpec
 from chattn_cuda.explanation import Explanation, explain_call
-from chattn_cuda.hooks import own_behaviour
+from chattn_cuda.hooks import are_as_their_classes, own_behaviour
 from chattn_cuda.modules.batch_norm import as_prologue
-from chattn_cuda.modules.fused import FusedForward, child, submodule_obstacle
+from chattn_cuda.modules.fused import FusedForward
 from chattn_cuda.modules.inner_network import inner_network
 
 __all__ = [
@@ -25,7 +25,11 @@ __all__ = [
     "in_format_of",
 ]
 
-_PATHS = ("chattn_cuda.modules.selective_kernel_blocks.Path", "timm.layers.conv_bn_act.ConvNormAct")
+_LAYERS = ("fc_reduce", "bn", "act", "fc_select")
+_PATHS = (
+    ("chattn_cuda.modules.selective_kernel_blocks", "Path"),
+    ("timm.layers.conv_bn_act", "ConvNormAct"),
+)
 
 
 def fuse(
@@ -33,11 +37,13 @@ def fuse(
     network: Callable[[Tensor], Tensor],
     backend: str,
     slices: int = 1,
-    prologue: Tensor | None = None,
+    prologue: ops.Prologue | None = None,
 ) -> Tensor:
     """Y of branches that a module made; by the formulas where no operator can."""
     name = backends.select(backend, maps[0].device.type, maps[0].dtype)
-    if functional.why_not_fused(maps[0], maps[1:]) is not None:
+    # A network of numbers is not made where something is compiled.
+    compiling = False if type(network) is ops.Network else torch.compiler.is_compiling()
+    if functional.why_not_fused(maps[0], maps[1:], compiling) is not None:
         name = "reference"
     return functional.run_selective_kernel(name, maps, network, slices, prologue)[0]
 
@@ -49,7 +55,7 @@ def in_format_of(x: Tensor, y: Tensor) -> Tensor:
 
 def before_norm(
     stages: Sequence[tuple[Any, Sequence[Any]]], inputs: Sequence[Tensor]
-) -> tuple[list[Tensor], Tensor | None]:
+) -> tuple[list[Tensor], ops.Prologue | None]:
     """What several stages make of their inputs, and the prologue that is left to do.
 
     In inference, a batch norm and a ReLU at the end of every stage are left to the passes: no map
@@ -60,19 +66,18 @@ def before_norm(
         inputs: One for each.
 
     Returns:
-        The maps, and scale and shift (2, M * C) in the accumulation type; or finished maps and
-        None.
+        The maps, and their prologue; or finished maps and None.
     """
-    maps = [stage(x) for (stage, _), x in zip(stages, inputs, strict=True)]
-    affine = []
+    maps, layers = [], []
+    for (stage, behind), x in zip(stages, inputs, strict=True):
+        maps.append(stage(x))
+        layers.append(behind)
     if not torch.is_grad_enabled():
-        acc = reference.accumulation_dtype(maps[0].dtype)
-        affine = [as_prologue(layers, acc) for _, layers in stages]
-    left = [a for a in affine if a is not None]
-    if len(left) == len(stages):
-        return maps, torch.stack([torch.cat(rows) for rows in zip(*left, strict=True)])
-    for m, (_, layers) in enumerate(stages):
-        for layer in layers:
+        prologue = as_prologue(layers)
+        if prologue is not None:
+            return maps, prologue
+    for m, behind in enumerate(layers):
+        for layer in behind:
             maps[m] = layer(maps[m])
     return maps, None
 
@@ -119,8 +124,7 @@ class SelectiveKernelAttnForward(FusedForward):
         validation.check_branches(branches, self._channels())
         if len(branches) != self.num_paths:
             raise ValueError(f"branches must be {self.num_paths} maps, got {len(branches)}")
-
-        return fuse(branches, _attn_network(self, branches[0]), self.backend)
+        return fuse(branches, _attn_network(self, branches[0]), self._backend)
 
     @torch.jit.unused
     def obstacle(self) -> str | None:
@@ -153,15 +157,13 @@ class SelectiveKernelAttnForward(FusedForward):
     @torch.jit.unused
     def _channels(self) -> int | None:
         """C, where the first layer tells."""
-        layer = self.fc_reduce
+        layer = self._modules.get("fc_reduce")
         return layer.in_channels if isinstance(layer, nn.Conv2d) else None
 
 
-def _attn_network(attn: Any, x: Tensor) -> Callable[[Tensor], Tensor]:
-    """The network of a `SelectiveKernelAttn`, ours or timm's, for branches like ``x``."""
-    layers = {name: child(attn, name) for name in ("fc_reduce", "bn", "act", "fc_select")}
-    acc = reference.accumulation_dtype(x.dtype)
-    return inner_network(layers, attn.num_paths, x.shape[0], acc)
+def _attn_network(attn: Any, u: Tensor) -> Callable[[Tensor], Tensor]:
+    """The network of a `SelectiveKernelAttn`, ours or timm's, for branches like ``u``."""
+    return inner_network(attn, _LAYERS, attn.num_paths, u)
 
 
 class SelectiveKernelForward(FusedForward):
@@ -182,21 +184,26 @@ class SelectiveKernelForward(FusedForward):
         return [path(x) for path in self.paths]
 
     @torch.jit.unused
-    def branches_before_norm(self, x: Tensor) -> tuple[list[Tensor], Tensor | None]:
+    def branches_before_norm(self, x: Tensor) -> tuple[list[Tensor], ops.Prologue | None]:
         """As `before_norm`; the stages are the paths, where their layers are known."""
         if type(self).branches is not SelectiveKernelForward.branches:
             return self.branches(x), None
+        paths = self._modules["paths"]._modules.values()
+        if not are_as_their_classes(*paths):
+            return self.branches(x), None
         stages = []
-        for path in self.paths:
-            kind = f"{type(path).__module__}.{type(path).__qualname__}"
-            if kind not in _PATHS or own_behaviour(path) is not None:
+        for path in paths:
+            kind = type(path)
+            if (kind.__module__, kind.__qualname__) not in _PATHS:
                 return self.branches(x), None
-            names = ("bn", "drop", "act", "aa")
-            layers = [getattr(path, name, None) for name in names]
-            stages.append((path.conv, [layer for layer in layers if layer is not None]))
+            own, layers = path._modules, []
+            for name in ("bn", "drop", "act", "aa"):
+                if name in own:
+                    layers.append(own[name])
+            stages.append((own["conv"], layers))
         if not self.split_input:
             return before_norm(stages, [x] * self.num_paths)
-        return before_norm(stages, torch.split(x, self.in_channels // self.num_paths, 1))
+        return before_norm(stages, torch.chunk(x, self.num_paths, 1))
 
     def eager_forward(self, x: Tensor) -> Tensor:
         """The block by its submodules, one after the other."""
@@ -211,23 +218,24 @@ class SelectiveKernelForward(FusedForward):
         """Why the operators do not cover this module as it is now; None where they do."""
         if self.num_paths > validation.MAX_BRANCHES:
             return f"the kernels take at most {validation.MAX_BRANCHES} branches"
-        attn = type(self.attn)
-        known = "timm.layers.selective_kernel.SelectiveKernelAttn"
-        base = attn.__dict__.get("_accelerated_from", attn)
-        if attn is SelectiveKernelAttn or f"{base.__module__}.{base.__qualname__}" == known:
-            return submodule_obstacle(self.attn, "attn", attn)
-        return f"attn is a {attn.__name__}"
+        attn: Any = self._modules.get("attn")
+        kind = type(attn)
+        base = kind.__dict__.get("_accelerated_from", kind)
+        known = ("timm.layers.selective_kernel", "SelectiveKernelAttn")
+        if kind is not SelectiveKernelAttn and (base.__module__, base.__qualname__) != known:
+            return f"attn is a {kind.__name__}"
+        return None if are_as_their_classes(attn) else f"attn {own_behaviour(attn)}"
 
     @torch.jit.unused
     def fused_forward(self, x: Tensor) -> Tensor | None:
         """The block, with what follows the paths by the operators."""
         validation.check_map(x, self.in_channels)
-        backends.select(self.backend, x.device.type)
         if self.obstacle() is not None:
+            backends.select(self._backend, x.device.type)
             return in_format_of(x, self.eager_forward(x))  # the checks need not run again
         branches, prologue = self.branches_before_norm(x)
-        network = _attn_network(self.attn, branches[0])
-        return fuse(branches, network, self.backend, prologue=prologue)
+        network = _attn_network(self._modules["attn"], branches[0])
+        return fuse(branches, network, self._backend, prologue=prologue)
 
     @torch.jit.unused
     def explain(self, x: Tensor) -> Explanation:

@@ -7,19 +7,21 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from chattn_cuda import activations, backends, functional, reference, validation
+from chattn_cuda import activations, backends, functional, validation
 from chattn_cuda.activations import ActivationSpec
 from chattn_cuda.explanation import Explanation, explain_call
-from chattn_cuda.modules.fused import FusedForward, child, submodule_obstacle
+from chattn_cuda.hooks import are_as_their_classes, own_behaviour
+from chattn_cuda.modules.fused import FusedForward, child, children
 from chattn_cuda.modules.inner_network import inner_network
 from chattn_cuda.modules.selective_kernel import before_norm, fuse, in_format_of
 
 __all__ = ["RadixSoftmax", "SplitAttn", "SplitAttnForward"]
 
 
+_LAYERS = ("fc1", "bn1", "act1", "fc2")
 _SOFTMAXES = (
-    "chattn_cuda.modules.split_attention.RadixSoftmax",
-    "timm.layers.split_attn.RadixSoftmax",
+    ("chattn_cuda.modules.split_attention", "RadixSoftmax"),
+    ("timm.layers.split_attn", "RadixSoftmax"),
 )
 
 
@@ -59,25 +61,24 @@ class SplitAttnForward(FusedForward):
         """Why the operators do not cover this module as it is now; None where they do."""
         if not 1 < self.radix <= validation.MAX_BRANCHES:
             return f"the kernels take a radix of 2 to {validation.MAX_BRANCHES}"
-        kind = type(self.rsoftmax)
-        if f"{kind.__module__}.{kind.__qualname__}" not in _SOFTMAXES:
+        softmax = child(self, "rsoftmax")
+        kind = type(softmax)
+        if (kind.__module__, kind.__qualname__) not in _SOFTMAXES:
             return f"rsoftmax is a {kind.__name__}"
-        return submodule_obstacle(self.rsoftmax, "rsoftmax", kind)
+        return None if are_as_their_classes(softmax) else f"rsoftmax {own_behaviour(softmax)}"
 
     @torch.jit.unused
     def fused_forward(self, x: Tensor) -> Tensor | None:
         """The block, with what follows act0 by the operators."""
         validation.check_map(x)
-        backends.select(self.backend, x.device.type)
         if self.obstacle() is not None:
+            backends.select(self._backend, x.device.type)
             return in_format_of(x, self.eager_forward(x))
-        maps, prologue = before_norm([(self.conv, [self.bn0, self.drop, self.act0])], [x])
-
-        layers = {name: child(self, name) for name in ("fc1", "bn1", "act1", "fc2")}
-        acc = reference.accumulation_dtype(maps[0].dtype)
-        groups = self.rsoftmax.cardinality
-        network = inner_network(layers, self.radix, x.shape[0], acc, groups)
-        return fuse(maps, network, self.backend, self.radix, prologue)
+        conv, *after = children(self, "conv", "bn0", "drop", "act0")
+        maps, prologue = before_norm([(conv, after)], [x])
+        groups = child(self, "rsoftmax").cardinality
+        network = inner_network(self, _LAYERS, self.radix, maps[0], groups)
+        return fuse(maps, network, self._backend, self.radix, prologue)
 
     @torch.jit.unused
     def explain(self, x: Tensor) -> Explanation:

@@ -3,13 +3,15 @@
 from chattn_cuda.ops import sk
 from chattn_cuda.ops.autograd import BLOCKS, apply, register_fakes
 from chattn_cuda.ops.block import Block, memory_format_of
-from chattn_cuda.ops.sk import HiddenNorm, Network
+from chattn_cuda.ops.sk import HiddenNorm, Network, Norm, Prologue
 
 __all__ = [
     "BLOCKS",
     "Block",
     "HiddenNorm",
     "Network",
+    "Norm",
+    "Prologue",
     "apply",
     "memory_format_of",
     "register_fakes",

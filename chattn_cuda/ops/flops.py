@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
-__all__ = ["find_operator", "register_flops"]
+__all__ = ["find_eager_operator", "find_operator", "register_flops"]
 
 
 def _product(n: int, *weight: int) -> int:
@@ -58,9 +58,10 @@ def _sk_forward(branches: Any, w_reduce: Any, *rest: Any, **_: Any) -> int:
 
 
 def _sk_backward(dy: Any, dlogits: Any, branches: Any, w_reduce: Any, *rest: Any, **_: Any) -> int:
-    w_select, (need_dx, need_dw) = rest[1], rest[-2:]
+    w_select, wanted = rest[1], rest[-1]
     first, second = _product(dy[0], *w_reduce), _product(dy[0], *w_select)
-    return second + need_dx * first + need_dw * (first + second)
+    weights = (wanted & 1) * first + (wanted >> 4 & 1) * second
+    return second + (wanted >> 6 & 1) * first + weights
 
 
 _FORMULAS: dict[str, Any] = {
@@ -79,7 +80,14 @@ _FORMULAS: dict[str, Any] = {
 
 def find_operator(namespace: str, name: str) -> Any:
     """The operator ``name`` of a backend, with its formula where somebody may be counting."""
-    if not torch.compiler.is_compiling() and torch._C._len_torch_dispatch_stack() > 0:
+    if torch.compiler.is_compiling():
+        return getattr(getattr(torch.ops, namespace), name).default
+    return find_eager_operator(namespace, name)
+
+
+def find_eager_operator(namespace: str, name: str) -> Any:
+    """The same where it is known that nothing is compiled."""
+    if torch._C._len_torch_dispatch_stack() > 0:
         register_flops(namespace)
     return getattr(getattr(torch.ops, namespace), name).default
 

@@ -93,13 +93,13 @@ branch_mean(Partials<A> sum, int planes, A hw, A* pooled) {
 template <class A, int M>
 struct LogitGradient {
   Partials<A> dot[M];
-  const A* logits;  // (N, M, C)
+  const A *logits, *given;  // (N, M, C); given: null, or what is added
   A* dlogits;
   int planes;
   FastDiv by_c;
 };
 
-// dlogits_m = gate_m (ds_m - sum_k gate_k ds_k); a thread per plane.
+// dlogits_m = gate_m (ds_m - sum_k gate_k ds_k) + given_m; a thread per plane.
 template <class A, int M>
 CHATTN_KERNEL(kThreads, 2)
 logit_gradient(LogitGradient<A, M> a) {
@@ -112,7 +112,10 @@ logit_gradient(LogitGradient<A, M> a) {
   CHATTN_UNROLL
   for (int b = 0; b < M; ++b) total += s[b] * (ds[b] = a.dot[b].sum(i));
   CHATTN_UNROLL
-  for (int b = 0; b < M; ++b) st(a.dlogits + at + b * c, s[b] * (ds[b] - total));
+  for (int b = 0; b < M; ++b) {
+    const A given = a.given != nullptr ? ld(a.given + at + b * c) : A(0);
+    st(a.dlogits + at + b * c, s[b] * (ds[b] - total) + given);
+  }
 }
 
 }  // namespace chattn::cuda

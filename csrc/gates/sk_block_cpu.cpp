@@ -3,10 +3,11 @@
 // As in squeeze-and-excitation, a thread takes a tile of samples through all stages while it is in
 // cache, unless there are too few samples or the norm needs the statistics of all of them.
 #include <algorithm>
-#include <cmath>
+#include <cstring>
 #include <vector>
 
 #include "gates/sk_cpu.h"
+#include "gates/sk_numbers_cpu.h"
 #include "gates/sk_passes_cpu.h"
 
 namespace chattn::cpu {
@@ -26,27 +27,40 @@ Schedule schedule_of(const MapShape& map, int branches, const SkNetwork& network
   return s;
 }
 
+// The norm of the hidden values; of_batch: mean and variance are still to be found.
 template <class A>
-A inverse_deviation(A variance, double eps) {
-  return A(1) / std::sqrt(variance + static_cast<A>(eps));
-}
+struct HiddenNorm {
+  std::vector<A> mean, variance, weight, bias;
+
+  explicit HiddenNorm(const SkNetwork& n)
+      : mean(numbers<A>(n.mean, n.statistics_dtype, n.d, 0)),
+        variance(numbers<A>(n.variance, n.statistics_dtype, n.d, 1)),
+        weight(numbers<A>(n.weight, n.affine_dtype, n.d, 1)),
+        bias(numbers<A>(n.bias, n.affine_dtype, n.d, 0)) {}
+};
 
 template <class A>
 struct Forward {
   const SkForward& p;
+  const SkNetwork& network = p.network;
   SkPasses<A> passes{p.map, p.x.count};
-  const MatrixKernels& matrix = passes.matrix;
-  index_t c = p.map.c, d = p.network.d, rows = p.x.count * c;
+  HiddenNorm<A> norm{network};
+  std::vector<A> prologue =
+      p.norms.count ? prologue_of<A>(p.norms, p.x.count, p.map.c) : std::vector<A>{};
+  Branches x = p.x;
+  index_t c = p.map.c, d = network.d, rows = p.x.count * c;
 
   // Hidden units [j0, j1) of samples [n0, n1), before the norm.
   void hidden(index_t n0, index_t n1, index_t j0, index_t j1) const {
-    void* out = p.network.norm == Norm::none ? p.activated : p.hidden;
-    matrix.rows(at<A>(p.pooled, n0 * c), p.network.w_reduce, p.network.b_reduce, at<A>(out, n0 * d),
-                n1 - n0, d, j0, j1, c);
+    void* out = network.norm == Norm::none ? p.activated : p.hidden;
+    kernels()
+        .matrix(network.reduce.dtype)
+        .rows(at<A>(p.pooled, n0 * c), network.reduce.w, network.reduce.b, at<A>(out, n0 * d),
+              n1 - n0, d, j0, j1, c);
   }
 
   // Summed in double, as PyTorch does: many samples of a large mean lose digits otherwise.
-  void statistics() const {
+  void statistics() {
     const A* h = at<A>(p.hidden, 0);
     const index_t samples = p.map.n;
     const double count = static_cast<double>(samples);
@@ -59,50 +73,56 @@ struct Forward {
         const double v = h[n * d + static_cast<index_t>(j)] - mean[j];
         square[j] += v * v;
       }
-    std::copy(mean.begin(), mean.end(), at<A>(p.mean, 0));
-    std::transform(square.begin(), square.end(), at<A>(p.variance, 0),
+    std::transform(mean.begin(), mean.end(), norm.mean.begin(),
+                   [](double v) { return static_cast<A>(v); });
+    std::transform(square.begin(), square.end(), norm.variance.begin(),
                    [&](double v) { return static_cast<A>(v / count); });
-    if (p.running_mean) update(at<A>(p.running_mean, 0), at<A>(p.mean, 0), A(1));
-    const A unbiased = static_cast<A>(count / (count - 1));
-    if (p.running_variance) update(at<A>(p.running_variance, 0), at<A>(p.variance, 0), unbiased);
+    std::copy(norm.mean.begin(), norm.mean.end(), at<A>(p.mean, 0));
+    std::copy(norm.variance.begin(), norm.variance.end(), at<A>(p.variance, 0));
+    update(p.running_mean, norm.mean, A(1));
+    update(p.running_variance, norm.variance, static_cast<A>(count / (count - 1)));
+    if (p.updates) ++*static_cast<std::int64_t*>(p.updates);
   }
 
-  void update(A* running, const A* of_batch, A factor) const {
-    const A share = static_cast<A>(p.network.momentum);
-    for (index_t j = 0; j < d; ++j)
-      running[j] = (A(1) - share) * running[j] + share * factor * of_batch[j];
+  void update(void* running, const std::vector<A>& of_batch, A factor) const {
+    if (!running) return;
+    const A share = static_cast<A>(p.momentum);
+    const auto before = numbers<A>(running, network.statistics_dtype, d, 0);
+    for (std::size_t j = 0; j < before.size(); ++j)
+      put(running, network.statistics_dtype, static_cast<index_t>(j),
+          (A(1) - share) * before[j] + share * factor * of_batch[j]);
   }
 
   void activate(index_t n0, index_t n1) const {
     A* a = at<A>(p.activated, 0);
-    if (p.network.norm != Norm::none) {
-      const A *h = at<A>(p.hidden, 0), *mean = at<A>(p.mean, 0), *var = at<A>(p.variance, 0);
-      const A *weight = at<A>(p.network.weight, 0), *bias = at<A>(p.network.bias, 0);
-      for (index_t j = 0; j < d; ++j) {
-        const A scale = inverse_deviation(var[j], p.network.eps) * (weight ? weight[j] : A(1));
-        for (index_t n = n0; n < n1; ++n)
-          a[n * d + j] = (h[n * d + j] - mean[j]) * scale + (bias ? bias[j] : A(0));
+    if (network.norm != Norm::none) {
+      const A* h = at<A>(p.hidden, 0);
+      for (std::size_t j = 0; j < norm.mean.size(); ++j) {
+        const A scale = inverse_deviation(norm.variance[j], network.eps) * norm.weight[j];
+        for (index_t i = n0 * d + static_cast<index_t>(j); i < n1 * d; i += d)
+          a[i] = (h[i] - norm.mean[j]) * scale + norm.bias[j];
       }
     }
-    if (p.network.relu)
+    if (network.relu)
       for (index_t i = n0 * d; i < n1 * d; ++i) a[i] = a[i] <= A(0) ? A(0) : a[i];  // NaN stays
   }
 
   void logits(index_t n0, index_t n1, index_t i0, index_t i1) const {
-    matrix.rows(at<A>(p.activated, n0 * d), p.network.w_select, p.network.b_select,
-                at<A>(p.logits, n0 * rows), n1 - n0, rows, i0, i1, d);
+    kernels()
+        .matrix(network.select.dtype)
+        .rows(at<A>(p.activated, n0 * d), network.select.w, network.select.b,
+              at<A>(p.logits, n0 * rows), n1 - n0, rows, i0, i1, d);
   }
 
-  void squeeze(index_t n, index_t c0, index_t c1) const {
-    passes.squeeze(p.x, p.pooled, n, c0, c1);
-  }
+  void squeeze(index_t n, index_t c0, index_t c1) const { passes.squeeze(x, p.pooled, n, c0, c1); }
   void select(index_t n, index_t c0, index_t c1) const {
-    passes.select(p.x, p.logits, p.y, n, c0, c1);
+    passes.select(x, p.logits, p.y, n, c0, c1);
   }
 
-  void run(const Parallel& parallel) const {
+  void run(const Parallel& parallel) {
+    if (!prologue.empty()) x.prologue = prologue.data();
     const index_t samples = p.map.n;
-    const Schedule schedule = schedule_of(p.map, p.x.count, p.network, parallel.threads);
+    const Schedule schedule = schedule_of(p.map, p.x.count, network, parallel.threads);
     if (schedule.by_sample) {
       parallel.run(0, samples, 1, [&](index_t first, index_t last) {
         for (index_t n0 = first; n0 < last; n0 += schedule.tile) {
@@ -119,7 +139,7 @@ struct Forward {
     for_channels(p.map, parallel, [&](index_t n, index_t c0, index_t c1) { squeeze(n, c0, c1); });
     parallel.run(0, d, grain(samples * c),
                  [&](index_t j0, index_t j1) { hidden(0, samples, j0, j1); });
-    if (p.network.norm == Norm::of_batch) statistics();
+    if (network.norm == Norm::of_batch) statistics();
     activate(0, samples);
     parallel.run(0, rows, grain(samples * d),
                  [&](index_t i0, index_t i1) { logits(0, samples, i0, i1); });
@@ -132,9 +152,12 @@ struct Forward {
 template <class A>
 struct Backward {
   const SkBackward& p;
+  const SkNetwork& network = p.network;
   SkPasses<A> passes{p.map, p.x.count};
-  const MatrixKernels& matrix = passes.matrix;
-  index_t c = p.map.c, d = p.network.d, rows = p.x.count * c, samples = p.map.n;
+  HiddenNorm<A> norm{network};
+  const MatrixKernels& reduce = kernels().matrix(network.reduce.dtype);
+  const MatrixKernels& select = kernels().matrix(network.select.dtype);
+  index_t c = p.map.c, d = network.d, rows = p.x.count * c, samples = p.map.n;
   // dz: of the logits, (N, M, C); dp: of the mean, (N, C); dh: of the hidden values, (N, d).
   std::unique_ptr<A[]> scratch =
       std::make_unique_for_overwrite<A[]>(static_cast<std::size_t>(samples * (rows + c + d)));
@@ -142,50 +165,51 @@ struct Backward {
 
   // dh before the activation, for units [j0, j1).
   void hidden(index_t j0, index_t j1) const {
-    matrix.columns(dz, p.network.w_select, dh, samples, rows, d, j0, j1);
-    if (!p.network.relu) return;
+    select.columns(dz, network.select.w, dh, samples, rows, d, j0, j1);
+    if (!network.relu) return;
     const A* a = at<A>(p.activated, 0);
     for (index_t n = 0; n < samples; ++n)
       for (index_t i = n * d + j0; i < n * d + j1; ++i) dh[i] = a[i] <= A(0) ? A(0) : dh[i];
   }
 
   // dh before the norm, and the norm's gradients.
-  void norm() const {
-    const A *h = at<A>(p.hidden, 0), *mean = at<A>(p.mean, 0), *var = at<A>(p.variance, 0);
-    const A* weight = at<A>(p.network.weight, 0);
-    const bool of_batch = p.network.norm == Norm::of_batch;
-    for (index_t j = 0; j < d; ++j) {
-      const A inverse = inverse_deviation(var[j], p.network.eps);
-      const auto normal = [&](index_t n) { return (h[n * d + j] - mean[j]) * inverse; };
+  void before_norm() const {
+    const A* h = at<A>(p.hidden, 0);
+    const bool of_batch = network.norm == Norm::of_batch;
+    for (std::size_t j = 0; j < norm.mean.size(); ++j) {
+      const auto unit = static_cast<index_t>(j);
+      const A inverse = inverse_deviation(norm.variance[j], network.eps);
+      const auto normal = [&](index_t i) { return (h[i] - norm.mean[j]) * inverse; };
       double sum = 0, product = 0;
-      for (index_t n = 0; n < samples; ++n) {
-        sum += dh[n * d + j];
-        product += dh[n * d + j] * normal(n);
+      for (index_t i = unit; i < samples * d; i += d) {
+        sum += dh[i];
+        product += dh[i] * normal(i);
       }
-      if (p.dweight) at<A>(p.dweight, 0)[j] = static_cast<A>(product);
-      if (p.dbias) at<A>(p.dbias, 0)[j] = static_cast<A>(sum);
-      const A scale = inverse * (weight ? weight[j] : A(1));
+      if (p.dweight) put(p.dweight, network.affine_dtype, unit, product);
+      if (p.dbias) put(p.dbias, network.affine_dtype, unit, sum);
+      const A scale = inverse * norm.weight[j];
       const A mean_sum = static_cast<A>(sum / static_cast<double>(samples));
       const A mean_product = static_cast<A>(product / static_cast<double>(samples));
-      for (index_t n = 0; n < samples; ++n) {
-        A& v = dh[n * d + j];
-        // Fixed statistics hand on nothing, not even a NaN of another sample.
-        v = scale * (of_batch ? v - mean_sum - normal(n) * mean_product : v);
-      }
+      // Fixed statistics hand on nothing, not even a NaN of another sample.
+      for (index_t i = unit; i < samples * d; i += d)
+        dh[i] = scale * (of_batch ? dh[i] - mean_sum - normal(i) * mean_product : dh[i]);
     }
   }
 
   void weights(const Parallel& parallel) const {
-    parallel.run(0, rows, grain(samples * d), [&](index_t i0, index_t i1) {
-      matrix.outer(dz, p.activated, p.dw_select, p.db_select, samples, rows, i0, i1, d);
-    });
-    parallel.run(0, d, grain(samples * c), [&](index_t j0, index_t j1) {
-      // The batch's mean takes a bias away: its gradient is zero, and not the rounding of a sum.
-      const bool cancelled = p.network.norm == Norm::of_batch;
-      matrix.outer(dh, p.pooled, p.dw_reduce, cancelled ? nullptr : p.db_reduce, samples, d, j0, j1,
-                   c);
-      if (cancelled) std::fill(at<A>(p.db_reduce, j0), at<A>(p.db_reduce, j1), A(0));
-    });
+    if (p.dw_select || p.db_select)
+      parallel.run(0, rows, grain(samples * d), [&](index_t i0, index_t i1) {
+        select.outer(dz, p.activated, p.dw_select, p.db_select, samples, rows, i0, i1, d);
+      });
+    // The batch's mean takes a bias away: its gradient is zero, and not the rounding of a sum.
+    const bool cancelled = network.norm == Norm::of_batch;
+    if (p.db_reduce && cancelled)
+      std::memset(p.db_reduce, 0, static_cast<std::size_t>(d * size_of(network.reduce.dtype)));
+    void* const db = cancelled ? nullptr : p.db_reduce;
+    if (p.dw_reduce || db)
+      parallel.run(0, d, grain(samples * c), [&](index_t j0, index_t j1) {
+        reduce.outer(dh, p.pooled, p.dw_reduce, db, samples, d, j0, j1, c);
+      });
   }
 
   void run(const Parallel& parallel) const {
@@ -194,17 +218,17 @@ struct Backward {
     });
     parallel.run(0, d, std::max<index_t>(16, grain(samples * rows)),
                  [&](index_t j0, index_t j1) { hidden(j0, j1); });
-    if (p.network.norm != Norm::none) norm();
+    if (network.norm != Norm::none) before_norm();
     if (p.dx.at[0]) {
       parallel.run(0, c, std::max<index_t>(16, grain(samples * d)), [&](index_t c0, index_t c1) {
-        matrix.columns(dh, p.network.w_reduce, dp, samples, d, c, c0, c1);
+        reduce.columns(dh, network.reduce.w, dp, samples, d, c, c0, c1);
       });
       const auto body = [&](index_t n, index_t c0, index_t c1) {
         passes.gradient(p.dy, p.logits, dp, p.dx, n, c0, c1);
       };
       for_channels(p.map, parallel, body, true);
     }
-    if (p.dw_select) weights(parallel);
+    weights(parallel);
   }
 };
 

@@ -13,6 +13,10 @@ template <class T>
 Status sk_dot_as(const SkDot& p, void* scratch, void* stream);
 template <class T>
 Status sk_gradient_as(const SkGradient& p, void* scratch, void* stream);
+template <class T>
+Status sk_forward_as(const SkForward& p, void* scratch, void* stream);
+template <class T>
+Status sk_backward_as(const SkBackward& p, void* scratch, void* stream);
 
 namespace {
 
@@ -23,6 +27,18 @@ Status check_size(const MapShape& map) {
   return Status::error(
       "the CUDA kernels take fewer than 2^31 planes and positions; got N %lld, C %lld, HW %lld",
       static_cast<long long>(map.n), static_cast<long long>(map.c), static_cast<long long>(map.hw));
+}
+
+// So are the network's numbers.
+Status check_size(const MapShape& map, index_t m, index_t d) {
+  CHATTN_TRY(check_size(map));
+  constexpr index_t kLimit = (index_t{1} << 31) - 4096;  // loops step past the end by less
+  if (m * map.planes() < kLimit && map.n * d < kLimit && m * map.c * d < kLimit) return Status{};
+  return Status::error(
+      "the CUDA kernels take fewer than 2^31 logits, hidden values and weights; got N %lld, C "
+      "%lld, M %lld, d %lld",
+      static_cast<long long>(map.n), static_cast<long long>(map.c), static_cast<long long>(m),
+      static_cast<long long>(d));
 }
 
 }  // namespace
@@ -42,6 +58,20 @@ index_t scratch_bytes(const SkDot& p) {
 template <>
 index_t scratch_bytes(const SkGradient&) {
   return 0;
+}
+
+template <>
+index_t scratch_bytes(const SkForward& p) {
+  const bool norms = p.norms.count > 0;
+  const SkPlan plan = plan_sk(p.map, p.x, norms || p.x.prologue, p.network.d, false);
+  return SkScratch::make(plan, p.map, p.x.count, p.network.d, norms, false).total *
+         acc_size(p.map.dtype);
+}
+template <>
+index_t scratch_bytes(const SkBackward& p) {
+  const SkPlan plan = plan_sk(p.map, p.x, false, p.network.d, true);
+  return SkScratch::make(plan, p.map, p.x.count, p.network.d, false, true).total *
+         acc_size(p.map.dtype);
 }
 
 template <>
@@ -66,6 +96,18 @@ Status run(const SkGradient& p, void* scratch, void* stream) {
   CHATTN_TRY(check_size(p.map));
   return by_type(p.map.dtype,
                  [&](auto t) { return sk_gradient_as<decltype(t)>(p, scratch, stream); });
+}
+template <>
+Status run(const SkForward& p, void* scratch, void* stream) {
+  CHATTN_TRY(check_size(p.map, p.x.count, p.network.d));
+  return by_type(p.map.dtype,
+                 [&](auto t) { return sk_forward_as<decltype(t)>(p, scratch, stream); });
+}
+template <>
+Status run(const SkBackward& p, void* scratch, void* stream) {
+  CHATTN_TRY(check_size(p.map, p.x.count, p.network.d));
+  return by_type(p.map.dtype,
+                 [&](auto t) { return sk_backward_as<decltype(t)>(p, scratch, stream); });
 }
 
 }  // namespace chattn::cuda

@@ -1,6 +1,6 @@
 #pragma once
 #include "engine/cuda/run.h"
-#include "gates/select.h"
+#include "gates/sk_block.h"
 
 namespace chattn::cuda {
 
@@ -12,6 +12,10 @@ template <>
 index_t scratch_bytes(const SkDot& p);
 template <>
 index_t scratch_bytes(const SkGradient& p);
+template <>
+index_t scratch_bytes(const SkForward& p);
+template <>
+index_t scratch_bytes(const SkBackward& p);
 
 // Two launches for each of the sums, one for each of the others.
 template <>
@@ -22,5 +26,12 @@ template <>
 Status run(const SkDot& p, void* scratch, void* stream);
 template <>
 Status run(const SkGradient& p, void* scratch, void* stream);
+
+// Of the whole block 4 launches forward, and one more for the statistics of the batch and for norms
+// in front of the branches; at most 7 backward.
+template <>
+Status run(const SkForward& p, void* scratch, void* stream);
+template <>
+Status run(const SkBackward& p, void* scratch, void* stream);
 
 }  // namespace chattn::cuda

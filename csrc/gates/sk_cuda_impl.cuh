@@ -40,24 +40,32 @@ LaunchConfig per_plane(index_t planes, void* stream) {
   return config;
 }
 
+// The sums of the branches, in parts: plan_sk_reduce(...).splits of (N, C). Clears the counters.
+template <class T>
+Status launch_squeeze(const MapShape& map, const Branches& x, acc_t<T>* sums,
+                      const Arrivals& arrivals, void* stream) {
+  return with_branches_and_prologue(x, [&](auto m, auto prologue) {
+    using Op = std::conditional_t<prologue(), PrologueSumOp<T, m()>, SumOp<T, m()>>;
+    ReduceIo<T, Op> io{};
+    io.reference = static_cast<const acc_t<T>*>(x.prologue);
+    for (int b = 0; b < m(); ++b) io.in[b] = static_cast<const T*>(x.at[b]);
+    io.out[0] = sums;
+    io.arrivals = arrivals;
+    io.gap = x.gap;
+    io.sample_planes = map.c;
+    return launch_reduce("sk_squeeze", plan_sk_reduce(map, Op::kStaged, x.gap), map, io, stream);
+  });
+}
+
 template <class T>
 Status sk_squeeze_as(const SkSqueeze& p, void* scratch, void* stream) {
   using A = acc_t<T>;
-  return with_branches_and_prologue(p.x, [&](auto m, auto prologue) {
-    using Op = std::conditional_t<prologue(), PrologueSumOp<T, m()>, SumOp<T, m()>>;
-    const ReducePlan plan = plan_sk_reduce(p.map, Op::kStaged, p.x.gap);
-    ReduceIo<T, Op> io{};
-    io.reference = static_cast<const A*>(p.x.prologue);
-    for (int b = 0; b < m(); ++b) io.in[b] = static_cast<const T*>(p.x.at[b]);
-    io.out[0] = static_cast<A*>(scratch);
-    io.gap = p.x.gap;
-    io.sample_planes = p.map.c;
-    CHATTN_TRY(launch_reduce("sk_squeeze", plan, p.map, io, stream));
-    const Partials<A> sum{io.out[0], plan.splits, p.map.planes()};
-    return launch("sk_mean", branch_mean<A>, per_plane<A>(p.map.planes(), stream), sum,
-                  static_cast<int>(p.map.planes()), static_cast<A>(p.map.hw),
-                  static_cast<A*>(p.pooled));
-  });
+  A* const sums = static_cast<A*>(scratch);
+  CHATTN_TRY(launch_squeeze<T>(p.map, p.x, sums, {}, stream));
+  const ReducePlan plan = plan_sk_reduce(p.map, p.x.prologue ? p.x.count : 1, p.x.gap);
+  return launch("sk_mean", branch_mean<A>, per_plane<A>(p.map.planes(), stream),
+                Partials<A>{sums, plan.splits, p.map.planes()}, static_cast<int>(p.map.planes()),
+                static_cast<A>(p.map.hw), static_cast<A*>(p.pooled));
 }
 
 template <class T>
@@ -75,8 +83,10 @@ Status sk_select_as(const SkSelect& p, void*, void* stream) {
   });
 }
 
+// `given`: the gradient of the logits beside what comes from y, or null. Clears the counters.
 template <class T>
-Status sk_dot_as(const SkDot& p, void* scratch, void* stream) {
+Status launch_dot(const SkDot& p, const acc_t<T>* given, acc_t<T>* sums, const Arrivals& arrivals,
+                  void* stream) {
   using A = acc_t<T>;
   return with_branches(p.x.count, [&](auto m) {
     const ReducePlan plan = plan_sk_reduce(p.map, m(), p.x.gap);
@@ -86,18 +96,25 @@ Status sk_dot_as(const SkDot& p, void* scratch, void* stream) {
     io.in[0] = static_cast<const T*>(p.dy);
     for (int b = 0; b < m(); ++b) {
       io.in[b + 1] = static_cast<const T*>(p.x.at[b]);
-      io.out[b] = static_cast<A*>(scratch) + b * plan.splits * planes;
+      io.out[b] = sums + b * plan.splits * planes;
       args.dot[b] = {io.out[b], plan.splits, planes};
     }
+    io.arrivals = arrivals;
     io.gap = p.x.gap;
     io.sample_planes = p.map.c;
     CHATTN_TRY(launch_reduce("sk_dot", plan, p.map, io, stream));
     args.logits = static_cast<const A*>(p.logits);
+    args.given = given;
     args.dlogits = static_cast<A*>(p.dlogits);
     args.planes = static_cast<int>(planes);
     args.by_c = FastDiv(static_cast<std::uint32_t>(p.map.c));
     return launch("sk_logit_gradient", logit_gradient<A, m()>, per_plane<A>(planes, stream), args);
   });
+}
+
+template <class T>
+Status sk_dot_as(const SkDot& p, void* scratch, void* stream) {
+  return launch_dot<T>(p, nullptr, static_cast<acc_t<T>*>(scratch), {}, stream);
 }
 
 template <class T>

@@ -118,7 +118,7 @@ FiveTensors se_backward(Tensor dy, std::optional<Tensor> dgate, Tensor x, Tensor
   // The weights' own shapes: (rd, C) or (rd, C, 1, 1).
   const auto weight_like = [&](const std::optional<Tensor>& w) {
     if (!need_dw || !w) return new_tensor(w2, {0}, type);
-    return torch::stable::empty(w->sizes(), type, std::nullopt, w->device());
+    return new_tensor(w2, w->sizes(), type);
   };
   Tensor dw1 = weight_like(w1), dw2 = weight_like(w2);
   Tensor db1 = new_tensor(w2, {need_dw && w1 ? rd : 0}, type);

@@ -22,5 +22,6 @@ STABLE_TORCH_LIBRARY_IMPL(chattn_cuda, CPU, m) {
 #if defined(CHATTN_WITH_CUDA)
 STABLE_TORCH_LIBRARY_IMPL(chattn_cuda, CUDA, m) {
   chattn::ops::register_sk<chattn::ops::CudaRunner>(m);
+  chattn::ops::register_sk_block<chattn::ops::CudaRunner>(m);
 }
 #endif

@@ -1,5 +1,5 @@
 // The selective kernel with its network as one pair of operators: schema, memory-safety checks,
-// allocation. The arguments of the network are accumulators.
+// allocation. Weights have the branches' type, or are float32 beside 16-bit branches.
 #pragma once
 #include <tuple>
 #include <vector>
@@ -9,116 +9,183 @@
 
 namespace chattn::ops {
 
-// mean and var: the norm's fixed statistics, or with of_batch the running ones to be updated, if
-// any. With neither there is no norm.
+// The norm is by mean and var or, with of_batch, by those of the batch; the running ones and the
+// count of updates then follow, where given. With neither there is none.
+// prologue: nothing; scale and shift, (2, M, C) accumulators; or weight, bias, running mean and
+// variance of a batch norm of all branches, or of each.
+// hidden: rows of d. The activated values of N samples; with a norm those before it; of the batch
+// their mean and variance.
 inline constexpr const char* kSkForwardSchema =
     "sk_forward(Tensor[] branches, Tensor w_reduce, Tensor? b_reduce, Tensor? weight, "
-    "Tensor? bias, Tensor w_select, Tensor? b_select, Tensor(a!)? mean, Tensor(b!)? var, "
-    "bool of_batch, float momentum, float eps, bool relu, Tensor? prologue=None) -> (Tensor y, "
-    "Tensor pooled, Tensor hidden, "
-    "Tensor activated, Tensor batch_mean, Tensor batch_var, Tensor logits)";
+    "Tensor? bias, Tensor w_select, Tensor? b_select, Tensor? mean, Tensor? var, "
+    "Tensor(a!)? running_mean, Tensor(b!)? running_var, Tensor(c!)? updates, bool of_batch, "
+    "float momentum, float eps, bool relu, Tensor[] prologue, float prologue_eps) -> "
+    "(Tensor y, Tensor pooled, Tensor hidden, Tensor logits)";
+// wanted: bit i asks for the gradient of w_reduce, b_reduce, weight, bias, w_select, b_select, in
+// this order, which is dnetwork's; bit 6 for the branches'.
 inline constexpr const char* kSkBackwardSchema =
     "sk_backward(Tensor dy, Tensor? dlogits, Tensor[] branches, Tensor w_reduce, Tensor? weight, "
     "Tensor w_select, Tensor? mean, Tensor? var, bool of_batch, float eps, bool relu, "
-    "Tensor pooled, Tensor hidden, Tensor activated, Tensor logits, bool stacked, bool need_dx, "
-    "bool need_dw) -> (Tensor[] dbranches, Tensor dw_reduce, Tensor db_reduce, Tensor dweight, "
-    "Tensor dbias, Tensor dw_select, Tensor db_select)";
+    "Tensor pooled, Tensor hidden, Tensor logits, bool stacked, int wanted) -> "
+    "(Tensor[] dbranches, Tensor[] dnetwork)";
 
 using OptionalTensor = std::optional<Tensor>;
-using SkOutputs = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
-using SkGradients = std::tuple<std::vector<Tensor>, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+using SkOutputs = std::tuple<Tensor, Tensor, Tensor, Tensor>;
+using SkGradients = std::tuple<std::vector<Tensor>, std::vector<Tensor>>;
 
-// Checks the network's arguments, makes them dense, and points at them.
-inline SkNetwork sk_network(const Tensor& x, index_t m, Tensor& w_reduce, OptionalTensor& weight,
-                            Tensor& w_select, OptionalTensor& mean, OptionalTensor& var,
-                            bool of_batch, double eps, bool relu) {
-  const index_t c = x.size(1);
-  const ScalarType acc = acc_type(x.scalar_type());
-  STD_TORCH_CHECK(w_reduce.dim() >= 2 && w_reduce.size(0) >= 1 && w_select.dim() >= 2,
-                  "chattn_cuda::sk: w_reduce and w_select must be matrices");
-  STD_TORCH_CHECK(mean.has_value() == var.has_value(), "chattn_cuda::sk: mean without var");
-  SkNetwork network;
-  network.d = w_reduce.size(0);
-  check_like(w_reduce, x, acc, network.d * c, "w_reduce");
-  check_like(w_select, x, acc, network.d * m * c, "w_select");
-  STD_TORCH_CHECK(w_reduce.size(1) == c && w_select.size(0) == m * c,
-                  "chattn_cuda::sk: w_reduce must be (d, C) and w_select (M * C, d)");
-  for (OptionalTensor* t : {&weight, &mean, &var}) {
-    if (*t) check_like(**t, x, acc, network.d, "an argument of the norm");
+// Makes tensors of one type dense, those that there are; returns their type.
+inline DType dense_numbers(const Tensor& x,
+                           std::initializer_list<std::pair<OptionalTensor*, index_t>> tensors,
+                           const char* name) {
+  std::optional<DType> type;
+  for (const auto& [t, count] : tensors) {
+    if (!*t) continue;
+    check_like(**t, x, (*t)->scalar_type(), count, name);
+    STD_TORCH_CHECK(type.value_or(dtype(**t)) == weight_dtype(**t, x), "chattn_cuda::sk: ", name,
+                    " must have one type");
+    type = dtype(**t);
+    *t = row_major(*t);
   }
-  STD_TORCH_CHECK((!mean || mean->is_contiguous()) && (!var || var->is_contiguous()),
-                  "chattn_cuda::sk: mean and var must be contiguous");
-  weight = row_major(weight);
+  return type.value_or(x.scalar_type() == ScalarType::Double ? DType::f64 : DType::f32);
+}
+
+// The network of both directions; the biases are the forward's alone. Makes its numbers dense.
+inline SkNetwork sk_network(const Tensor& x, index_t m, OptionalTensor& w_reduce,
+                            OptionalTensor& b_reduce, OptionalTensor& weight, OptionalTensor& bias,
+                            OptionalTensor& w_select, OptionalTensor& b_select,
+                            OptionalTensor& mean, OptionalTensor& var, bool of_batch, double eps,
+                            bool relu) {
+  const index_t c = x.size(1);
+  STD_TORCH_CHECK(w_reduce->dim() >= 2 && w_reduce->size(0) >= 1 && w_select->dim() >= 2,
+                  "chattn_cuda::sk: w_reduce and w_select must be matrices");
+  const index_t d = w_reduce->size(0);
+  STD_TORCH_CHECK(w_reduce->size(1) == c && w_select->size(0) == m * c,
+                  "chattn_cuda::sk: w_reduce must be (d, C) and w_select (M * C, d)");
+  STD_TORCH_CHECK(mean.has_value() == var.has_value(), "chattn_cuda::sk: mean without var");
+  STD_TORCH_CHECK(!of_batch || !mean, "chattn_cuda::sk: two kinds of statistics");
+  SkNetwork network;
+  network.d = d;
+  network.reduce.dtype =
+      dense_numbers(x, {{&w_reduce, d * c}, {&b_reduce, d}}, "w_reduce and b_reduce");
+  network.select.dtype =
+      dense_numbers(x, {{&w_select, d * m * c}, {&b_select, m * c}}, "w_select and b_select");
+  network.affine_dtype = dense_numbers(x, {{&weight, d}, {&bias, d}}, "weight and bias");
+  network.statistics_dtype = dense_numbers(x, {{&mean, d}, {&var, d}}, "mean and var");
   network.norm = of_batch ? SkNetwork::Norm::of_batch
                  : mean   ? SkNetwork::Norm::fixed
                           : SkNetwork::Norm::none;
   network.eps = eps;
   network.relu = relu;
-  w_reduce = row_major(w_reduce);
-  w_select = row_major(w_select);
-  network.w_reduce = w_reduce.data_ptr();
-  network.w_select = w_select.data_ptr();
+  network.reduce.w = pointer(w_reduce);
+  network.reduce.b = pointer(b_reduce);
+  network.select.w = pointer(w_select);
+  network.select.b = pointer(b_select);
   network.weight = pointer(weight);
+  network.bias = pointer(bias);
+  network.mean = pointer(mean);
+  network.variance = pointer(var);
   return network;
 }
+
+// The rows of `hidden`: how many, and where those before the norm begin, and the statistics.
+struct SkRows {
+  index_t n, before, statistics, count;
+  SkRows(index_t samples, SkNetwork::Norm norm)
+      : n(samples),
+        before(n),
+        statistics(norm == SkNetwork::Norm::none ? n : 2 * n),
+        count(statistics + (norm == SkNetwork::Norm::of_batch ? 2 : 0)) {}
+};
+
+// Row `i` of d accumulators.
+inline void* row_of(const Tensor& hidden, index_t i, index_t d, const MapShape& map) {
+  return static_cast<char*>(hidden.data_ptr()) + i * d * acc_size(map.dtype);
+}
+
+// The batch norms of which the branches' prologue consists.
+inline SkBranchNorms branch_norms(std::vector<Tensor>& tensors, double eps, const Tensor& x,
+                                  index_t m) {
+  SkBranchNorms norms;
+  norms.count = static_cast<int>(tensors.size() / 4);
+  STD_TORCH_CHECK(tensors.size() % 4 == 0 && (norms.count == 1 || norms.count == m),
+                  "chattn_cuda::sk: the prologue takes four tensors of a norm, or of M norms");
+  norms.eps = eps;
+  for (Tensor& t : tensors) {
+    check_like(t, x, tensors[0].scalar_type(), m * x.size(1) / norms.count, "prologue");
+    t = row_major(t);
+  }
+  const DType type = weight_dtype(tensors[0], x);
+  for (int i = 0; i < norms.count; ++i) {
+    const Tensor* t = tensors.data() + 4 * i;
+    norms.at[i] = {type, t[0].data_ptr(), t[1].data_ptr(), t[2].data_ptr(), t[3].data_ptr()};
+  }
+  return norms;
+}
+
+inline void* mutable_pointer(const OptionalTensor& t) { return t ? t->data_ptr() : nullptr; }
 
 template <class Runner>
 SkOutputs sk_forward(std::vector<Tensor> x, Tensor w_reduce, OptionalTensor b_reduce,
                      OptionalTensor weight, OptionalTensor bias, Tensor w_select,
                      OptionalTensor b_select, OptionalTensor mean, OptionalTensor var,
-                     bool of_batch, double momentum, double eps, bool relu,
-                     OptionalTensor prologue) {
+                     OptionalTensor running_mean, OptionalTensor running_var,
+                     OptionalTensor updates, bool of_batch, double momentum, double eps, bool relu,
+                     std::vector<Tensor> prologue, double prologue_eps) {
   check_branches(x);
   SkForward p;
   p.map = map_shape(x[0], is_channels_last(x[0]));
   const index_t n = p.map.n, c = p.map.c, m = static_cast<index_t>(x.size());
   const ScalarType acc = acc_type(x[0].scalar_type());
-  p.network = sk_network(x[0], m, w_reduce, weight, w_select, mean, var, of_batch, eps, relu);
+  OptionalTensor w1 = w_reduce, w2 = w_select;
+  p.network =
+      sk_network(x[0], m, w1, b_reduce, weight, bias, w2, b_select, mean, var, of_batch, eps, relu);
   const index_t d = p.network.d;
-  const bool normalised = p.network.norm != SkNetwork::Norm::none;
-  if (b_reduce) check_like(*b_reduce, x[0], acc, d, "b_reduce");
-  if (bias) check_like(*bias, x[0], acc, d, "bias");
-  if (b_select) check_like(*b_select, x[0], acc, m * c, "b_select");
-  b_reduce = row_major(b_reduce);
-  bias = row_major(bias);
-  b_select = row_major(b_select);
+  const SkRows rows(n, p.network.norm);
+  STD_TORCH_CHECK(n > 1 || !of_batch, "chattn_cuda::sk: statistics of fewer than two samples");
 
   Tensor y =
       new_tensor(x[0], {n, c, x[0].size(2), x[0].size(3)}, x[0].scalar_type(), p.map.channels_last);
   Tensor pooled = new_tensor(x[0], {n, c}, acc);
-  Tensor hidden = new_tensor(x[0], {normalised ? n : 0, d}, acc);
-  Tensor activated = new_tensor(x[0], {n, d}, acc);
-  Tensor batch_mean = new_tensor(x[0], {of_batch ? d : 0}, acc);
-  Tensor batch_var = new_tensor(x[0], {of_batch ? d : 0}, acc);
+  Tensor hidden = new_tensor(x[0], {rows.count, d}, acc);
   Tensor logits = new_tensor(x[0], {n, m, c}, acc);
-  STD_TORCH_CHECK(n > 1 || !of_batch, "chattn_cuda::sk: statistics of fewer than two samples");
-  if (n > 0) {
-    p.x = in_place(x, p.map);
-    set_prologue(p.x, prologue, x[0]);
-    p.network.b_reduce = pointer(b_reduce);
-    p.network.bias = pointer(bias);
-    p.network.b_select = pointer(b_select);
-    p.mean = of_batch ? batch_mean.data_ptr() : mean ? mean->data_ptr() : nullptr;
-    p.variance = of_batch ? batch_var.data_ptr() : var ? var->data_ptr() : nullptr;
-    p.running_mean = of_batch && mean ? mean->data_ptr() : nullptr;
-    p.running_variance = of_batch && var ? var->data_ptr() : nullptr;
-    p.network.momentum = momentum;
-    p.pooled = pooled.data_ptr();
-    p.hidden = hidden.data_ptr();
-    p.activated = activated.data_ptr();
-    p.logits = logits.data_ptr();
-    p.y = y.data_ptr();
-    Runner::run(x[0], p);
+  if (n == 0) return {y, pooled, hidden, logits};
+  p.x = in_place(x, p.map);
+  OptionalTensor numbers;
+  if (prologue.size() == 1) {
+    numbers = prologue[0];
+    set_prologue(p.x, numbers, x[0]);
+  } else if (!prologue.empty()) {
+    p.norms = branch_norms(prologue, prologue_eps, x[0], m);
   }
-  return {y, pooled, hidden, activated, batch_mean, batch_var, logits};
+  if (of_batch) {
+    // Changed in place: a dense copy would not do.
+    STD_TORCH_CHECK((!running_mean || running_mean->is_contiguous()) &&
+                        (!running_var || running_var->is_contiguous()),
+                    "chattn_cuda::sk: running statistics must be contiguous");
+    p.network.statistics_dtype =
+        dense_numbers(x[0], {{&running_mean, d}, {&running_var, d}}, "running statistics");
+    if (updates) check_like(*updates, x[0], ScalarType::Long, 1, "updates");
+    p.running_mean = mutable_pointer(running_mean);
+    p.running_variance = mutable_pointer(running_var);
+    p.updates = mutable_pointer(updates);
+    p.mean = row_of(hidden, rows.statistics, d, p.map);
+    p.variance = row_of(hidden, rows.statistics + 1, d, p.map);
+  }
+  p.momentum = momentum;
+  p.pooled = pooled.data_ptr();
+  p.activated = hidden.data_ptr();
+  if (rows.statistics > n) p.hidden = row_of(hidden, rows.before, d, p.map);
+  p.logits = logits.data_ptr();
+  p.y = y.data_ptr();
+  Runner::run(x[0], p);
+  return {y, pooled, hidden, logits};
 }
 
 template <class Runner>
 SkGradients sk_backward(Tensor dy, OptionalTensor dlogits, std::vector<Tensor> x, Tensor w_reduce,
                         OptionalTensor weight, Tensor w_select, OptionalTensor mean,
                         OptionalTensor var, bool of_batch, double eps, bool relu, Tensor pooled,
-                        Tensor hidden, Tensor activated, Tensor logits, bool stacked, bool need_dx,
-                        bool need_dw) {
+                        Tensor hidden, Tensor logits, bool stacked, std::int64_t wanted) {
   check_branches(x);
   check_gradient(dy, x[0]);
   SkBackward p;
@@ -126,57 +193,55 @@ SkGradients sk_backward(Tensor dy, OptionalTensor dlogits, std::vector<Tensor> x
   const index_t n = p.map.n, c = p.map.c, m = static_cast<index_t>(x.size());
   const ScalarType acc = acc_type(x[0].scalar_type());
   STD_TORCH_CHECK(n > 0, "chattn_cuda::sk: sk_backward takes a batch of one or more");
-  p.network = sk_network(x[0], m, w_reduce, weight, w_select, mean, var, of_batch, eps, relu);
-  STD_TORCH_CHECK(!of_batch || mean, "chattn_cuda::sk: sk_backward needs the batch's statistics");
+  OptionalTensor w1 = w_reduce, w2 = w_select, none;
+  p.network = sk_network(x[0], m, w1, none, weight, none, w2, none, mean, var, of_batch, eps, relu);
   const index_t d = p.network.d;
-  const bool normalised = p.network.norm != SkNetwork::Norm::none;
+  const SkRows rows(n, p.network.norm);
   check_like(pooled, x[0], acc, n * c, "pooled");
-  check_like(hidden, x[0], acc, normalised ? n * d : 0, "hidden");
-  check_like(activated, x[0], acc, n * d, "activated");
+  check_like(hidden, x[0], acc, rows.count * d, "hidden");
   check_like(logits, x[0], acc, n * m * c, "logits");
   if (dlogits) check_like(*dlogits, x[0], acc, n * m * c, "dlogits");
+  constexpr int kBranches = 6;
+  const bool need_dx = (wanted >> kBranches & 1) != 0;
   stacked = stacked && need_dx;
   STD_TORCH_CHECK(!stacked || aligned_slices(p.map),
                   "chattn_cuda::sk: slices of a stacked gradient must start on 16-byte boundaries");
+  STD_TORCH_CHECK(p.network.norm != SkNetwork::Norm::none || (wanted & 0b1100) == 0,
+                  "chattn_cuda::sk: gradients of a norm that there is not");
 
-  std::vector<Tensor> dx;
+  std::vector<Tensor> dx, dnetwork;
   if (need_dx) p.dx = new_branches(dx, x[0], static_cast<int>(m), p.map, stacked);
-  const auto wanted = [&](bool also, std::initializer_list<std::int64_t> sizes) {
-    return need_dw && also ? new_tensor(x[0], sizes, acc) : new_tensor(x[0], {0}, acc);
+  const auto gradient = [&](int i, torch::headeronly::IntHeaderOnlyArrayRef sizes,
+                            ScalarType type) -> void* {
+    if ((wanted >> i & 1) == 0) return nullptr;
+    dnetwork.push_back(new_tensor(x[0], sizes, type));
+    return dnetwork.back().data_ptr();
   };
-  // The weights' own shapes: as matrices or as convolutions'.
-  const auto weight_like = [&](const Tensor& w) {
-    if (!need_dw) return new_tensor(x[0], {0}, acc);
-    return torch::stable::empty(w.sizes(), acc, std::nullopt, w.device());
-  };
-  Tensor dw_reduce = weight_like(w_reduce), db_reduce = wanted(true, {d});
-  Tensor dweight = wanted(normalised, {d}), dbias = wanted(normalised, {d});
-  Tensor dw_select = weight_like(w_select), db_select = wanted(true, {m * c});
+  const ScalarType of_norm = weight ? weight->scalar_type() : acc;
+  p.dw_reduce = gradient(0, w_reduce.sizes(), w_reduce.scalar_type());
+  p.db_reduce = gradient(1, {d}, w_reduce.scalar_type());
+  p.dweight = gradient(2, {d}, of_norm);
+  p.dbias = gradient(3, {d}, of_norm);
+  p.dw_select = gradient(4, w_select.sizes(), w_select.scalar_type());
+  p.db_select = gradient(5, {m * c}, w_select.scalar_type());
   p.x = in_place(x, p.map);
   dy = in_format(dy, p.map.channels_last);
   dlogits = row_major(dlogits);
   pooled = row_major(pooled);
   hidden = row_major(hidden);
-  activated = row_major(activated);
   logits = row_major(logits);
   p.dy = dy.data_ptr();
   p.dlogits = pointer(dlogits);
-  p.mean = pointer(mean);
-  p.variance = pointer(var);
-  p.pooled = pooled.data_ptr();
-  p.hidden = hidden.data_ptr();
-  p.activated = activated.data_ptr();
-  p.logits = logits.data_ptr();
-  if (need_dw) {
-    p.dw_reduce = dw_reduce.data_ptr();
-    p.db_reduce = db_reduce.data_ptr();
-    p.dweight = normalised ? dweight.data_ptr() : nullptr;
-    p.dbias = normalised ? dbias.data_ptr() : nullptr;
-    p.dw_select = dw_select.data_ptr();
-    p.db_select = db_select.data_ptr();
+  if (of_batch) {
+    p.network.mean = row_of(hidden, rows.statistics, d, p.map);
+    p.network.variance = row_of(hidden, rows.statistics + 1, d, p.map);
   }
-  Runner::run(x[0], p);
-  return {dx, dw_reduce, db_reduce, dweight, dbias, dw_select, db_select};
+  p.pooled = pooled.data_ptr();
+  p.activated = hidden.data_ptr();
+  if (rows.statistics > n) p.hidden = row_of(hidden, rows.before, d, p.map);
+  p.logits = logits.data_ptr();
+  if (wanted != 0) Runner::run(x[0], p);
+  return {dx, dnetwork};
 }
 
 template <class Library>

@@ -8,12 +8,22 @@
 #include <torch/headeronly/core/ScalarType.h>
 #include <torch/headeronly/util/Exception.h>
 
+#include <algorithm>
 #include <cstdint>
+#include <cstdlib>
+#include <cstring>
 #include <initializer_list>
 #include <optional>
 
 #include "common/status.h"
 #include "engine/map.h"
+
+// With torch's own message from 2.13 on.
+#if defined(STABLE_TORCH_ERROR_CODE_CHECK)
+#define CHATTN_SHIM(call) STABLE_TORCH_ERROR_CODE_CHECK(call)
+#else
+#define CHATTN_SHIM(call) TORCH_ERROR_CODE_CHECK(call)
+#endif
 
 namespace chattn::ops {
 
@@ -115,11 +125,35 @@ inline std::optional<Tensor> row_major(const std::optional<Tensor>& t) {
   return t ? std::optional<Tensor>(row_major(*t)) : std::nullopt;
 }
 
-inline Tensor new_tensor(const Tensor& like, std::initializer_list<std::int64_t> sizes,
+// For the tests: whether new tensors are filled with NaN, so that what nobody writes shows.
+inline bool fills_new_tensors() {
+  static const bool fills = std::getenv("CHATTN_FILL_NEW_TENSORS") != nullptr;
+  return fills;
+}
+
+// An uninitialised tensor of up to four dimensions. Not by torch::stable::empty, which looks its
+// operator up by name and takes four times as long.
+inline Tensor new_tensor(const Tensor& like, torch::headeronly::IntHeaderOnlyArrayRef sizes,
                          ScalarType type, bool channels_last = false) {
-  return torch::stable::empty(torch::headeronly::IntHeaderOnlyArrayRef(sizes.begin(), sizes.size()),
-                              type, std::nullopt, like.device(), std::nullopt,
-                              memory_format(channels_last));
+  constexpr std::size_t kRowMajor[] = {3, 2, 1, 0}, kChannelsLast[] = {1, 3, 2, 0};
+  std::int64_t strides[4] = {}, step = 1;
+  for (const std::size_t d : channels_last ? kChannelsLast : kRowMajor) {  // innermost first
+    if (d >= sizes.size()) continue;
+    strides[d] = step;
+    step *= std::max<std::int64_t>(sizes[d], 1);
+  }
+  std::int32_t device = 0;
+  AtenTensorHandle handle = nullptr;
+  CHATTN_SHIM(aoti_torch_get_device_type(like.get(), &device));
+  CHATTN_SHIM(aoti_torch_empty_strided(
+      static_cast<std::int64_t>(sizes.size()), sizes.data(), strides,
+      torch::stable::detail::to<std::int32_t>(torch::stable::detail::from(type)), device,
+      like.get_device_index(), &handle));
+  Tensor made(handle);
+  if (fills_new_tensors() && device == aoti_torch_device_type_cpu() && made.numel() > 0)
+    std::memset(made.data_ptr(), 0xff,
+                static_cast<std::size_t>(made.numel()) * size_of(dtype(made)));
+  return made;
 }
 
 inline const void* pointer(const std::optional<Tensor>& t) { return t ? t->data_ptr() : nullptr; }

@@ -74,6 +74,8 @@ __attribute__((visibility("default"))) int hostcuda_set_option(const char* name,
     o.races = on;
   } else if (key == "counters") {
     o.counters = on;
+  } else if (key == "execute") {
+    o.execute = on;
   } else if (key == "workers") {
     o.workers = integer;
   } else if (key == "delay") {

@@ -81,14 +81,19 @@ std::string quoted(const std::string& s) {
   return out + '"';
 }
 
+// A function's name, as its library exports it.
+std::string symbol_of(const void* function) {
+  Dl_info info{};
+  const bool known = dladdr(function, &info) != 0 && info.dli_sname != nullptr;
+  return known ? info.dli_sname : "";
+}
+
 }  // namespace
 
 std::size_t record_launch(const char* name, const chattn::LaunchConfig& config,
                           const void* kernel) {
-  Dl_info info{};
-  const bool known = dladdr(kernel, &info) != 0 && info.dli_sname != nullptr;
   const std::lock_guard lock(report_mutex);
-  report().launches.push_back({name, config, known ? info.dli_sname : ""});
+  report().launches.push_back({name, config, kernel});
   return report().launches.size() - 1;
 }
 
@@ -111,7 +116,7 @@ std::string report_json() {
   for (std::size_t i = 0; i < r.launches.size(); ++i) {
     const LaunchRecord& l = r.launches[i];
     out << (i ? ", " : "") << "{\"kernel\": " << quoted(l.kernel)
-        << ", \"symbol\": " << quoted(l.symbol) << ", ";
+        << ", \"symbol\": " << quoted(symbol_of(l.function)) << ", ";
     write(out, "grid", l.config.grid);
     out << ", ";
     write(out, "block", l.config.block);

@@ -64,7 +64,7 @@ class RequestTable {
 struct LaunchRecord {
   std::string kernel;
   chattn::LaunchConfig config;
-  std::string symbol;  // of the kernel; empty where it is not exported
+  const void* function;  // the kernel, for its name
 };
 
 // Everything since reset_report().

@@ -31,9 +31,10 @@ struct Options {
   bool uninitialized = true;  // shared memory, scratch and outputs: written before they are read
   bool races = false;         // conflicting accesses that no barrier orders (one worker)
   bool counters = false;      // bytes, sectors and requests per buffer
-  int workers = 2;            // OS threads; a block or a cluster stays on one of them
-  int delay = -1;             // this launch since the last reset runs after the one that follows it
-  int sm = 90;                // device profile: 75, 80, 86, 89, 90, 100, 120
+  bool execute = true;  // false: launches are recorded, kernels do not run: for the host's time
+  int workers = 2;      // OS threads; a block or a cluster stays on one of them
+  int delay = -1;       // this launch since the last reset runs after the one that follows it
+  int sm = 90;          // device profile: 75, 80, 86, 89, 90, 100, 120
   int multiprocessors = 132;
   int stack_kib = 0;  // per thread; 0 is 64, or 256 under a sanitizer
 };
@@ -41,8 +42,9 @@ struct Options {
 Options& options();
 
 // What a kernel may do with a buffer. An output must have been written in full when its operator is
-// done, scratch memory need not; neither may be read where nothing has been written.
-enum class Role { input, output, scratch };
+// done, scratch memory need not; neither may be read where nothing has been written. What is
+// changed holds numbers already.
+enum class Role { input, output, scratch, changed };
 
 // The memory of one operator call. Buffers belong to the calling thread; once one is registered,
 // kernels launched by this thread may access nothing else in global memory. Empty ones are ignored.
@@ -58,6 +60,7 @@ class BufferScope {
   // Poisoned first: filled with NaN.
   void output(void* p, std::size_t bytes, const char* name) { add(p, bytes, name, Role::output); }
   void scratch(void* p, std::size_t bytes, const char* name) { add(p, bytes, name, Role::scratch); }
+  void changed(void* p, std::size_t bytes, const char* name) { add(p, bytes, name, Role::changed); }
 
   // The operator's stream; asking for it forbids launches on any other.
   void* stream();

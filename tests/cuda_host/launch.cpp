@@ -105,10 +105,10 @@ std::optional<LaunchCall>& delayed_launch() {
 }  // namespace
 
 void BufferScope::add(void* p, std::size_t bytes, const char* name, Role role) {
-  if (bytes == 0) return;
+  if (bytes == 0 || !options().execute) return;
   const auto begin = reinterpret_cast<std::uintptr_t>(p);
   Buffer buffer{begin, begin + bytes, name, role};
-  if (role != Role::input) {
+  if (role == Role::output || role == Role::scratch) {
     std::memset(p, 0xff, bytes);
     buffer.written = std::make_shared<std::uint8_t[]>((bytes + kRaceUnit - 1) / kRaceUnit);
   }
@@ -186,6 +186,7 @@ void run(const LaunchCall& call) {
   if (stream_of_thread() && call.config.stream != stream_of_thread())
     throw LaunchError(name + ": launch on another stream than the operator's");
   const std::size_t number = record_launch(call.name, call.config, call.kernel);
+  if (!o.execute) return;
   if (o.delay >= 0 && number == static_cast<std::size_t>(o.delay)) {
     delayed_launch() = call;
     return;

@@ -8,8 +8,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from chattn_cuda import reference
 from chattn_cuda.ops.derivable import Derivable
-from chattn_cuda.ops.sk.block import Block, evaluate
+from chattn_cuda.ops.sk.block import Block, evaluate, is_whole
 from chattn_cuda.ops.sk.carriers import Mean, Select, Squeeze
 from chattn_cuda.ops.sk.network import Network
 from chattn_cuda.ops.sk.operators import (
@@ -20,6 +21,7 @@ from chattn_cuda.ops.sk.operators import (
     squeeze_flat,
     squeeze_formula,
 )
+from chattn_cuda.ops.sk.prologue import Prologue
 
 __all__ = ["attend", "squeeze", "takes_prologue"]
 
@@ -36,7 +38,7 @@ def attend(
     maps: Sequence[Tensor],
     slices: int,
     network: Callable[[Tensor], Tensor],
-    prologue: Tensor | None = None,
+    prologue: Prologue | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Run the block with its gradients.
 
@@ -46,8 +48,7 @@ def attend(
         slices: How many branches lie in one map.
         network: ``network(pooled)``: the logits (N, M, C) for the mean (N, C), in accumulators. A
             `Network` costs the least.
-        prologue: (2, M * C): scale and shift of the branches, see `reference.after_prologue`. For
-            where `takes_prologue`.
+        prologue: What the passes do to the branches first. For where `takes_prologue`.
 
     Returns:
         y and the logits (N, M, C); the gate is their softmax over M.
@@ -59,21 +60,26 @@ def attend(
         (y,) = Derivable(operator, select_formula, 1 + len(branches))(logits, *branches)
         return y, logits
     recorded = torch.is_grad_enabled()
-    if isinstance(network, Network) and maps[0].shape[0] > 0:
-        tensors = network.tensors
-        if not recorded or not any(t is not None and t.requires_grad for t in (*tensors, *maps)):
-            return evaluate(namespace, slices, network, maps, prologue)[:2]
-        return Block.apply(namespace, slices, network, *tensors, *maps)
+    if type(network) is Network and maps[0].shape[0] > 0:
+        if not is_whole(namespace):
+            network = network.in_type(reference.accumulation_dtype(maps[0].dtype))
+        if recorded:
+            tensors = network.tensors
+            for t in (*tensors, *maps):
+                if t is not None and t.requires_grad:
+                    return Block.apply(namespace, slices, network, *tensors, *maps)
+        return evaluate(namespace, slices, network, maps, prologue)[:2]
     if recorded and any(u.requires_grad for u in maps):
         # The caller keeps pooled no longer than the network does: it counts where memory is short.
         carriers: list[Tensor] = []
         logits = network(_pooled(carriers, *Squeeze.apply(namespace, slices, *maps)))
         return Select.apply(namespace, slices, logits, *carriers, *maps), logits
     branches = split(maps, slices)
-    logits = network(sk_operator(namespace, "squeeze")(branches, prologue))
+    numbers = None if prologue is None else prologue.numbers(maps[0].dtype)
+    logits = network(sk_operator(namespace, "squeeze")(branches, numbers))
     if recorded and logits.requires_grad:
         return Select.apply(namespace, slices, logits, None, None, *maps), logits
-    return sk_operator(namespace, "select")(branches, logits, prologue), logits
+    return sk_operator(namespace, "select")(branches, logits, numbers), logits
 
 
 def squeeze(namespace: str, branches: Sequence[Tensor]) -> Tensor:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from chattn_cuda import reference
+from chattn_cuda.ops.flops import find_eager_operator
 from chattn_cuda.ops.sk.network import Network
 from chattn_cuda.ops.sk.operators import (
     Form,
@@ -20,8 +21,9 @@ from chattn_cuda.ops.sk.operators import (
     sk_operator,
     split,
 )
+from chattn_cuda.ops.sk.prologue import Prologue
 
-__all__ = ["Block", "evaluate"]
+__all__ = ["Block", "evaluate", "is_whole"]
 
 
 class Block(torch.autograd.Function):
@@ -46,13 +48,17 @@ class Block(torch.autograd.Function):
         needs = ctx.needs_input_grad[3:]
         if dy is None and dlogits is None:
             return (None,) * (3 + len(needs))
-        call = functools.partial(_gradients, ctx.namespace, ctx.slices, ctx.network, needs)
-        formula = functools.partial(_gradients_by_formula, ctx.slices, ctx.network, needs)
+        namespace, slices, network = ctx.namespace, ctx.slices, ctx.network
+        if not torch.is_grad_enabled() and not batched(dy, dlogits):
+            saved = ctx.saved_tensors
+            grads = _gradients(namespace, slices, network, needs, dy, dlogits, *saved)
+            return (None, None, None, *grads)
         saved = list(ctx.saved_tensors)
-        if torch.is_grad_enabled() or batched(dy, dlogits):  # the formulas do read them
-            saved[1:_TENSORS:2] = biases = ctx.network.tensors[1::2]
-            if _versions(*biases) != ctx.versions:
-                raise RuntimeError("a bias was changed in place, and this backward needs its value")
+        saved[1:_TENSORS:2] = biases = network.tensors[1::2]
+        if _versions(*biases) != ctx.versions:
+            raise RuntimeError("a bias was changed in place, and this backward needs its value")
+        call = functools.partial(_gradients, namespace, slices, network, needs)
+        formula = functools.partial(_gradients_by_formula, slices, network, needs)
         with reference.no_autocast(saved[0].device.type):
             grads = derived(call, formula, dy, dlogits, *saved, variables=2 + len(needs))
         return (None, None, None, *grads)
@@ -65,42 +71,47 @@ def _versions(*tensors: Tensor | None) -> list[int]:
     return [-1 if t is None else t._version for t in tensors]
 
 
+@functools.cache
+def is_whole(namespace: str) -> bool:
+    """Whether one operator of the backend runs the passes and the network in between."""
+    return hasattr(getattr(torch.ops, namespace), "sk_forward")
+
+
 def evaluate(
-    namespace: str, slices: int, network: Network, maps: Sequence[Tensor], prologue: Any
+    namespace: str,
+    slices: int,
+    network: Network,
+    maps: Sequence[Tensor],
+    prologue: Prologue | None,
 ) -> tuple[Any, ...]:
-    """Y, the logits, the mean and the network's `Saved`; updates the running statistics."""
-    branches = split(maps, slices)
-    if _is_whole(namespace, maps):
-        return _evaluate_whole(namespace, network, branches, prologue)
-    pooled = sk_operator(namespace, "squeeze")(branches, prologue)
-    logits, saved = network.evaluate(pooled)
-    return sk_operator(namespace, "select")(branches, logits, prologue), logits, pooled, *saved
-
-
-def _is_whole(namespace: str, maps: Sequence[Tensor]) -> bool:
-    """Whether one operator runs the passes and the network in between."""
-    return namespace == "chattn_cuda" and maps[0].device.type == "cpu"
-
-
-def _evaluate_whole(
-    namespace: str, network: Network, branches: list[Tensor], prologue: Any
-) -> tuple[Any, ...]:
+    """Y, the logits, and what the gradients need; updates the running statistics."""
+    branches = split(maps, slices) if slices > 1 else list(maps)
+    if not is_whole(namespace):
+        numbers = None if prologue is None else prologue.numbers(branches[0].dtype)
+        pooled = sk_operator(namespace, "squeeze")(branches, numbers)
+        z, saved = network.evaluate(pooled)
+        return sk_operator(namespace, "select")(branches, z, numbers), z, pooled, *saved
     norm = network.norm
-    settings: tuple[Any, ...] = (None, None, False, 0.0, 0.0)
+    mean = var = running_mean = running_var = updates = weight = bias = None
+    of_batch, momentum, eps = False, 0.0, 0.0
     if norm is not None:
-        settings = (norm.running_mean, norm.running_var, norm.of_batch, norm.momentum, norm.eps)
-        network.count_update()
-    y, pooled, hidden, activated, mean, var, logits = sk_operator(namespace, "forward")(
-        branches, *network.tensors, *settings, network.relu, prologue
-    )
-    if norm is None:
-        return y, logits, pooled, None, activated, None, None
-    if not norm.of_batch:
-        mean, var = norm.running_mean, norm.running_var
-    elif norm.running_mean is not None and not norm.running_mean.is_inference():
-        assert norm.running_var is not None  # an operator's kernel does not count its changes
-        torch.autograd.graph.increment_version((norm.running_mean, norm.running_var))
-    return y, logits, pooled, hidden, activated, mean, var
+        weight, bias, of_batch, eps = norm.weight, norm.bias, norm.of_batch, norm.eps
+        if of_batch:
+            running_mean, running_var, updates = norm.running_mean, norm.running_var, norm.updates
+            momentum = norm.momentum
+        else:
+            mean, var = norm.running_mean, norm.running_var
+    before, before_eps = ([], 0.0) if prologue is None else prologue.arguments(branches[0].dtype)
+    y, pooled, hidden, logits = find_eager_operator(namespace, "sk_forward")(
+        branches, network.w_reduce, network.b_reduce, weight, bias, network.w_select,
+        network.b_select, mean, var, running_mean, running_var, updates, of_batch, momentum, eps,
+        network.relu, before, before_eps,
+    )  # fmt: skip
+    if of_batch:  # an operator's kernel does not count its changes
+        changed = [t for t in (running_mean, running_var, updates) if t is not None]
+        if changed and not changed[0].is_inference():
+            torch.autograd.graph.increment_version(changed)
+    return y, logits, pooled, hidden, mean, var
 
 
 def _gradients(
@@ -108,50 +119,50 @@ def _gradients(
     *args: Any,
 ) -> tuple[Any, ...]:  # fmt: skip
     """The gradients of the network's tensors and of the maps that are needed."""
+    if is_whole(namespace):
+        return _whole_gradients(namespace, slices, network, needs, dy, dlogits, *args)
     tensors, maps = args[:_TENSORS], args[_TENSORS : len(needs)]
-    saved = args[len(needs) :]
-    of_network, of_maps = tuple(needs[:_TENSORS]), any(needs[_TENSORS:])
-    way = _whole_gradients if _is_whole(namespace, maps) else _gradients_in_parts
-    grads, dx = way(
-        namespace, slices, network, of_network, of_maps, dy, dlogits, tensors, maps, *saved
-    )
-    dx = dx if of_maps else [None] * len(maps)
+    pooled, *saved, logits = args[len(needs) :]
+    dz = dlogits
+    with reference.no_autocast(logits.device.type):
+        if dy is not None:
+            (dz,) = dot_flat(namespace, slices, dy, logits, *maps)
+            dz = dz if dlogits is None else dz + dlogits
+        dpooled, grads = network.gradients(dz, pooled, tensors, tuple(saved), needs[:_TENSORS])
+    dx: Sequence[Any] = [None] * len(maps)
+    if any(needs[_TENSORS:]):
+        dx = gradient_flat(namespace, Form.of(maps, slices), dpooled, dy, logits)
     return tuple(g if n else None for g, n in zip((*grads, *dx), needs, strict=True))
 
 
 def _whole_gradients(
-    namespace: str, slices: int, network: Network, of_network: tuple[bool, ...], of_maps: bool,
-    dy: Any, dlogits: Any, tensors: Any, maps: Any, pooled: Tensor, hidden: Any, activated: Any,
-    mean: Any, var: Any, logits: Tensor,
-) -> tuple[Sequence[Any], Sequence[Any]]:  # fmt: skip
+    namespace: str, slices: int, network: Network, needs: Sequence[bool], dy: Any, dlogits: Any,
+    w1: Tensor, _1: None, weight: Any, _2: None, w2: Tensor, _3: None, *args: Any,
+) -> tuple[Any, ...]:  # fmt: skip
+    *maps, pooled, hidden, mean, var, logits = args
     if dy is None:  # only the logits were used
         dy = torch.zeros_like(split(maps, slices)[0])
-    if hidden is None:
-        hidden = pooled.new_empty((0,))
-    w1, _, weight, _, w2, _ = tensors
+    wanted = 0
+    for i, needed in enumerate(needs):
+        if needed:
+            wanted |= 1 << min(i, _TENSORS)  # the branches' have one bit
     norm = network.norm
-    settings = (False, 0.0) if norm is None else (norm.of_batch, norm.eps)
-    stacked = slices > 1 and Form.of(maps, slices).aligned
-    dx, *grads = sk_operator(namespace, "backward")(
-        dy, dlogits, split(maps, slices), w1, weight, w2, mean, var, *settings, network.relu,
-        pooled, hidden, activated, logits, stacked, of_maps, any(of_network),
+    of_batch, eps = (False, 0.0) if norm is None else (norm.of_batch, norm.eps)
+    branches, stacked = maps, False
+    if slices > 1:
+        branches, stacked = split(maps, slices), Form.of(maps, slices).aligned
+    dx, found = find_eager_operator(namespace, "sk_backward")(
+        dy, dlogits, branches, w1, weight, w2, mean, var, of_batch, eps, network.relu,
+        pooled, hidden, logits, stacked, wanted,
     )  # fmt: skip
-    return grads, [torch.cat(dx, 1)] if of_maps and slices > 1 and not stacked else dx
-
-
-def _gradients_in_parts(
-    namespace: str, slices: int, network: Network, of_network: tuple[bool, ...], of_maps: bool,
-    dy: Any, dlogits: Any, tensors: Any, maps: Any, pooled: Tensor, *rest: Any,
-) -> tuple[Sequence[Any], Sequence[Any]]:  # fmt: skip
-    *saved, logits = rest
-    dz = dlogits
-    if dy is not None:
-        (dz,) = dot_flat(namespace, slices, dy, logits, *maps)
-        dz = dz if dlogits is None else dz + dlogits
-    dpooled, grads = network.gradients(dz, pooled, tensors, tuple(saved), of_network)
-    if not of_maps:
-        return grads, []
-    return grads, gradient_flat(namespace, Form.of(maps, slices), dpooled, dy, logits)
+    if slices > 1 and dx and not stacked:
+        dx = [torch.cat(dx, 1)]
+    grads: list[Any] = [None] * len(needs)
+    given = iter(found)
+    for i, needed in enumerate(needs):
+        if needed:
+            grads[i] = next(given) if i < _TENSORS else dx[i - _TENSORS]
+    return tuple(grads)
 
 
 def _gradients_by_formula(

@@ -47,33 +47,32 @@ def _fake_gradient(
 
 def _fake_forward(
     branches: Sequence[Tensor], w_reduce: Tensor, b_reduce: Any, weight: Any, bias: Any,
-    w_select: Tensor, b_select: Any, mean: Any, var: Any, of_batch: bool, momentum: float,
-    eps: float, relu: bool, prologue: Any = None,
+    w_select: Tensor, b_select: Any, mean: Any, var: Any, running_mean: Any, running_var: Any,
+    updates: Any, of_batch: bool, momentum: float, eps: float, relu: bool,
+    prologue: Sequence[Tensor], prologue_eps: float,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     u, m, d = branches[0], len(branches), w_reduce.shape[0]
     n, c = u.shape[:2]
-    normalised = of_batch or mean is not None
+    rows = 2 * n + 2 if of_batch else n if mean is None else 2 * n
+    acc = reference.accumulation_dtype(u.dtype)
     y = torch.empty_like(u, memory_format=memory_format_of(u))
-    statistics = [d if of_batch else 0]
-    sizes = [(n, c), (n if normalised else 0, d), (n, d), statistics, statistics, (n, m, c)]
-    return (y, *(w_reduce.new_empty(size) for size in sizes))
+    return (y, *(u.new_empty(size, dtype=acc) for size in ((n, c), (rows, d), (n, m, c))))
 
 
 def _fake_backward(
     dy: Tensor, dlogits: Any, branches: Sequence[Tensor], w_reduce: Tensor, weight: Any,
     w_select: Tensor, mean: Any, var: Any, of_batch: bool, eps: float, relu: bool, pooled: Tensor,
-    hidden: Tensor, activated: Tensor, logits: Tensor, stacked: bool, need_dx: bool, need_dw: bool,
-) -> tuple[Any, ...]:  # fmt: skip
-    u, d = branches[0], w_reduce.shape[0]
+    hidden: Tensor, logits: Tensor, stacked: bool, wanted: int,
+) -> tuple[list[Tensor], list[Tensor]]:  # fmt: skip
+    u, d, rows = branches[0], w_reduce.shape[:1], w_select.shape[:1]
     dx = []
-    if need_dx:
+    if wanted & 64:
         channels_last = memory_format_of(u) == torch.channels_last
         dx = _fake_gradient(u, logits, None, channels_last, stacked)
-    of_norm = [d if need_dw and (of_batch or mean is not None) else 0]
-    sizes = [w_reduce.shape, [d], of_norm, of_norm, w_select.shape, [w_select.shape[0]]]
-    if not need_dw:
-        sizes = [[0] for _ in sizes]
-    return (dx, *(w_reduce.new_empty(size) for size in sizes))
+    norm = logits if weight is None else weight
+    like = [(w_reduce, w_reduce.shape), (w_reduce, d), (norm, d), (norm, d),
+            (w_select, w_select.shape), (w_select, rows)]  # fmt: skip
+    return dx, [t.new_empty(size) for i, (t, size) in enumerate(like) if wanted >> i & 1]
 
 
 #: By operator, without the namespace.

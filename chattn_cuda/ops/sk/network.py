@@ -17,13 +17,18 @@ from chattn_cuda import reference
 
 __all__ = ["HiddenNorm", "Network", "Saved"]
 
+
+def _cast(dtype: torch.dtype, *tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+    return tuple(None if t is None else t.to(dtype) for t in tensors)
+
+
 Saved = tuple[Tensor | None, Tensor, Tensor | None, Tensor | None]
 """Hidden values before the norm, those behind the activation, and the norm's two statistics."""
 
 
 @dataclass(slots=True)
 class HiddenNorm:
-    """A batch norm of the hidden values; its numbers are of the accumulation type.
+    """A batch norm of the hidden values; its numbers have the maps' type or that of accumulators.
 
     Attributes:
         weight: (d,) or None.
@@ -34,6 +39,7 @@ class HiddenNorm:
         of_batch: Whether it normalises by the statistics of the batch, and updates the others.
         momentum: Of the update.
         eps: Added to the variance.
+        copied: The running statistics themselves, where those are copies of another type.
     """
 
     weight: Tensor | None
@@ -44,11 +50,14 @@ class HiddenNorm:
     of_batch: bool
     momentum: float
     eps: float
+    copied: tuple[Tensor, Tensor] | None = None
 
 
 @dataclass(slots=True)
 class Network:
-    """Call it with the mean (N, C) for logits (N, M, C); all numbers are of one type.
+    """Call it with the mean (N, C) for logits (N, M, C).
+
+    A layer's numbers have the maps' type or that of accumulators; a norm's, too.
 
     Attributes:
         branches: M.
@@ -75,19 +84,41 @@ class Network:
         affine = (None, None) if norm is None else (norm.weight, norm.bias)
         return self.w_reduce, self.b_reduce, *affine, self.w_select, self.b_select
 
+    def in_type(self, dtype: torch.dtype) -> Network:
+        """With all numbers of type ``dtype``, differentiably, as the methods below take them."""
+        w1, b1, weight, bias, w2, b2 = _cast(dtype, *self.tensors)
+        assert w1 is not None and w2 is not None
+        norm = self.norm
+        if norm is not None:
+            mean, var = _cast(dtype, norm.running_mean, norm.running_var)
+            copied = None
+            if norm.of_batch and mean is not norm.running_mean:
+                assert norm.running_mean is not None and norm.running_var is not None
+                copied = norm.running_mean, norm.running_var
+            norm = HiddenNorm(
+                weight, bias, mean, var, norm.updates, norm.of_batch, norm.momentum, norm.eps,
+                copied,
+            )  # fmt: skip
+        return Network(self.branches, w1, b1, w2, b2, norm, self.relu)
+
     def __call__(self, pooled: Tensor) -> Tensor:
         """The logits, differentiable; updates the running statistics."""
+        return self.in_type(pooled.dtype)._call(pooled)
+
+    def _call(self, pooled: Tensor) -> Tensor:
         norm = self.norm
         running = (None, None) if norm is None else (norm.running_mean, norm.running_var)
-        self.count_update()
-        return self._by_torch(pooled, self.tensors, *running)
+        z = self._by_torch(pooled, self.tensors, *running)
+        self._count_update()
+        return z
 
     def formula(self, pooled: Tensor, *tensors: Tensor | None) -> Tensor:
         """The logits by other ``tensors``, differentiable; changes nothing."""
         norm = self.norm
-        if norm is None or norm.of_batch:
-            return self._by_torch(pooled, tensors, None, None)
-        return self._by_torch(pooled, tensors, norm.running_mean, norm.running_var)
+        mean = var = None
+        if norm is not None and not norm.of_batch:
+            mean, var = _cast(pooled.dtype, norm.running_mean, norm.running_var)
+        return self._by_torch(pooled, _cast(pooled.dtype, *tensors), mean, var)
 
     def _by_torch(
         self, pooled: Tensor, tensors: tuple[Tensor | None, ...], mean: Tensor | None,
@@ -103,15 +134,21 @@ class Network:
             z = F.linear(F.relu(h) if self.relu else h, w2.flatten(1), b2)
         return z.unflatten(1, (self.branches, -1))
 
-    def count_update(self) -> None:
-        """Count an update of the running statistics, where they are to be updated."""
-        if self.norm is not None and self.norm.updates is not None:
-            self.norm.updates.add_(1)
+    def _count_update(self) -> None:
+        """What follows an update of the running statistics, where they are to be updated."""
+        norm = self.norm
+        if norm is None:
+            return
+        if norm.updates is not None:
+            norm.updates.add_(1)
+        if norm.copied is not None:
+            assert norm.running_mean is not None and norm.running_var is not None
+            norm.copied[0].copy_(norm.running_mean)
+            norm.copied[1].copy_(norm.running_var)
 
     def evaluate(self, pooled: Tensor) -> tuple[Tensor, Saved]:
         """The logits and what `gradients` needs of them, without a graph; else as `__call__`."""
         before = mean = deviation = None
-        self.count_update()
         with reference.no_autocast(pooled.device.type):
             h = F.linear(pooled, self.w_reduce.flatten(1), self.b_reduce)
             if self.norm is not None:
@@ -125,6 +162,7 @@ class Network:
             if self.relu:
                 h.relu_()
             z = F.linear(h, self.w_select.flatten(1), self.b_select)
+        self._count_update()
         return z.unflatten(1, (self.branches, -1)), (before, h, mean, deviation)
 
     def gradients(

@@ -136,13 +136,13 @@ def gradient_formula(form: Form, dpooled: Any, dy: Any, logits: Any) -> tuple[Te
     return (torch.cat(parts, 1),) if form.stacked else tuple(parts)
 
 
-def batched(*grads: Tensor | None) -> bool:
+def batched(one: Tensor | None, two: Tensor | None) -> bool:
     """Whether is_grads_batched of torch.autograd.grad made one of them.
 
     Such tensors have no rule for the operators, which take lists of tensors.
     """
     is_batched = torch._C._functorch.is_legacy_batchedtensor
-    return any(g is not None and is_batched(g) for g in grads)
+    return (one is not None and is_batched(one)) or (two is not None and is_batched(two))
 
 
 def derived(

@@ -38,7 +38,7 @@ struct MatrixKernels {
   void (*columns)(const void* a, const void* w, void* out, index_t rows, index_t i_count,
                   index_t width, index_t k0, index_t k1);
   // out[i][k] = sum_r a[r][i] * b[r][k] in the weights' type, for i in [i0, i1);
-  // bias[i] = sum_r a[r][i]
+  // bias[i] = sum_r a[r][i]; either may be null
   void (*outer)(const void* a, const void* b, void* out, void* bias, index_t rows, index_t i_count,
                 index_t i0, index_t i1, index_t k);
   // values[i] = f(values[i])

@@ -126,6 +126,7 @@ void matrix_outer(const acc_t<W>* a, const acc_t<W>* b, W* out, W* bias, index_t
       bias[i] = from_acc<W>(total);
     }
   }
+  if (!out) return;
   typename SA::V packed[kRows * 2];
   for (index_t j = 0; j < k; j += 2 * kL) {
     const bool whole = j + 2 * kL <= k;

@@ -1,7 +1,7 @@
 // Which memory a call of the selective kernel may touch, as the runtime needs to know it.
 #pragma once
 #include "cuda_host/hostcuda.h"
-#include "gates/select.h"
+#include "gates/sk_block.h"
 
 namespace chattn {
 
@@ -63,6 +63,87 @@ inline void register_buffers(hostcuda::BufferScope& known, const SkGradient& p) 
   if (p.dpooled) known.input(p.dpooled, plane_bytes(p.map), "dpooled");
   each_branch(p.dx, p.map, "dx",
               [&](void* q, std::size_t bytes, const char* name) { known.output(q, bytes, name); });
+}
+
+// ---- the whole block
+inline void register_network(hostcuda::BufferScope& known, const SkNetwork& n, index_t c, int m) {
+  const auto input = [&](const void* p, index_t count, DType type, const char* name) {
+    if (p) known.input(p, static_cast<std::size_t>(count * size_of(type)), name);
+  };
+  input(n.reduce.w, n.d * c, n.reduce.dtype, "w_reduce");
+  input(n.reduce.b, n.d, n.reduce.dtype, "b_reduce");
+  input(n.select.w, m * c * n.d, n.select.dtype, "w_select");
+  input(n.select.b, m * c, n.select.dtype, "b_select");
+  input(n.weight, n.d, n.affine_dtype, "weight");
+  input(n.bias, n.d, n.affine_dtype, "bias");
+}
+
+inline void register_buffers(hostcuda::BufferScope& known, const SkForward& p) {
+  const SkNetwork& n = p.network;
+  const auto size = [](index_t count, int bytes) {
+    return static_cast<std::size_t>(count * bytes);
+  };
+  const std::size_t units = size(p.map.n * n.d, acc_size(p.map.dtype));
+  const std::size_t numbers = size(n.d, acc_size(p.map.dtype));
+  const std::size_t running = size(n.d, size_of(n.statistics_dtype));
+  register_inputs(known, p.x, p.map);
+  for (int q = 0; q < p.norms.count; ++q) {
+    const SkBranchNorms::One& norm = p.norms.at[q];
+    const index_t channels = p.x.count * p.map.c / p.norms.count;
+    for (const void* t : {norm.weight, norm.bias, norm.mean, norm.variance})
+      known.input(t, size(channels, size_of(norm.dtype)), "prologue");
+  }
+  register_network(known, n, p.map.c, p.x.count);
+  if (n.mean) {
+    known.input(n.mean, running, "mean");
+    known.input(n.variance, running, "variance");
+  }
+  if (p.mean) {
+    known.output(p.mean, numbers, "mean");
+    known.output(p.variance, numbers, "variance");
+  }
+  if (p.running_mean) known.changed(p.running_mean, running, "running_mean");
+  if (p.running_variance) known.changed(p.running_variance, running, "running_variance");
+  if (p.updates) known.changed(p.updates, sizeof(std::int64_t), "updates");
+  known.output(p.pooled, plane_bytes(p.map), "pooled");
+  if (p.hidden) known.output(p.hidden, units, "hidden");
+  known.output(p.activated, units, "activated");
+  known.output(p.logits, plane_bytes(p.map, p.x.count), "logits");
+  known.output(p.y, static_cast<std::size_t>(p.map.bytes()), "y");
+}
+
+inline void register_buffers(hostcuda::BufferScope& known, const SkBackward& p) {
+  const SkNetwork& n = p.network;
+  const index_t c = p.map.c, rows = p.x.count * c;
+  const auto size = [](index_t count, DType type) {
+    return static_cast<std::size_t>(count * size_of(type));
+  };
+  const std::size_t units = static_cast<std::size_t>(p.map.n * n.d * acc_size(p.map.dtype));
+  const auto output = [&](void* q, index_t count, DType type, const char* name) {
+    if (q) known.output(q, size(count, type), name);
+  };
+  register_inputs(known, p.x, p.map);
+  register_network(known, n, c, p.x.count);
+  if (n.mean) {
+    known.input(n.mean, size(n.d, n.statistics_dtype), "mean");
+    known.input(n.variance, size(n.d, n.statistics_dtype), "variance");
+  }
+  known.input(p.dy, static_cast<std::size_t>(p.map.bytes()), "dy");
+  if (p.dlogits) known.input(p.dlogits, plane_bytes(p.map, p.x.count), "dlogits");
+  known.input(p.pooled, plane_bytes(p.map), "pooled");
+  if (p.hidden) known.input(p.hidden, units, "hidden");
+  known.input(p.activated, units, "activated");
+  known.input(p.logits, plane_bytes(p.map, p.x.count), "logits");
+  if (p.dx.at[0])
+    each_branch(p.dx, p.map, "dx", [&](void* q, std::size_t bytes, const char* name) {
+      known.output(q, bytes, name);
+    });
+  output(p.dw_reduce, n.d * c, n.reduce.dtype, "dw_reduce");
+  output(p.db_reduce, n.d, n.reduce.dtype, "db_reduce");
+  output(p.dweight, n.d, n.affine_dtype, "dweight");
+  output(p.dbias, n.d, n.affine_dtype, "dbias");
+  output(p.dw_select, rows * n.d, n.select.dtype, "dw_select");
+  output(p.db_select, rows, n.select.dtype, "db_select");
 }
 
 }  // namespace chattn

@@ -1,0 +1,53 @@
+"""What the passes do to the branches of a selective kernel before they are weighed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from chattn_cuda import reference
+
+__all__ = ["Norm", "Prologue"]
+
+Norm = tuple[Tensor | None, Tensor | None, Tensor, Tensor, float]
+"""Weight, bias, running mean, running variance and eps of a batch norm."""
+
+
+@dataclass(slots=True)
+class Prologue:
+    """``relu(scale * u + shift)`` takes the place of the branches u.
+
+    Attributes:
+        affine: Scale and shift, (2, M * C) in the accumulation type, or None.
+        norms: Otherwise: a batch norm of all branches, which lie in one map, or one of each.
+    """
+
+    affine: Tensor | None
+    norms: Sequence[Norm] = ()
+
+    def arguments(self, dtype: torch.dtype) -> tuple[list[Tensor], float]:
+        """As the operator of the whole block takes them with branches of that type."""
+        if self.affine is not None:
+            return [self.affine], 0.0
+        tensors = []
+        kind, eps = self.norms[0][2].dtype, self.norms[0][4]
+        fits = kind == dtype or kind == reference.accumulation_dtype(dtype)
+        for *numbers, other_eps in self.norms:
+            fits = fits and other_eps == eps
+            for t in numbers:
+                if t is None or t.dtype != kind:
+                    fits = False
+                else:
+                    tensors.append(t)
+        return (tensors, eps) if fits else ([self.numbers(dtype)], 0.0)
+
+    def numbers(self, dtype: torch.dtype) -> Tensor:
+        """Scale and shift, (2, M * C), for branches of that type."""
+        if self.affine is not None:
+            return self.affine
+        acc = reference.accumulation_dtype(dtype)
+        rows = zip(*(reference.affine_of_norm(*norm, acc) for norm in self.norms), strict=True)
+        return torch.stack([torch.cat(row) for row in rows])
