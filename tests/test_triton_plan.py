@@ -71,3 +71,11 @@ def test_large_maps_fill_a_gpu() -> None:
         for n, c, length in ((8, 256, 3136), (8, 512, 784), (8, 1024, 196), (32, 64, 12544)):
             p = launch.plan_pass(n, c, length, channels_last, 4)
             assert p.programs >= 512
+
+
+def test_long_rows_are_split_before_tiles_shrink() -> None:
+    """Whole tiles are four 128-bit loads per thread, all in flight; splits give the programs."""
+    for n, c, length in ((128, 256, 3136), (128, 512, 784), (32, 64, 12544)):
+        p = launch.plan_pass(n, c, length, True, 2, max_splits=launch.UNLIMITED)
+        assert p.tile_n * p.tile_c * p.tile_l == 4096 == 128 * 4 * 8
+        assert p.programs >= 0.75 * launch.FILL

@@ -150,7 +150,9 @@ def plan_pass(
             tile_n //= 2
         elif not channels_last and tile_c > 1:
             tile_c //= 2
-        elif tile_l > 1 and _cdiv(length, tile_l // 2) <= max_splits:
+        elif tile_l == 1 or programs() * _cdiv(length, tile_l) >= fill:
+            break  # splits of L will do, and a program keeps more loads in flight
+        elif _cdiv(length, tile_l // 2) <= max_splits:
             tile_l //= 2
         else:
             break
