@@ -51,6 +51,15 @@ class Activation:
 _gelu_tanh = functools.partial(F.gelu, approximate="tanh")
 
 
+def _hard_swish(z: Tensor) -> Tensor:
+    y = F.hardswish(z)
+    if z.dtype != torch.float64:
+        return y
+    # CUDA's has a float32 1/6. Its gradient has not, and stays.
+    missing = (z * F.relu6(z + 3) / 6 - y).detach()
+    return y + torch.where(missing.isfinite(), missing, 0)
+
+
 def _hard_sigmoid(z: Tensor) -> Tensor:
     return F.relu6(z + 3) / 6  # the gradient of F.hardsigmoid has a float32 1/6, also in float64
 
@@ -63,7 +72,7 @@ ACTIVATIONS: dict[str, Activation] = {
         Activation("relu6", 2, lambda z, _: F.relu6(z), nn.ReLU6),
         Activation("leaky_relu", 3, lambda z, p: F.leaky_relu(z, p), nn.LeakyReLU, param=0.01),
         Activation("silu", 4, lambda z, _: F.silu(z), nn.SiLU),
-        Activation("hard_swish", 5, lambda z, _: F.hardswish(z), nn.Hardswish),
+        Activation("hard_swish", 5, lambda z, _: _hard_swish(z), nn.Hardswish),
         Activation("gelu", 6, lambda z, _: F.gelu(z), nn.GELU),
         Activation("gelu_tanh", 7, lambda z, _: _gelu_tanh(z), functools.partial(nn.GELU, "tanh")),
         Activation("mish", 8, lambda z, _: F.mish(z), nn.Mish),

@@ -21,6 +21,8 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "gpu: needs a CUDA GPU; skipped where there is none")
     config.addinivalue_line("markers", "timeout: of pytest-timeout, which may not be there")
     torch.set_num_threads(2)
+    # Convolutions on a GPU keep ten bits of float32 otherwise, and the tests compare float32.
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     # Fills every new tensor with NaN, also those made in C++: what is never written shows.
     torch.use_deterministic_algorithms(True, warn_only=True)
 

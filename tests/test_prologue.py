@@ -46,12 +46,15 @@ def tensors(m: int, shape: Any, dtype: torch.dtype) -> list[Tensor]:
 def attend(
     inputs: list[Tensor], dtype: torch.dtype, backend: str, fold: bool, slices: bool = False
 ) -> Any:
-    """(y, gate); without ``fold`` the prologue runs before, as a batch norm and a ReLU would."""
+    """(y, gate); without ``fold`` the prologue runs before, as a batch norm and a ReLU.
+
+    Its variance and eps add up to 1 in every type; an eps of 0 is not for every torch.
+    """
     *branches, w1, w2, scale, shift = (t.to(dtype) for t in inputs)
     affine = {"prologue": (scale, shift)} if fold else {}
     if not fold:
         branches = [
-            F.relu(F.batch_norm(u, torch.zeros_like(a), torch.ones_like(a), a, b, eps=0.0))
+            F.relu(F.batch_norm(u, torch.zeros_like(a), torch.full_like(a, 0.5), a, b, eps=0.5))
             for u, a, b in zip(branches, scale, shift, strict=True)
         ]
     if slices:

@@ -182,10 +182,15 @@ class Network:
         dweight = dbias = None
         if self.norm is not None:
             n = self.norm
-            running = (None, None) if n.of_batch else (mean, deviation)
-            batch = (mean, deviation) if n.of_batch else (None, None)
+            # CUDA's kernel asks for statistics of the batch in eval mode, too, where empty ones do,
+            # and gives the bias no gradient without a weight.
+            statistics: tuple[Tensor | None, ...] = (None, None, mean, deviation)
+            if not n.of_batch:
+                statistics = (mean, deviation, dh.new_empty(0), dh.new_empty(0))
+            if weight is None and needs[3]:
+                weight = dh.new_ones(dh.shape[1])
             dh, dweight, dbias = torch.ops.aten.native_batch_norm_backward(
-                dh, before, weight, *running, *batch, n.of_batch, n.eps, [True, *needs[2:4]]
+                dh, before, weight, *statistics, n.of_batch, n.eps, [True, *needs[2:4]]
             )
         dw1 = dh.t().mm(pooled).view_as(w1) if needs[0] else None
         db1 = None
