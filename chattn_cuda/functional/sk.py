@@ -6,12 +6,13 @@ from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from chattn_cuda import activations, backends, ops, reference, validation
 from chattn_cuda.activations import ActivationSpec
 from chattn_cuda.explanation import Explanation, explain_call, register_explainer
 from chattn_cuda.functional.common import why_not_fused
+from chattn_cuda.hooks import own_behaviour
 
 __all__ = ["COPIES_OF_SLICES", "run_selective_kernel", "selective_kernel"]
 
@@ -119,11 +120,25 @@ def _network(
 
     def network(pooled: Tensor) -> Tensor:
         with reference.no_autocast(x.device.type):
-            h = _linear(pooled, w1, b1)
-            h = act_function(h if norm is None else norm(h))
+            h = _normalised(norm, pooled, w1, b1)
+            h = act_function(h)
             return _linear(h, w2, b2).unflatten(1, (m, -1))
 
     return network
+
+
+def _normalised(
+    norm: Callable[[Tensor], Tensor] | None, pooled: Tensor, w: Tensor, b: Tensor | None
+) -> Tensor:
+    """The hidden values behind ``norm``.
+
+    A batch norm by the batch's statistics takes away what the samples have in common. Without it
+    to begin with, their small differences keep their digits.
+    """
+    if type(norm) is not nn.BatchNorm1d or norm.running_mean is not None or own_behaviour(norm):
+        h = _linear(pooled, w, b)
+        return h if norm is None else norm(h)
+    return norm(_linear(pooled - pooled.detach().mean(0), w, b))
 
 
 def _linear(s: Tensor, w: Tensor, b: Tensor | None) -> Tensor:

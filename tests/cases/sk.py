@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from chattn_cuda import activations, functional
 from tests.cases.block import Block, Config, Variant, name_of
@@ -34,6 +34,11 @@ def _norm(h: Tensor) -> Tensor:
     return F.batch_norm(h, None, None, training=True)
 
 
+def _batch_norm(d: int) -> nn.Module:
+    """The same as a module."""
+    return nn.BatchNorm1d(d, affine=False, track_running_stats=False)
+
+
 def _split(x: Tensor, parameters: dict[str, Any]) -> tuple[list[Tensor], list[Any]]:
     maps = [x, *(p for name, p in parameters.items() if name.startswith("u"))]
     return maps, [p for name, p in parameters.items() if not name.startswith("u")]
@@ -46,7 +51,7 @@ def _run(
     return functional.selective_kernel(
         branches,
         *weights,
-        norm=_norm if options.get("norm", False) else None,
+        norm=_batch_norm(weights[0].shape[0]) if options.get("norm", False) else None,
         act=options.get("act", "relu"),
         return_gate=True,
         backend=backend,
