@@ -1,20 +1,22 @@
-# make demo | test | sanitize | bench | doctor | lint | types | clean      (make help explains them)
+# make demo | test | test-torch | sanitize | bench | doctor | lint | types | clean      (make help explains them)
 #
 # Everything runs in .venv, which the first target makes. VENV=path and PYTHON=python3.x choose others;
 # TORCH="torch torchvision" gives a new .venv another torch than the one that figures are taken with.
 
 PYTHON ?= python3
 VENV ?= .venv
-TORCH ?= torch==2.14.1 torchvision==0.29.1
+NEWEST_TORCH := torch==2.14.1 torchvision==0.29.1
+TORCH ?= $(NEWEST_TORCH)
 BIN := $(VENV)/bin
 SOURCES := $(shell find csrc -type f) setup.py pyproject.toml
 CPP := $(shell find csrc tests/cuda_host -name '*.h' -o -name '*.cuh' -o -name '*.cpp' -o -name '*.cu')
 
-.PHONY: help demo test sanitize bench gpu-check gpu-models doctor lint format types clean
+.PHONY: help demo test test-torch sanitize bench gpu-check gpu-models doctor lint format types clean
 
 help:
 	@echo "make demo       build, then run a real model with and without chattn_cuda (main job)"
 	@echo "make test       build, then run the tests"
+	@echo "make test-torch TORCH=torch==2.12.1   the tests with another torch; TESTS=short: what depends on it"
 	@echo "make sanitize   the slow tests: races, sanitizers, mutants of the CUDA kernels, whole models"
 	@echo "make bench      build, then compare with eager PyTorch and torch.compile (pytest-benchmark)"
 	@echo "make gpu-check  on a machine with a GPU: build with \$$PYTHON, measure, check, test (6 min)"
@@ -49,18 +51,44 @@ demo: $(VENV)/.built
 # After so many failures something is broken that all of them show.
 FAILURES ?= --maxfail=20
 
-# Another torch that the built module must run with; empty skips that test.
-OTHER_TORCH ?= torch==2.13.0
-
 # Processes that share the tests.
 WORKERS ?= auto
+TESTS ?= tests
+PYTEST = python -m pytest -q -n $(WORKERS) --dist worksteal $(FAILURES)
 
 test: $(VENV)/.built
-	CHATTN_TEST_TORCH="$(OTHER_TORCH)" $(BIN)/python -m pytest tests -q -n $(WORKERS) --dist worksteal $(FAILURES)
+	$(BIN)/$(PYTEST) $(TESTS)
+
+# What depends on torch (TESTS=short): numerics of all blocks on every backend, modules, accelerate,
+# torch.compile, export.
+SHORT := $(addprefix tests/,test_numerics.py test_modules.py test_eca_modules.py test_se_relatives.py \
+	test_module_uses.py test_convert.py test_sk_layers.py test_sk_network.py \
+	$(addprefix test_packaging.py::test_,operators_compile_with_the_headers_of_this_torch \
+		binary_uses_only_the_stable_abi) \
+	$(addprefix test_autograd.py::test_,compile_without_graph_break_or_recompilation \
+		compile_with_dynamic_shapes compile_two_blocks_with_dynamic_shapes compile_in_inference \
+		compile_around_torch_func compile_under_autocast compile_of_the_formulas) \
+	compat/test_graphs.py)
+
+# The tests with another torch, in a venv of its own that sees the packages of .venv behind its own,
+# and the extension built there: one serves every torch. pip chooses the torchvision, the Triton and
+# the CUDA libraries of that torch; the interpreter of Triton 3.6 fails with numpy 2.4.
+OLDEST_TORCH := torch==2.11.0
+test-torch: TORCH = $(OLDEST_TORCH)
+test-torch: OTHER = $(VENV)-$(subst =,,$(firstword $(TORCH)))
+test-torch: SITE = import sysconfig; print(sysconfig.get_path("purelib"))
+test-torch:
+	$(MAKE) $(VENV)/.built TORCH="$(NEWEST_TORCH)"
+	test -e $(OTHER)/.packages || { $(BIN)/python -m venv --clear --without-pip $(OTHER) \
+		&& echo "import site; site.addsitedir('$$($(BIN)/python -c '$(SITE)')')" \
+			> $$($(OTHER)/bin/python -c '$(SITE)')/shared.pth \
+		&& $(OTHER)/bin/python -m pip install --quiet $(foreach package,$(TORCH),"$(package)") \
+			torchvision "numpy<2.4" && touch $(OTHER)/.packages; }
+	$(OTHER)/bin/$(PYTEST) $(if $(filter short,$(TESTS)),$(SHORT),$(TESTS))
 
 # The checks of docs/testing.md that are too slow for every run of the tests.
 sanitize: $(VENV)/.built
-	$(BIN)/python -m pytest tests -q -m "sanitize or slow" -n $(WORKERS) --dist worksteal $(FAILURES)
+	$(BIN)/$(PYTEST) tests -m "sanitize or slow"
 
 bench: $(VENV)/.built
 	$(BIN)/python -m pytest bench -q

@@ -41,6 +41,10 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     count = sum(GPU_REASON in str(report.longrepr) for report in skipped)
     where = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU here"
     terminalreporter.write_line(f"GPU tests skipped: {count} ({where})")
+    from chattn_cuda import _native  # not before TRITON_INTERPRET
+
+    built = _native.build_info().get("torch", "none")
+    terminalreporter.write_line(f"torch {torch.__version__}, native module built with {built}")
 
 
 @pytest.fixture

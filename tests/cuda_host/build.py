@@ -30,6 +30,8 @@ ROOT = HERE.parent.parent
 BUILD = ROOT / "build" / "cuda_host"
 RUNTIME = tuple(sorted(HERE.glob("*.cpp")))
 JOBS = os.cpu_count() or 2
+#: the oldest libtorch that the operators work with, as in setup.py
+TORCH_TARGET = "0x020b000000000000"
 _T = TypeVar("_T")
 
 COMMON = [
@@ -86,7 +88,8 @@ def build_library(
             "ucontext".
         defines: "NAME=VALUE".
         csrc: replaces csrc/, for sources of a changed copy.
-        torch: for sources that use libtorch's stable ABI.
+        torch: whether sources in a folder `ops` use libtorch's stable ABI. These are compiled
+            once more for another torch, and so is the library: kernels take minutes.
 
     Raises:
         BuildError: a compilation failed.
@@ -143,13 +146,15 @@ def _compiler_version() -> str:
 
 
 @functools.cache
-def _torch_flags() -> tuple[tuple[str, ...], tuple[str, ...]]:
+def torch_flags() -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """(of the compiler, of the linker) for sources that use libtorch's stable ABI."""
     import torch
     from torch.utils import cpp_extension
 
     # System headers are not tracked one by one; the version stands for all of torch's.
     compile_flags = [f"-isystem{p}" for p in cpp_extension.include_paths()]
     compile_flags.append(f'-DCHATTN_HOST_BUILD_TORCH="{torch.__version__}"')
+    compile_flags.append(f"-DTORCH_TARGET_VERSION={TORCH_TARGET}")
     link_flags = []
     for p in cpp_extension.library_paths():
         link_flags += [f"-L{p}", f"-Wl,-rpath,{p}"]
@@ -255,16 +260,14 @@ def _build_now(
     kernel_flags, other_flags, link_flags = VARIANTS[variant]
     base = [*COMMON, f"-I{ROOT / 'tests'}"]
     extra = [f"-D{d}" for d in defines]
-    libraries: list[str] = ["-pthread"]
-    if torch:
-        torch_compile, torch_link = _torch_flags()
-        extra += torch_compile
-        libraries += torch_link
+    torch_compile, torch_link = torch_flags() if torch else ((), ())
+    libraries = ["-pthread", *torch_link]
 
     def compile_one(source: Path) -> tuple[Path, str]:
         if source in RUNTIME:
             return _compile(source, [*base, f"-I{ROOT / 'csrc'}", *other_flags], objects_folder)
         own = kernel_flags if source.suffix == ".cu" else other_flags
+        own = [*own, *torch_compile] if source.parent.name == "ops" else own
         return _compile(source, [*base, f"-I{csrc}", *own, *extra], objects_folder)
 
     folder, objects_folder = BUILD / variant, BUILD / "objects"

@@ -11,8 +11,6 @@ from tests.cuda_host.control import HostCuda
 CSRC = build.ROOT / "csrc"
 #: everything that nvcc, or g++ for the GPU's sake, compiles in a build with CUDA
 SOURCES = (*sorted(CSRC.rglob("*.cu")), *sorted(CSRC.rglob("*_cuda.cpp")))
-#: the oldest libtorch that the operators work with, as in setup.py
-TORCH_TARGET = "0x020b000000000000"
 
 
 def library(variant: str = "plain", csrc: Path = CSRC) -> Path:
@@ -23,7 +21,6 @@ def library(variant: str = "plain", csrc: Path = CSRC) -> Path:
         [*kernels, *sorted((build.HERE / "ops").glob("*.cpp"))],
         variant=variant,
         csrc=csrc,
-        defines=[f"TORCH_TARGET_VERSION={TORCH_TARGET}"],
         torch=True,
     )
 
