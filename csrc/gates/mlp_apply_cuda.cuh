@@ -29,13 +29,16 @@ struct GateProduct : TileProduct<A, kApplySamples, kApplyChannels, sizeof(A) == 
   }
   CHATTN_DEVICE static int channel() { return static_cast<int>(threadIdx.x % kApplyChannels); }
 
-  template <class Rows, class Columns>
-  CHATTN_DEVICE static void run(const Shared<A>& scratch, const MlpShape<A>& shape, int samples,
+  // meanwhile(): what a thread does while the operands are on their way.
+  template <class Rows, class Columns, class Meanwhile>
+  CHATTN_DEVICE static void run(const Shared<A>& scratch, const MlpShape<A>& shape,
                                 const Rows& rows, const Columns& columns,
-                                A (&result)[Tile::kEach]) {
+                                A (&result)[Tile::kEach], Meanwhile&& meanwhile) {
     Tile tile;
-    tile.run(scratch, shape.rd, rows, columns, [](int) {});
-    tile.gather(scratch, samples, result);
+    tile.run(scratch, shape.rd, rows, columns, [&](int count) {
+      if (count == 0) meanwhile();
+    });
+    tile.gather(scratch, rows.rows, result);
   }
 };
 
@@ -55,16 +58,16 @@ struct MlpForwardGate {
                              const TilePlace& p) const {
     const ValueTile<A, true, true> rows{hidden, shape.rd, p.samples, p.n0 * shape.rd,
                                         shape.act, shape.param};
-    const WeightTile<T, true> columns{w2, shape.rd, p.channels, p.c0 * shape.rd};
+    const WeightTile<T, true> columns{{w2}, shape.rd, p.channels, p.c0 * shape.rd};
     const int channel = Product::channel();
-    // Asked for before the product, as it takes as long to come.
     typename Weights<T>::Raw bias{};
-    if (b2.p != nullptr && channel < p.channels) bias = b2.raw(p.c0 + channel);
     A s[Product::kEach] = {};
-    Product::run(scratch, shape, p.samples, rows, columns, s);
+    Product::run(scratch, shape, rows, columns, s, [&] {
+      if (b2.p != nullptr && channel < p.channels) bias = b2.asked(p.c0 + channel);
+    });
     if (b2.p != nullptr) {
       CHATTN_UNROLL
-      for (int r = 0; r < Product::kEach; ++r) s[r] += b2.value(bias);
+      for (int r = 0; r < Product::kEach; ++r) s[r] += b2.come(bias);
     }
     activate_all<true>(shape.gate, A(0), s);
     Product::each(shape, p, [&](int r, int m, int plane) {
@@ -92,23 +95,25 @@ struct MlpBackwardGate {
   CHATTN_DEVICE void prepare(const Shared<A>& scratch, const Shared<A>& tiles,
                              const TilePlace& p) const {
     const ValueTile<A, true> rows{dhidden, shape.rd, p.samples, p.n0 * shape.rd};
-    const WeightTile<T, false> columns{w1, shape.c, p.channels, p.c0};
-    const int channel = Product::channel();
-    A gate[Product::kEach] = {}, top[Product::kEach] = {}, dp[Product::kEach] = {};
-    Product::each(shape, p, [&](int r, int, int plane) {
-      gate[r] = ld(scale + plane);
-      if constexpr (kMax) top[r] = ld(peak + plane);
+    const WeightTile<T, false> columns{{w1}, shape.c, p.channels, p.c0};
+    const auto place = [&](int m) { return m * kApplyChannels + Product::channel(); };
+    A dp[Product::kEach] = {};
+    Product::run(scratch, shape, rows, columns, dp, [&] {
+      Product::each(shape, p, [&](int, int m, int plane) {
+        tiles.st(place(m), ld(scale + plane));
+        if constexpr (kMax) {
+          tiles.st(2 * kTileSize + place(m), ld(peak + plane));
+          tiles.st(3 * kTileSize + place(m), count.sum(plane));
+        }
+      });
     });
-    Product::run(scratch, shape, p.samples, rows, columns, dp);
-    Product::each(shape, p, [&](int r, int m, int plane) {
-      const int t = m * kApplyChannels + channel;
-      tiles.st(t, gate[r]);
+    Product::each(shape, p, [&](int r, int m, int) {
       if constexpr (kMax) {
+        const int share = 3 * kTileSize + place(m);
         dp[r] *= A(0.5);
-        tiles.st(2 * kTileSize + t, top[r]);
-        tiles.st(3 * kTileSize + t, dp[r] / count.sum(plane));
+        tiles.st(share, dp[r] / tiles.ld(share));
       }
-      tiles.st(kTileSize + t, dp[r] / shape.hw);
+      tiles.st(kTileSize + place(m), dp[r] / shape.hw);
     });
   }
 };

@@ -18,27 +18,26 @@ struct Weights {
     return to_acc(ld(static_cast<const T*>(p) + i));
   }
 
-  // Many of them: body(load) with load(i) -> Raw, to be converted when it has come, by value().
-  // The type is asked for once, so that the loads need not wait for one another.
-  using Raw = std::conditional_t<sizeof(T) == 2, std::uint32_t, T>;
+  // body(S()), S the type they have.
   template <class Body>
-  CHATTN_DEVICE void with_loads(Body&& body) const {
+  CHATTN_DEVICE void with_type(Body&& body) const {
     if constexpr (sizeof(T) == 2) {
-      if (wide) {
-        body([&](int i) { return ld(static_cast<const std::uint32_t*>(p) + i); });
-      } else {
-        body([&](int i) { return Raw{ld(static_cast<const T*>(p) + i).bits}; });
-      }
+      if (wide) return body(acc_t<T>());
+    }
+    body(T());
+  }
+
+  // at() in two steps: what is between them does not wait for the load.
+  using Raw = std::conditional_t<sizeof(T) == 2, std::uint32_t, T>;
+  CHATTN_DEVICE Raw asked(int i) const {
+    if constexpr (sizeof(T) == 2) {
+      if (wide) return ld(static_cast<const std::uint32_t*>(p) + i);
+      return ld(static_cast<const T*>(p) + i).bits;
     } else {
-      body([&](int i) { return ld(static_cast<const T*>(p) + i); });
+      return ld(static_cast<const T*>(p) + i);
     }
   }
-  CHATTN_DEVICE Raw raw(int i) const {
-    Raw v{};
-    with_loads([&](auto&& load) { v = load(i); });
-    return v;
-  }
-  CHATTN_DEVICE acc_t<T> value(Raw raw) const {
+  CHATTN_DEVICE acc_t<T> come(Raw raw) const {
     if constexpr (sizeof(T) == 2) {
       return wide ? bit_cast<float>(raw) : to_acc(T{static_cast<std::uint16_t>(raw)});
     } else {
@@ -87,46 +86,33 @@ struct Partials {
   }
 };
 
-// ---- operands of products (tile_product.cuh): elements of a stored row, rows of the tile, and where
-// it begins
-// A tile of a matrix of accumulators; after an activation if Activated.
+// ---- operands of products (tile_product.cuh)
+// A matrix of accumulators; after an activation if Activated.
 template <class A, bool AlongK, bool Activated = false>
 struct ValueTile {
   static constexpr bool kAlongK = AlongK;
-  using Raw = A;
   const A* p;
   int width, rows, first;
   Act act = Act::identity;
   A param = 0;
 
   template <class Body>
-  CHATTN_DEVICE void with_loads(Body&& body) const {
-    body([&](int i) { return ld(p + i); });
+  CHATTN_DEVICE void with_type(Body&& body) const {
+    body(A());
   }
   template <int N>
-  CHATTN_DEVICE void finish(const A (&raw)[N], A (&v)[N]) const {
-    CHATTN_UNROLL
-    for (int q = 0; q < N; ++q) v[q] = raw[q];
+  CHATTN_DEVICE void finish(A (&v)[N]) const {
     if constexpr (Activated) activate_all(act, param, v);
   }
 };
 
 template <class T, bool AlongK>
-struct WeightTile {
+struct WeightTile : Weights<T> {
   static constexpr bool kAlongK = AlongK;
-  using Raw = typename Weights<T>::Raw;
-  Weights<T> w;
   int width, rows, first;
 
-  template <class Body>
-  CHATTN_DEVICE void with_loads(Body&& body) const {
-    w.with_loads(body);
-  }
   template <int N>
-  CHATTN_DEVICE void finish(const Raw (&raw)[N], acc_t<T> (&v)[N]) const {
-    CHATTN_UNROLL
-    for (int q = 0; q < N; ++q) v[q] = w.value(raw[q]);
-  }
+  CHATTN_DEVICE void finish(acc_t<T> (&)[N]) const {}
 };
 
 }  // namespace chattn::cuda

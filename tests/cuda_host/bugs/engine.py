@@ -102,8 +102,7 @@ BUGS = (
     ),
     in_csrc(
         "barrier-in-a-branch", _TILE,
-        "also(count);\n        __syncthreads();",
-        "also(count);\n        if (threadIdx.x >= 32) __syncthreads();",
+        "if (count > 0) __syncthreads();", "if (count > 0 && threadIdx.x >= 32) __syncthreads();",
         PLACE + "(divergent barrier|deadlock|race|load of shared)",
     ),
     # ---- launches

@@ -93,7 +93,7 @@ BUGS = (
     ),
     in_csrc(
         "ties-of-the-maximum-not-shared", _GATES,
-        "dp[r] / count.sum(plane)", "dp[r] / (count.sum(plane) + 1)",
+        "dp[r] / tiles.ld(share)", "dp[r] / (tiles.ld(share) + 1)",
         "dx: max-abs error",
     ),
 )  # fmt: skip
