@@ -90,7 +90,7 @@ def subject(row: Row, rehearse: bool) -> gpu_turns.Subject:
         # timm's ResNets begin with branches that are zero, on which nothing shows.
         if isinstance(module, nn.BatchNorm2d) and not module.weight.any():
             nn.init.constant_(module.weight, 0.5)
-    model = model.to(device(), memory_format=torch.channels_last).train(row.training)
+    model = model.to(device()).to(memory_format=torch.channels_last).train(row.training)
     size = 32 if rehearse else 224
     x = torch.randn(row.batch, 3, size, size, device=device())
     x = x.contiguous(memory_format=torch.channels_last)

@@ -128,7 +128,7 @@ class Runner:
         log: Path,
         env: dict[str, str],
         seconds: float,
-        report: Callable[[], None] = lambda: None,
+        report: Callable[[], object] = lambda: None,
     ) -> None:
         self.steps, self.log, self.env, self.report = steps, log, dict(env), report
         self.begin = time.monotonic()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import fcntl
+import functools
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -176,7 +177,7 @@ def measure(subject: Subject, variants: dict[str, Any], seconds: float) -> None:
     from chattn_cuda.cli.measure import time_calls
 
     calls: dict[str, Callable[[], object]] = {}
-    memory: dict[str, float] = {}
+    memory: dict[str, float | None] = {}
     differences: dict[str, float] = {}
     expected: list[Tensor] | None = None
     for name, module in variants.items():
@@ -190,7 +191,7 @@ def measure(subject: Subject, variants: dict[str, Any], seconds: float) -> None:
         differences[name] = max(map(_difference, got, expected))
         if not differences[name] <= DIFFERENCE:
             complain(subject, name, f"differs from {EAGER} by {differences[name]:.1e}")
-        calls[name] = lambda module=module: subject.call(module)
+        calls[name] = functools.partial(subject.call, module)
     del expected
     samples = time_calls(
         calls, device(), seconds=max(0.0, min(seconds, left() - 1)), min_rounds=3,
