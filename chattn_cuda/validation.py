@@ -307,14 +307,16 @@ def unify_dtypes(
         ValueError: The types differ outside autocast.
     """
     dtype = x.dtype
+    wrong = None
     for w, name in zip(weights, names, strict=True):
         if w is not None and w.dtype != dtype:
+            wrong = name, w.dtype
             break
-    else:
+    if wrong is None:
         return weights
     if not reference.autocast_enabled(x.device.type):
         raise ValueError(
-            f"{name} must have the dtype of x ({dtype}) outside autocast, got {w.dtype}"
+            f"{wrong[0]} must have the dtype of x ({dtype}) outside autocast, got {wrong[1]}"
         )
     target = torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
     for w in weights:

@@ -23,8 +23,9 @@ def pytest_configure(config: pytest.Config) -> None:
     torch.set_num_threads(2)
     # Convolutions on a GPU keep ten bits of float32 otherwise, and the tests compare float32.
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
-    # Fills every new tensor with NaN, also those made in C++: what is never written shows.
+    # Fill every new tensor with NaN: what is never written shows. The second is for the operators'.
     torch.use_deterministic_algorithms(True, warn_only=True)
+    os.environ.setdefault("CHATTN_FILL_NEW_TENSORS", "1")
 
 
 @pytest.hookimpl(trylast=True)  # after -m and -k

@@ -35,6 +35,7 @@ CHECKS: tuple[dict[str, Any], ...] = (
 # Neighbouring launches of which neither needs the other.
 INDEPENDENT = {
     ("eca_weight_sum", "eca_gradient"),
+    ("sk_weight_grads", "sk_pooled_grad"),
 }
 
 
@@ -197,6 +198,7 @@ ORDERED = [
     *(PROBLEMS["se"][i] for i in (0, 1, 5)),
     *(PROBLEMS["eca"][i] for i in (5, 8)),
     *(PROBLEMS["sk"][i] for i in (1, 2, 8)),
+    *(PROBLEMS["sk_block"][i] for i in (0, 2)),
 ]
 
 

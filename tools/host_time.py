@@ -2,10 +2,10 @@
 
     python tools/host_time.py [--models] [--rounds 300]
 
-The CUDA kernels are those of the tests' host layer, whose launches are recorded and not executed: what
-is left is Python, torch's dispatcher, checks, allocation and the planner, as in front of a GPU, but
-for the driver's share of a launch. A loop over one block has all of it in the caches; --models shows
-the blocks inside timm's networks, where it is not.
+The CUDA kernels are those of the tests' host layer, whose launches are recorded and not executed:
+what is left is Python, torch's dispatcher, checks, allocation and the planner, as in front of a
+GPU, but for the driver's share of a launch. A loop over one block has all of it in the caches;
+--models shows the blocks inside timm's networks, where it is not.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ MODELS = {"SE": "seresnet18", "ECA": "ecaresnet26t", "SK": "skresnet18"}
 
 
 def maps(count: int, grad: bool) -> list[Tensor]:
+    """Small maps; two samples where a batch norm takes their statistics."""
     return [torch.randn(1 + grad, C, H, H, requires_grad=grad) for _ in range(count)]
 
 
@@ -87,6 +88,7 @@ def stubs() -> Iterator[Any]:
 
 
 def alone(rounds: int) -> None:
+    """Print the table of single blocks."""
     print(f"{'one block':10} {'inference':>18} {'training':>18}   us (Python calls of a forward)")
     with stubs():
         for name, (module, count, call) in blocks().items():
@@ -105,7 +107,9 @@ def alone(rounds: int) -> None:
 
                 with torch.set_grad_enabled(grad):
                     entered = python_calls(forward)
-                    cells.append(f"{microseconds(step if grad else forward, rounds):9.1f} ({entered})")
+                    cells.append(
+                        f"{microseconds(step if grad else forward, rounds):9.1f} ({entered})"
+                    )
             print(f"{name:10} {cells[0]:>18} {cells[1]:>18}")
 
 
@@ -137,9 +141,13 @@ class Shares:
 
 
 def in_models(rounds: int) -> None:
+    """Print the table of blocks inside networks."""
     import timm
 
-    print(f"\n{'in a model':24} {'inference':>10} {'autocast':>10}   us a block, without its submodules")
+    print(
+        f"\n{'in a model':24} {'inference':>10} {'autocast':>10}",
+        "  us a block, without its submodules",
+    )
     x = torch.randn(1, 3, 64, 64)
     with stubs(), torch.inference_mode():
         for name, architecture in MODELS.items():
@@ -152,11 +160,12 @@ def in_models(rounds: int) -> None:
                         share.times.clear()
                     with torch.autocast("cpu", torch.bfloat16, enabled=mixed), share:
                         model(x)
-            plain, mixed = (1e6 * statistics.median(share.times) for share in shares.values())
-            print(f"{name + ', ' + architecture:24} {plain:10.1f} {mixed:10.1f}")
+            plain, cast = (1e6 * statistics.median(share.times) for share in shares.values())
+            print(f"{name + ', ' + architecture:24} {plain:10.1f} {cast:10.1f}")
 
 
 def main() -> None:
+    """Print both."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--models", action="store_true", help="also inside timm's networks")
     parser.add_argument("--rounds", type=int, default=300)

@@ -23,9 +23,9 @@ def inner_network(
 
     Args:
         owner: The module that has the layers.
-        names: Of four layers: a reducing 1x1 convolution, a norm, an activation, and the layer whose
-            rows are the logits. Modules of any kind; the usual ones are not called, their numbers
-            go into an `ops.Network`.
+        names: Of four layers: a reducing 1x1 convolution, a norm, an activation, and the layer
+            whose rows are the logits. Modules of any kind; the usual ones are not called, their
+            numbers go into an `ops.Network`.
         branches: M.
         u: A branch, or a map that holds them all: its type and N count.
         cardinality: The rows are those of so many groups, in each the branches, in each the

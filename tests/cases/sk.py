@@ -149,5 +149,5 @@ BLOCK = Block(
     maps=2,
     operators=("sk_squeeze", "sk_select", "sk_dot", "sk_gradient"),
     forward_operators=2,
-    whole_on=("cpu",),
+    whole_on=("cpu", "cuda", "cuda_host"),
 )

@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 ALIGNMENT = 256
 TIMEOUT = 120
 DIRECTIONS = ("forward", "backward")
+#: blocks whose kernels a block's launchers call
+ALSO = {"sk_block": ("sk",)}
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,8 @@ def kernels(block: str, csrc: Path) -> Path:
 
 def build(block: str, csrc: Path, variant: str = "plain") -> Path:
     """A block's library, from csrc/ or a changed copy."""
-    sources = [kernels(block, csrc), builder.HERE / "direct" / f"{block}.cpp"]
+    names = ALSO.get(block, ()) + (block,)
+    sources = [*(kernels(n, csrc) for n in names), builder.HERE / "direct" / f"{block}.cpp"]
     return builder.build_library(f"direct_{block}", sources, variant=variant, csrc=csrc)
 
 

@@ -13,7 +13,16 @@ from torch import Tensor
 from chattn_cuda import reference
 from tests.compare import assert_close
 from tests.cuda_host.direct import Outcome, Process
-from tests.cuda_host.problems import EcaProblem, Problem, SeProblem, Shape, SkProblem
+from tests.cuda_host.problems import (
+    NO_NORM,
+    OF_BATCH,
+    EcaProblem,
+    Problem,
+    SeProblem,
+    Shape,
+    SkBlockProblem,
+    SkProblem,
+)
 
 Tensors = dict[str, Tensor]
 #: by buffer: bytes
@@ -32,6 +41,8 @@ def inputs_of(problem: Problem) -> Tensors:
     if "logits" in tensors:
         tensors["logits"][..., ::2] += 100
         tensors["logits"][..., 1::2] -= 100
+    if "var" in tensors:
+        tensors["var"] = tensors["var"].exp()
     return {k: t / t.shape[-1] ** 0.5 if k[0] == "w" else t for k, t in tensors.items()}
 
 
@@ -64,7 +75,32 @@ def _sk(
     return {"pooled": pooled, "y": y}
 
 
-FORMULAS: dict[str, Callable[..., Tensors]] = {"se": _se, "eca": _eca, "sk": _sk}
+def _sk_block(
+    problem: SkBlockProblem, w_reduce: Tensor, b_reduce: Tensor, w_select: Tensor,
+    b_select: Tensor, weight: Any = None, bias: Any = None, mean: Any = None, var: Any = None,
+    **maps: Tensor,
+) -> Tensors:  # fmt: skip
+    branches = tuple(maps.values())
+    pooled = reference.squeeze_branches(branches)
+    h = before = pooled @ w_reduce.T + b_reduce
+    saved = {} if problem.norm == NO_NORM else {"hidden": before}
+    if problem.norm == OF_BATCH:
+        mean, var = before.mean(0), before.var(0, correction=0)
+        saved |= {"batch_mean": mean, "batch_var": var}
+    if problem.norm != NO_NORM:
+        h = (before - mean) / (var + 1e-3).sqrt() * weight + bias
+    activated = torch.relu(h)
+    logits = (activated @ w_select.T + b_select).unflatten(1, (problem.m, -1))
+    y, _ = reference.select_branches(branches, logits)
+    return {"pooled": pooled, **saved, "activated": activated, "logits": logits, "y": y}
+
+
+FORMULAS: dict[str, Callable[..., Tensors]] = {
+    "se": _se,
+    "eca": _eca,
+    "sk": _sk,
+    "sk_block": _sk_block,
+}
 
 
 @functools.cache
@@ -110,7 +146,7 @@ def _eca_traffic(problem: EcaProblem, plan: dict[str, int]) -> tuple[Bytes, Byte
     return {"x": forward}, {"dy": 2 * size, "x": size}
 
 
-def _sk_traffic(problem: SkProblem, _: dict[str, int]) -> tuple[Bytes, Bytes]:
+def _sk_traffic(problem: SkProblem | SkBlockProblem, _: dict[str, int]) -> tuple[Bytes, Bytes]:
     maps = {k: b for k, b in map_bytes(problem.inputs).items() if k[0] == "x"}
     return {k: 2 * b for k, b in maps.items()}, {"dy": 2 * problem.map_bytes, **maps}
 
@@ -119,6 +155,7 @@ LOADS: dict[str, Callable[..., tuple[Bytes, Bytes]]] = {
     "se": _se_traffic,
     "eca": _eca_traffic,
     "sk": _sk_traffic,
+    "sk_block": _sk_traffic,
 }
 
 

@@ -1,0 +1,103 @@
+// The selective kernel with its network for direct.py; sizes, arrays and plan are those of
+// problems.SkBlockProblem.
+#include "cuda_host/direct/direct.h"
+#include "cuda_host/ops/sk_buffers.h"
+#include "gates/sk_plan.h"
+
+namespace chattn::cuda {
+
+// Instantiated in gates/sk_block_cuda_f32.cu.
+template <class T>
+Status sk_forward_as(const SkForward& p, void* scratch, void* stream);
+template <class T>
+Status sk_backward_as(const SkBackward& p, void* scratch, void* stream);
+
+}  // namespace chattn::cuda
+
+namespace {
+
+using namespace chattn;
+using Norm = SkNetwork::Norm;
+
+SkNetwork network_of(const int* sizes) {
+  SkNetwork n;
+  n.d = sizes[5];
+  n.norm = static_cast<Norm>(sizes[6]);
+  n.eps = 1e-3;
+  return n;
+}
+
+}  // namespace
+
+DIRECT_API int direct_sk_block(int backward, const int* sizes, float* const* arrays, char* error,
+                               std::size_t error_size) {
+  const MapShape map = direct::map_of(sizes);
+  SkNetwork n = network_of(sizes);
+  const bool normalised = n.norm != Norm::none, of_batch = n.norm == Norm::of_batch;
+  const float *dy = *arrays++, *dlogits = *arrays++;
+  Branches x;
+  x.count = sizes[4];
+  for (int m = 0; m < x.count; ++m) x.at[m] = *arrays++;
+  n.reduce.w = *arrays++;
+  n.reduce.b = *arrays++;
+  n.select.w = *arrays++;
+  n.select.b = *arrays++;
+  if (normalised) {
+    n.weight = *arrays++;
+    n.bias = *arrays++;
+  }
+  if (n.norm == Norm::fixed) {
+    n.mean = *arrays++;
+    n.variance = *arrays++;
+  }
+  float* const pooled = *arrays++;
+  float* const hidden = normalised ? *arrays++ : nullptr;
+  float* const mean = of_batch ? *arrays++ : nullptr;
+  float* const variance = of_batch ? *arrays++ : nullptr;
+  float *const activated = *arrays++, *const logits = *arrays++, *const y = *arrays++;
+  const cuda::SkPlan plan = cuda::plan_sk(map, x, false, n.d, backward != 0);
+  const index_t scratch =
+      cuda::SkScratch::make(plan, map, x.count, n.d, false, backward != 0).total;
+  return direct::reported(error, error_size, [&] {
+    if (!backward) {
+      SkForward p{map, x, {}, n};
+      p.mean = mean;
+      p.variance = variance;
+      p.pooled = pooled;
+      p.hidden = hidden;
+      p.activated = activated;
+      p.logits = logits;
+      p.y = y;
+      direct::launch(p, scratch, cuda::sk_forward_as<float>);
+      return;
+    }
+    SkBackward p{map, x, n, dy, dlogits, pooled, hidden, activated, logits};
+    if (of_batch) {
+      p.network.mean = mean;
+      p.network.variance = variance;
+    }
+    float* const* out = arrays;
+    p.dx.count = x.count;
+    for (int m = 0; m < x.count; ++m) p.dx.at[m] = *out++;
+    p.dw_reduce = *out++;
+    p.db_reduce = *out++;
+    p.dw_select = *out++;
+    p.db_select = *out++;
+    if (normalised) {
+      p.dweight = *out++;
+      p.dbias = *out++;
+    }
+    direct::launch(p, scratch, cuda::sk_backward_as<float>);
+  });
+}
+
+DIRECT_API void direct_sk_block_plan(const int* sizes, int* out) {
+  const MapShape map = direct::map_of(sizes);
+  Branches x;
+  x.count = sizes[4];
+  for (const bool backward : {false, true}) {
+    const cuda::SkPlan plan = cuda::plan_sk(map, x, false, sizes[5], backward);
+    *out++ = plan.hidden.splits;
+    *out++ = plan.second.splits;
+  }
+}
