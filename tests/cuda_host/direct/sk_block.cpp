@@ -60,7 +60,10 @@ DIRECT_API int direct_sk_block(int backward, const int* sizes, float* const* arr
       cuda::SkScratch::make(plan, map, x.count, n.d, false, backward != 0).total;
   return direct::reported(error, error_size, [&] {
     if (!backward) {
-      SkForward p{map, x, {}, n};
+      SkForward p{};
+      p.map = map;
+      p.x = x;
+      p.network = n;
       p.mean = mean;
       p.variance = variance;
       p.pooled = pooled;
@@ -71,7 +74,16 @@ DIRECT_API int direct_sk_block(int backward, const int* sizes, float* const* arr
       direct::launch(p, scratch, cuda::sk_forward_as<float>);
       return;
     }
-    SkBackward p{map, x, n, dy, dlogits, pooled, hidden, activated, logits};
+    SkBackward p{};
+    p.map = map;
+    p.x = x;
+    p.network = n;
+    p.dy = dy;
+    p.dlogits = dlogits;
+    p.pooled = pooled;
+    p.hidden = hidden;
+    p.activated = activated;
+    p.logits = logits;
     if (of_batch) {
       p.network.mean = mean;
       p.network.variance = variance;
