@@ -32,8 +32,8 @@ struct GateProduct : TileProduct<A, kApplySamples, kApplyChannels, sizeof(A) == 
   // meanwhile(): what a thread does while the operands are on their way.
   template <class Rows, class Columns, class Meanwhile>
   CHATTN_DEVICE static void run(const Shared<A>& scratch, const MlpShape<A>& shape,
-                                const Rows& rows, const Columns& columns,
-                                A (&result)[Tile::kEach], Meanwhile&& meanwhile) {
+                                const Rows& rows, const Columns& columns, A (&result)[Tile::kEach],
+                                Meanwhile&& meanwhile) {
     Tile tile;
     tile.run(scratch, shape.rd, rows, columns, [&](int count) {
       if (count == 0) meanwhile();
@@ -56,8 +56,8 @@ struct MlpForwardGate {
 
   CHATTN_DEVICE void prepare(const Shared<A>& scratch, const Shared<A>& tiles,
                              const TilePlace& p) const {
-    const ValueTile<A, true, true> rows{hidden, shape.rd, p.samples, p.n0 * shape.rd,
-                                        shape.act, shape.param};
+    const ValueTile<A, true, true> rows{hidden,          shape.rd,  p.samples,
+                                        p.n0 * shape.rd, shape.act, shape.param};
     const WeightTile<T, true> columns{{w2}, shape.rd, p.channels, p.c0 * shape.rd};
     const int channel = Product::channel();
     typename Weights<T>::Raw bias{};

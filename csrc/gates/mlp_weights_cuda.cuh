@@ -30,7 +30,8 @@ struct WeightGrads {
     const int m0 = tile / across * kWeightRows, n0 = tile % across * kWeightColumns;
     const ValueTile<A, false> rows{first ? dhidden : dz, height, height - m0, m0};
     const ValueTile<A, false, true> columns{
-        first ? pooled : hidden, width, width - n0, n0, first ? Act::identity : shape.act, shape.param};
+        first ? pooled : hidden,           width,      width - n0, n0,
+        first ? Act::identity : shape.act, shape.param};
     const WeightsOut<T> dw = first ? dw1 : dw2, db = first ? db1 : db2;
 
     const Shared<A> scratch = shared<A>(0, kShared);

@@ -264,9 +264,8 @@ apply_spans(ApplyShape shape, ApplyIo<T, typename Gate::Form> io, Gate gate) {
   // The map is on its way while the gates are computed.
   int i = shape.begin(p.samples * words, p.part) + static_cast<int>(threadIdx.x);
   load(i);
-  at_end(threadIdx.x, [&](int m, index_t base, int e) {
-    end.load(io, base + e, io.skipped_in(p.n0 + m));
-  });
+  at_end(threadIdx.x,
+         [&](int m, index_t base, int e) { end.load(io, base + e, io.skipped_in(p.n0 + m)); });
   gate.prepare(scratch, tiles, p);
   __syncthreads();
 
@@ -309,7 +308,10 @@ apply_rows(ApplyShape shape, ApplyIo<T, typename Gate::Form> io, Gate gate) {
     CHATTN_UNROLL
     for (int u = 0; u < kBatch; ++u) {
       const int at = i + u * kRows;
-      if (at < last) body(u, at, first_row + at, first + static_cast<index_t>(static_cast<unsigned>(at)) * static_cast<unsigned>(shape.c));
+      if (at < last)
+        body(u, at, first_row + at,
+             first +
+                 static_cast<index_t>(static_cast<unsigned>(at)) * static_cast<unsigned>(shape.c));
     }
   };
   const auto load = [&](int i) {

@@ -133,7 +133,8 @@ struct OperandTile {
     operand.finish(v);
     with_access(operand, [&](auto type, auto words) {
       using S = decltype(type);
-      constexpr int kPiece = decltype(words)::value && !kAlongK ? 16 / static_cast<int>(sizeof(A)) : 1;
+      constexpr int kPiece =
+          decltype(words)::value && !kAlongK ? 16 / static_cast<int>(sizeof(A)) : 1;
       CHATTN_UNROLL
       for (int q = 0; q < kEach; q += kPiece) {
         Vec<A, kPiece> piece;
@@ -213,7 +214,8 @@ struct TileProduct {
   }
 
   // Sums over k < k_end. also(count): what else a thread does with the chunk of so many k in shared
-  // memory, a's element (m, k) at k*kStrideM + m; with 0, what it does while the first is on its way.
+  // memory, a's element (m, k) at k*kStrideM + m; with 0, what it does while the first is on its
+  // way.
   template <class OperandA, class OperandB, class Also>
   CHATTN_DEVICE void run(const Shared<A>& s, int k_end, const OperandA& a, const OperandB& b,
                          Also&& also) {
@@ -270,8 +272,7 @@ struct TileProduct {
       CHATTN_UNROLL
       for (int i = 0; i < kMicro; ++i) {
         CHATTN_UNROLL
-        for (int j = 0; j < kMicro; ++j)
-          body(row() + i, p * kPanel + column() + j, sum[p][i][j]);
+        for (int j = 0; j < kMicro; ++j) body(row() + i, p * kPanel + column() + j, sum[p][i][j]);
       }
     }
   }

@@ -24,7 +24,7 @@ BUGS = (
     ),
     in_csrc(
         "rows-end-late", _APPLY,
-        "if (at < last) body(u, at,", "if (at <= last) body(u, at,",
+        "if (at < last)\n        body(u, at,", "if (at <= last)\n        body(u, at,",
         PLACE + "(race|out-of-bounds)",
     ),
     in_csrc(
@@ -34,7 +34,7 @@ BUGS = (
     ),
     in_csrc(
         "last-chunk-runs-over", _TILE,
-        "left_k = k_end - k0 - k;", "left_k = k_end - k0 - k + 1;",
+        "left_k = k_end - k0 - first.k;", "left_k = k_end - k0 - first.k + 1;",
         PLACE + "(out-of-bounds load|load of 'scratch' at byte .*, which nothing has written)",
     ),
     # ---- alignment
@@ -61,7 +61,7 @@ BUGS = (
     ),
     in_csrc(
         "last-position-not-written", _APPLY,
-        "if (at < last) body(u, at,", "if (at < last - 1) body(u, at,",
+        "if (at < last)\n        body(u, at,", "if (at < last - 1)\n        body(u, at,",
         "se_forward: no kernel wrote 'y' at byte",
     ),
     # ---- races

@@ -27,7 +27,7 @@ BUGS = (
     # ---- something is not written
     in_csrc(
         "peak-not-written", _MLP,
-        "if (store) st(peak + i, t);", "",
+        "st(peak + i, t);", "(void)t;",
         "se_forward: no kernel wrote 'peak' at byte 0",
     ),
     in_csrc(
@@ -77,7 +77,8 @@ BUGS = (
     ),
     in_csrc(
         "product-that-publishes-nothing", _PRODUCT,
-        "    cluster_sync();\n    const int slice", "    cluster_sync_relaxed();\n    const int slice",
+        "    cluster_sync();\n    const int slice",
+        "    cluster_sync_relaxed();\n    const int slice",
         PLACE + "race on 'shared memory'",
     ),
     in_csrc(

@@ -75,8 +75,8 @@ BUGS = (
     ),
     in_csrc(
         "branches-share-their-partial-sums", _SK,
-        "static_cast<A*>(scratch) + b * plan.splits * planes",
-        "static_cast<A*>(scratch) + b * planes",
+        "io.out[b] = sums + b * plan.splits * planes;",
+        "io.out[b] = sums + b * planes;",
         PLACE + "race on 'scratch'",
     ),
     # ---- the prologue
