@@ -27,7 +27,7 @@ struct OperandTile {
   static constexpr int kEach = Extent * Chunk / kThreads, kStride = Extent + 4;
   using Raw = std::conditional_t<sizeof(A) == 8, std::uint64_t, std::uint32_t>;
   static constexpr int kRaws = 16 / static_cast<int>(sizeof(Raw));
-  Raw raw[kEach];  // as they were loaded
+  Raw raw[kEach] = {};  // as they were loaded
 
   struct Place {
     int i, k;
