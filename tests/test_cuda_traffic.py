@@ -185,6 +185,19 @@ def test_sk_map_traffic(stage: tuple[int, int], layout: str, dtype: torch.dtype,
             assert buffer.sector_efficiency >= WORST_EFFICIENCY, f"{direction}: {name}"
 
 
+@pytest.mark.parametrize("prologue", [False, True])
+@pytest.mark.parametrize("norm", ["none", "fixed", "batch"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_whole_selective_kernel_moves_what_its_passes_do(
+    layout: str, norm: str, prologue: bool
+) -> None:
+    """The network between the passes is in few launches, and moves no map."""
+    calls = measure("sk_block", (4, 64, 9, 9), torch.bfloat16, layout, norm=norm, prologue=prologue)
+    for direction, passes, launches in (("forward", 5, 6), ("backward", 6, 8)):
+        assert calls[direction].passes == passes
+        assert len(calls[direction].report.launches) <= launches
+
+
 @pytest.mark.parametrize("m", [2, 4])
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("stage", SK_STAGES, ids=name_of)

@@ -169,6 +169,49 @@ def _measure_sk(
     return {"forward": count(forward), "backward": count(backward)}
 
 
+def _measure_sk_block(
+    x: Tensor,
+    dy: Tensor,
+    count: Callable[[Callable[[], object]], Report],
+    m: int = 2,
+    d: int = 32,
+    norm: str = "batch",
+    prologue: bool = False,
+) -> dict[str, Report]:
+    ops = torch.ops.chattn_cuda_host
+    branches = [x, *(x.clone() for _ in range(m - 1))]
+    c = x.shape[1]
+
+    def random(*shape: int) -> Tensor:
+        return torch.rand(shape).to(x.dtype)
+
+    w1, b1, w2, b2 = random(d, c), random(d), random(m * c, d), random(m * c)
+    weight, bias = (random(d), random(d)) if norm != "none" else (None, None)
+    statistics = (random(d), random(d)) if norm == "fixed" else (None, None)
+    of_branches = [random(m * c) for _ in range(4)] if prologue else []
+    saved: list[Tensor] = []
+
+    def forward() -> None:
+        saved.extend(
+            ops.sk_forward(
+                branches, w1, b1, weight, bias, w2, b2, *statistics, None, None, None,
+                norm == "batch", 0.1, 1e-5, True, of_branches, 1e-5,
+            )[1:]
+        )  # fmt: skip
+
+    def backward() -> None:
+        ops.sk_backward(
+            dy, None, branches, w1, weight, w2, *statistics, norm == "batch", 1e-5, True, *saved,
+            False, 0b1111111 if norm != "none" else 0b1110011,
+        )  # fmt: skip
+
+    return {"forward": count(forward), "backward": count(backward)}
+
+
+def _floors_sk_block(m: int = 2, prologue: bool = False, **_: Any) -> dict[str, Floors]:
+    return _floors_sk(m, prologue)
+
+
 def _floors_sk(m: int = 2, prologue: bool = False) -> dict[str, Floors]:
     """Eager, by the operations of timm and their gradients: stack, sum, mean, mul, sum.
 
@@ -202,6 +245,7 @@ BLOCKS = {
     "se": Block(_measure_se, _floors_of_one_map),
     "eca": Block(_measure_eca, _floors_of_one_map),
     "sk": Block(_measure_sk, _floors_sk),
+    "sk_block": Block(_measure_sk_block, _floors_sk_block),
 }
 
 
@@ -230,7 +274,8 @@ def measure(
         sm: Device profile, 90 for compute capability 9.0.
         **options: The block's own: SE's rd (by default as in timm; 0 for effective SE, with one
             layer) and add_maxpool; ECA's k (by default as in timm), circular and per_channel; SK's
-            m, the number of branches, and prologue.
+            m, the number of branches, and prologue; the whole selective kernel's (sk_block) also d
+            and norm: "none", "fixed" or "batch".
 
     Returns:
         A call per direction.
