@@ -225,6 +225,7 @@ _CALLS: tuple[tuple[str, tuple[tuple[int, ...], ...], tuple[dict[str, Any], ...]
      ({"m": 1}, *({"m": m, "prologue": p} for m in (2, 3, 4) for p in (False, True)))),
     ("sk_block", ((2, 4, 4, 4), (17, 4, 1, 1), (2, 66, 1, 1), (2, 33, 1, 1)),
      tuple({"d": d, "norm": norm} for d in (4, 33) for norm in ("none", "fixed", "batch"))),
+    ("sk_block", ((2, 33, 1, 1),), ({"m": 3, "norm": "none"},)),
     ("sk_block", ((2, 4, 4, 4),), ({"norm": "fixed", "prologue": True},)),
 )  # fmt: skip
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)

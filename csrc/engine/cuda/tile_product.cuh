@@ -17,6 +17,12 @@
 //
 #include "common/device.cuh"
 
+#if !defined(__CUDACC__)
+// That a chunk is loaded before it is stored is known from k0 in another turn of the loop.
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#endif
+
 namespace chattn::cuda {
 
 // A thread's elements of an operand's tile of Extent rows by Chunk values of k: words of 16 bytes,
@@ -27,7 +33,7 @@ struct OperandTile {
   static constexpr int kEach = Extent * Chunk / kThreads, kStride = Extent + 4;
   using Raw = std::conditional_t<sizeof(A) == 8, std::uint64_t, std::uint32_t>;
   static constexpr int kRaws = 16 / static_cast<int>(sizeof(Raw));
-  Raw raw[kEach] = {};  // as they were loaded
+  Raw raw[kEach];  // as they were loaded
 
   struct Place {
     int i, k;
@@ -301,3 +307,7 @@ struct TileProduct {
 };
 
 }  // namespace chattn::cuda
+
+#if !defined(__CUDACC__)
+#pragma GCC diagnostic pop
+#endif
