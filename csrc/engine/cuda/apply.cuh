@@ -30,9 +30,14 @@ struct ApplyForm {
       kScales + (Prologue ? kScales : 0) + (Shift ? 1 : 0) + (Peak ? 2 : 0);
 };
 
-// Blocks that must fit on a multiprocessor, for enough loads in flight.
+template <class Gate>
+constexpr bool kHasBeside = requires(const Gate& gate) { gate.beside; };
+
+// Blocks that must fit on a multiprocessor, for enough loads in flight; fewer where other work
+// lies beside the gate's, for its registers.
 template <class T, int V, class Gate>
-constexpr int kApplyBlocks = sizeof(acc_t<T>) == 8 || Gate::Form::kTiles >= 3 || V == 1 ? 2 : 3;
+constexpr int kApplyBlocks =
+    sizeof(acc_t<T>) == 8 || Gate::Form::kTiles >= 3 || V == 1 || kHasBeside<Gate> ? 2 : 3;
 // Vectors that a thread asks for before it uses the first of them: at least four loads in flight,
 // fewer vectors where each takes several.
 template <class Form>
@@ -174,7 +179,7 @@ CHATTN_DEVICE void load_gate(const Shared<A>& tiles, int t, A (&gate)[Form::kTil
 // Whether this block is one of those that a gate has brought along, and has done its work.
 template <class Gate>
 CHATTN_DEVICE bool ran_beside(const Gate& gate) {
-  if constexpr (requires { gate.beside; }) {
+  if constexpr (kHasBeside<Gate>) {
     if (static_cast<int>(blockIdx.x) < gate.beside.blocks) {
       gate.beside.run(static_cast<int>(blockIdx.x));
       return true;
@@ -290,7 +295,8 @@ CHATTN_KERNEL(kThreads, (kApplyBlocks<T, V, Gate>))
 apply_rows(ApplyShape shape, ApplyIo<T, typename Gate::Form> io, Gate gate) {
   using A = acc_t<T>;
   using Form = typename Gate::Form;
-  constexpr int kCols = kApplyChannels / V, kRows = kThreads / kCols, kBatch = kApplyBatch<Form>;
+  constexpr int kCols = kApplyChannels / V, kRows = kThreads / kCols;
+  constexpr int kBatch = V == 1 && sizeof(A) == 8 && kHasBeside<Gate> ? 2 : kApplyBatch<Form>;
   constexpr int kWord = V * sizeof(A) <= 16 ? V : 16 / static_cast<int>(sizeof(A));
   if (ran_beside(gate)) return;
   const unsigned tid = threadIdx.x;
@@ -370,7 +376,7 @@ Status launch_apply(const char* name, const ApplyPlan& plan, const MapShape& map
   LaunchConfig config;
   index_t blocks = plan.sample_tiles * plan.channel_tiles * plan.parts;
   config.shared_bytes = sizeof(A) * (Gate::kShared + Gate::Form::kTiles * kTileSize);
-  if constexpr (requires { gate.beside; }) {
+  if constexpr (kHasBeside<Gate>) {
     blocks += gate.beside.blocks;
     config.shared_bytes = std::max(config.shared_bytes, sizeof(A) * gate.beside.kShared);
   }

@@ -134,9 +134,11 @@ CHATTN_DEVICE void merge_lanes(A (&s)[Op::kOutputs], int from, int to) {
 }
 
 // Blocks that must fit on a multiprocessor; 0 leaves it to the compiler, which would rather spill a
-// prologue's numbers.
+// prologue's numbers, or those of five inputs.
 template <class Op>
-constexpr int kReduceBlocks = sizeof(typename Op::Reference) > sizeof(double) ? 2 : 0;
+constexpr int kReduceBlocks = sizeof(typename Op::Reference) > sizeof(double) || Op::kInputs > 4
+                                  ? 2
+                                  : 0;
 
 // ---- NCHW, small planes
 // Block b: planes
