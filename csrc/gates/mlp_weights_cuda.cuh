@@ -14,7 +14,7 @@ namespace chattn::cuda {
 template <class T>
 struct WeightGrads {
   using A = acc_t<T>;
-  using Tile = TileProduct<A, kWeightRows, kWeightColumns, sizeof(A) == 8 ? 8 : 16>;
+  using Tile = TileProduct<A, kWeightRows, kWeightColumns, sizeof(A) == 8 ? 4 : 16>;
   static constexpr int kShared = Tile::kOperands;
   MlpShape<A> shape;
   const A *hidden, *dhidden, *dz, *pooled;

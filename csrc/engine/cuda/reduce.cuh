@@ -80,33 +80,33 @@ struct ReduceIo {
         load<V>(at, skipped, v);
         use_place<V>(i, v, use);
       }
-      return;
-    }
-    const T* at[Op::kInputs];
-    CHATTN_UNROLL
-    for (int m = 0; m < Op::kInputs; ++m) at[m] = in[m] + w.first + (is_slice(m) ? w.skipped : 0);
-    int i = 0;
-    // No test before the loop: the first place of a batch needs one as the others do. Without, the
-    // compiler uses it while it has yet to ask for the others.
-    CHATTN_UNROLL_BY(1)
-    do {
-      Vec<T, V> v[Batch][Op::kInputs];
+    } else {
+      const T* at[Op::kInputs];
       CHATTN_UNROLL
-      for (int b = 0; b < Batch; ++b) {
-        if (i + b * step >= count) continue;
+      for (int m = 0; m < Op::kInputs; ++m) at[m] = in[m] + w.first + (is_slice(m) ? w.skipped : 0);
+      int i = 0;
+      // No test before the loop: the first place of a batch needs one as the others do. Without,
+      // the compiler uses it while it has yet to ask for the others.
+      CHATTN_UNROLL_BY(1)
+      do {
+        Vec<T, V> v[Batch][Op::kInputs];
+        CHATTN_UNROLL
+        for (int b = 0; b < Batch; ++b) {
+          if (i + b * step >= count) continue;
+          CHATTN_UNROLL
+          for (int m = 0; m < Op::kInputs; ++m)
+            v[b][m] = load_vec<V>(at[m] + b * (w.step + (is_slice(m) ? w.skipped_step : 0)));
+        }
         CHATTN_UNROLL
         for (int m = 0; m < Op::kInputs; ++m)
-          v[b][m] = load_vec<V>(at[m] + b * (w.step + (is_slice(m) ? w.skipped_step : 0)));
-      }
-      CHATTN_UNROLL
-      for (int m = 0; m < Op::kInputs; ++m)
-        at[m] += Batch * (w.step + (is_slice(m) ? w.skipped_step : 0));
-      CHATTN_UNROLL
-      for (int b = 0; b < Batch; ++b) {
-        if (i + b * step < count) use_place<V>(i + b * step, v[b], use);
-      }
-      i += Batch * step;
-    } while (i < count);
+          at[m] += Batch * (w.step + (is_slice(m) ? w.skipped_step : 0));
+        CHATTN_UNROLL
+        for (int b = 0; b < Batch; ++b) {
+          if (i + b * step < count) use_place<V>(i + b * step, v[b], use);
+        }
+        i += Batch * step;
+      } while (i < count);
+    }
   }
   CHATTN_DEVICE index_t sample_of(index_t plane) const {
     return static_cast<unsigned>(plane) / static_cast<unsigned>(sample_planes);

@@ -40,7 +40,8 @@ struct OperandTile {
   };
   // One by one: a thread's elements lie kStep apart along one dimension. Along k, lanes take 8
   // neighbours of 4 rows: whole sectors, and no bank of shared memory twice.
-  static constexpr unsigned kLanesK = 8, kRowsK = kWarp / kLanesK, kWarpsK = Chunk / kLanesK;
+  static constexpr unsigned kLanesK = 8, kRowsK = kWarp / kLanesK;
+  static constexpr unsigned kWarpsK = kAlongK ? Chunk / kLanesK : 1;
   static constexpr int kStep = kAlongK ? kThreads / Chunk : kThreads / Extent;
   static_assert(kEach * kThreads == Extent * Chunk);
   static_assert(!kAlongK || kWarps % kWarpsK == 0, "a thread keeps its k");
