@@ -24,6 +24,7 @@ struct SkNetwork {
   DType affine_dtype = DType::f32, statistics_dtype = DType::f32;
   const void *weight = nullptr, *bias = nullptr;    // (d), of the norm
   const void *mean = nullptr, *variance = nullptr;  // (d), biased: null where they are to be found
+  bool normalises() const { return norm != Norm::none; }
   index_t bytes(const MapShape& map, int m) const {
     return map.c * d * (size_of(reduce.dtype) + m * size_of(select.dtype));
   }

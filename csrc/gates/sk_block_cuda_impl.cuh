@@ -102,10 +102,12 @@ Status sk_forward_as(const SkForward& p, void* scratch, void* stream) {
     x.prologue = work.base + work.at.prologue;
     CHATTN_TRY(launch_norm_prologue<T>(p, work.base + work.at.prologue, stream));
   }
-  CHATTN_TRY(launch_squeeze<T>(p.map, x, work.base, work.all_arrivals(), stream));
+  A* const sums =
+      plan.sums_in_logits(p.x.count) ? static_cast<A*>(p.logits) : work.base + work.at.sums;
+  CHATTN_TRY(launch_squeeze<T>(p.map, x, sums, work.all_arrivals(), stream));
 
   const int samples = static_cast<int>(n), units = static_cast<int>(d);
-  const SummedRows<A> pooled{{work.base, plan.reduce.splits, p.map.planes()},
+  const SummedRows<A> pooled{{sums, plan.reduce.splits, p.map.planes()},
                              samples,
                              static_cast<int>(c),
                              A(1) / static_cast<A>(p.map.hw),
@@ -150,8 +152,10 @@ Status sk_backward_as(const SkBackward& p, void* scratch, void* stream) {
   const SkNetwork& network = p.network;
   const index_t n = p.map.n, c = p.map.c, d = network.d, rows = p.x.count * c;
   const SkPlan plan = plan_sk(p.map, p.x, false, d, true);
-  const SkWork<A> work(plan, SkScratch::make(plan, p.map, p.x.count, d, false, true), scratch);
+  const SkWork<A> work(plan, SkScratch::make(plan, p.map, p.x.count, d, network.normalises(), true),
+                       scratch);
   A *const dlogits = work.base + work.at.dlogits, *const dhidden = work.base + work.at.dhidden;
+  A* const dbefore = work.base + work.at.dbefore;
   A* const dpooled = work.base + work.at.dpooled;
   const bool wide1 = is_wide<T>(network.reduce.dtype), wide2 = is_wide<T>(network.select.dtype);
 
@@ -166,7 +170,7 @@ Status sk_backward_as(const SkBackward& p, void* scratch, void* stream) {
                             stream));
 
   const bool of_batch = network.norm == SkNetwork::Norm::of_batch;
-  if (network.norm != SkNetwork::Norm::none) {
+  if (network.normalises()) {
     const bool affine = is_wide<T>(network.affine_dtype);
     NormGradientArgs<T> args{};
     args.samples = samples;
@@ -175,13 +179,14 @@ Status sk_backward_as(const SkBackward& p, void* scratch, void* stream) {
     args.of_batch = of_batch;
     args.hidden = static_cast<const A*>(p.hidden);
     args.grad = dhidden;
+    args.result = dbefore;
     args.dweight = {p.dweight, affine};
     args.dbias = {p.dbias, affine};
     if (of_batch) args.db_reduce = {p.db_reduce, wide1};
     CHATTN_TRY(launch("sk_norm_grad", norm_gradient<T>, per_unit(d, stream), args));
   }
 
-  const OuterProduct<T> dw1{dhidden,
+  const OuterProduct<T> dw1{dbefore,
                             static_cast<const A*>(p.pooled),
                             static_cast<int>(d),
                             static_cast<int>(c),
@@ -199,7 +204,7 @@ Status sk_backward_as(const SkBackward& p, void* scratch, void* stream) {
   }
   if (p.dx.at[0] == nullptr) return Status{};
 
-  const SummedRows<A> of_hidden{{dhidden, 1, 0}, samples, units};
+  const SummedRows<A> of_hidden{{dbefore, 1, 0}, samples, units};
   const WeightColumns<T, false> w1{{network.reduce.w, wide1}, units, static_cast<int>(c)};
   const BiasedOut<T> out{{}, dpooled};
   CHATTN_TRY(

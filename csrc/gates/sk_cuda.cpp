@@ -70,7 +70,7 @@ index_t scratch_bytes(const SkForward& p) {
 template <>
 index_t scratch_bytes(const SkBackward& p) {
   const SkPlan plan = plan_sk(p.map, p.x, false, p.network.d, true);
-  return SkScratch::make(plan, p.map, p.x.count, p.network.d, false, true).total *
+  return SkScratch::make(plan, p.map, p.x.count, p.network.d, p.network.normalises(), true).total *
          acc_size(p.map.dtype);
 }
 

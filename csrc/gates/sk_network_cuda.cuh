@@ -151,8 +151,8 @@ struct NormGradientArgs {
   int samples, d;
   UnitNorm<T> norm;
   bool of_batch;
-  const A* hidden;
-  A* grad;                       // of what the norm gave; becomes that of what it was given
+  const A *hidden, *grad;        // grad: of what the norm gave
+  A* result;                     // the gradient of what it was given
   WeightsOut<T> dweight, dbias;  // null: not wanted
   WeightsOut<T> db_reduce;       // of the bias before it; only of_batch
 };
@@ -191,7 +191,7 @@ norm_gradient(NormGradientArgs<T> a) {
   const A mean_sum = static_cast<A>(sum / a.samples);
   const A mean_product = static_cast<A>(product / a.samples);
   for_samples(a.samples, a.d, unit, load, [&](int i, const Pair& v) {
-    st(a.grad + i, scale * (a.of_batch ? v.grad - mean_sum - v.normal * mean_product : v.grad));
+    st(a.result + i, scale * (a.of_batch ? v.grad - mean_sum - v.normal * mean_product : v.grad));
   });
 }
 

@@ -32,6 +32,10 @@ struct SkPlan {
   ReducePlan reduce;
   ProductPlan hidden;  // to the hidden values, or to their gradients
   ProductPlan second;  // to the logits, or to the mean's gradient
+
+  // Of a forward: the sums may lie where the logits will, which are written when they are done
+  // with.
+  bool sums_in_logits(int m) const { return reduce.splits <= m; }
 };
 
 inline SkPlan plan_sk(const MapShape& map, const Branches& x, bool prologue, index_t d,
@@ -48,12 +52,14 @@ struct SkScratch {
   index_t prologue = 0;  // (2, M, C), where it is made of batch norms
   index_t dlogits = 0;   // (N, M, C); this and what follows only in the backward pass
   index_t dhidden = 0;   // (N, d)
+  index_t dbefore = 0;   // (N, d), before the norm; dhidden where there is none
   index_t dpooled = 0;   // (N, C)
   index_t hidden = 0;    // partial products, if there are several
   index_t second = 0;
   index_t arrivals = 0;  // counters of both products
   index_t total = 0;
 
+  // `norms`: in front of the branches, or (backward) of the hidden values.
   static SkScratch make(const SkPlan& plan, const MapShape& map, int m, index_t d, bool norms,
                         bool backward) {
     SkScratch s;
@@ -61,10 +67,12 @@ struct SkScratch {
     const auto parts = [](const ProductPlan& p, index_t outputs) {
       return p.splits > 1 ? padded(p.splits * outputs) : 0;
     };
-    s.prologue = s.sums + padded(sk_partials(plan.reduce, backward ? m : 1, map));
+    const bool sums = backward || !plan.sums_in_logits(m);
+    s.prologue = s.sums + (sums ? padded(sk_partials(plan.reduce, backward ? m : 1, map)) : 0);
     s.dlogits = s.prologue + (norms ? padded(2 * m * map.c) : 0);
     s.dhidden = s.dlogits + (backward ? padded(logits) : 0);
-    s.dpooled = s.dhidden + (backward ? padded(hidden) : 0);
+    s.dbefore = s.dhidden + (backward && norms ? padded(hidden) : 0);
+    s.dpooled = s.dbefore + (backward ? padded(hidden) : 0);
     s.hidden = s.dpooled + (backward ? padded(planes) : 0);
     s.second = s.hidden + parts(plan.hidden, hidden);
     s.arrivals = s.second + parts(plan.second, backward ? planes : logits);

@@ -245,7 +245,7 @@ PROBLEMS: dict[str, tuple[Problem, ...]] = {
         SeProblem("planes_in_parts", 1, 2, 95, 97, 2, add_maxpool=True),
         SeProblem("planes_by_warp", 1, 11, 23, 23, 4),
         SeProblem("rows", 2, 36, 9, 9, 5, add_maxpool=True, channels_last=True),
-        SeProblem("rows_by_element", 2, 33, 9, 9, 7, channels_last=True),
+        SeProblem("rows_by_element", 2, 33, 7, 9, 7, channels_last=True),
         SeProblem("wide", 2, 520, 3, 3, 70),
         SeProblem("batch", 70, 20, 2, 2, 6),
         SeProblem("batch_wide", 66, 260, 1, 2, 34),

@@ -57,7 +57,7 @@ DIRECT_API int direct_sk_block(int backward, const int* sizes, float* const* arr
   float *const activated = *arrays++, *const logits = *arrays++, *const y = *arrays++;
   const cuda::SkPlan plan = cuda::plan_sk(map, x, false, n.d, backward != 0);
   const index_t scratch =
-      cuda::SkScratch::make(plan, map, x.count, n.d, false, backward != 0).total;
+      cuda::SkScratch::make(plan, map, x.count, n.d, backward && normalised, backward != 0).total;
   return direct::reported(error, error_size, [&] {
     if (!backward) {
       SkForward p{};
