@@ -10,6 +10,8 @@ for float32.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -34,6 +36,43 @@ def errors(value: Tensor, exact: Tensor) -> tuple[float, float]:
         float(difference.max() / exact.abs().max().clamp_min(tiny)),
         float(difference.norm() / exact.norm().clamp_min(tiny)),
     )
+
+
+@dataclass(frozen=True)
+class Share:
+    """An error and what is allowed."""
+
+    kind: str
+    error: float
+    eager: float
+    floor: float
+
+    @property
+    def bound(self) -> float:
+        return FACTOR * self.eager + self.floor
+
+    @property
+    def of_bound(self) -> float:
+        return self.error / self.bound
+
+    def __str__(self) -> str:
+        return (
+            f"{self.kind} error {self.error:.3e} > {self.bound:.3e} = {FACTOR:g} * "
+            f"{self.eager:.3e} (eager) + {self.floor:.1e}"
+        )
+
+
+def shares(actual: Tensor, exact: Tensor, eager: Tensor, dtype: torch.dtype) -> list[Share]:
+    """The errors of ``actual``, max-abs and relative L2, beside those of eager PyTorch."""
+    actual, exact, eager = (t.detach().cpu() for t in (actual, exact, eager))
+    pairs = zip(
+        ("max-abs", "relative L2"), errors(actual, exact), errors(eager, exact), strict=True
+    )
+    return [
+        # Eager itself may not be finite where the exact value is.
+        Share(kind, error, baseline if baseline == baseline else 0.0, floor(dtype))
+        for kind, error, baseline in pairs
+    ]
 
 
 def assert_close(
@@ -76,14 +115,5 @@ def assert_close(
             f"{name}: {pattern.__name__} in {int(pattern(actual).sum())} places, "
             f"expected in {int(expected.sum())}"
         )
-    limit = floor(dtype)
-    for kind, error, baseline in zip(
-        ("max-abs", "relative L2"), errors(actual, exact), errors(eager, exact), strict=True
-    ):
-        if baseline != baseline:  # eager itself is not finite where the exact value is
-            baseline = 0.0
-        bound = FACTOR * baseline + limit
-        assert error <= bound, (
-            f"{name}: {kind} error {error:.3e} > {bound:.3e} = 2 * {baseline:.3e} (eager) "
-            f"+ {limit:.1e}"
-        )
+    for share in shares(actual, exact, eager, dtype):
+        assert share.error <= share.bound, f"{name}: {share}"

@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 
 from chattn_cuda import _native
+from tests import margins
 from tests.cases import BLOCKS
 
 ROOT = Path(__file__).resolve().parent.parent
-ORDER = ("baseline", "avx2", "avx512")
+ORDER = margins.OURS
 # Of the slow sizes, the number of vectors is all that is new.
 LARGE = {c.name for b in BLOCKS.values() for c in b.shapes if c.is_large}
 
@@ -46,3 +47,15 @@ def test_lower_instruction_sets(isa: str) -> None:
 @pytest.mark.parametrize("isa", ORDER[:-1])
 def test_lower_instruction_sets_on_large_maps(isa: str) -> None:
     passes_with(isa, f"cpu and not cuda and ({' or '.join(sorted(LARGE))})")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("torchs", margins.TORCHS)
+@pytest.mark.parametrize("ours", margins.OURS)
+def test_nothing_is_close_to_its_bound(ours: str, torchs: str) -> None:
+    """Bounds follow torch's kernels for this processor: on another, a close result misses them."""
+    if _native.module() is None:
+        pytest.skip("the native module was not built")
+    if (ours, torchs) not in margins.combinations():
+        pytest.skip("this processor lacks such instructions")
+    assert margins.measured(ours, torchs, keyword="", seeds=1, share=0.8) == {}

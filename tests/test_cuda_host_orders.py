@@ -10,9 +10,9 @@ from torch import Tensor
 
 from tests import cases, host_backend
 from tests.cases import BLOCKS, Case
+from tests.cases.results import results
 from tests.cuda_host import build, operators
 from tests.cuda_host.control import PROFILES
-from tests.test_numerics import results
 
 pytestmark = pytest.mark.skipif(build.compiler() is None, reason="needs a C++ compiler")
 

@@ -8,54 +8,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from chattn_cuda import ops
 from chattn_cuda.functional import squeeze_excite
-from chattn_cuda.reference import accumulation_dtype
 from tests import cases
 from tests.cases import BLOCKS, Case
+from tests.cases.results import compared, results
 from tests.compare import assert_close
-
-
-def results(
-    outputs: tuple[Tensor, Tensor], x: Tensor, parameters: dict[str, Any], dy: Tensor, dgate: Tensor
-) -> dict[str, Tensor]:
-    y, gate = outputs
-    leaves = {"x": x, **{k: p for k, p in parameters.items() if p is not None}}
-    grads = torch.autograd.grad((y, gate), list(leaves.values()), (dy, dgate.to(gate)))
-    return {"y": y, "gate": gate, **{f"d{k}": g for k, g in zip(leaves, grads, strict=True)}}
 
 
 @pytest.mark.parametrize("case", cases.table())
 def test_against_float64(case: Case) -> None:
     cases.require(case.backend)
-    block, options = BLOCKS[case.block], case.config.options
-    inputs = cases.make_inputs(case)
-
-    x, parameters, dy = inputs.to(torch.float64)
-    exact = results(block.run(x, parameters, options, "reference"), x, parameters, dy, inputs.dgate)
-    x, parameters, dy = inputs.to(case.dtype)
-    eager = results(block.eager(x, parameters, options), x, parameters, dy, inputs.dgate)
-
-    x, parameters, dy = inputs.to(case.dtype, case.device)
-    actual = results(
-        block.run(x, parameters, options, case.backend), x, parameters, dy, inputs.dgate
-    )
-    for name, value in actual.items():
-        memory_format = torch.contiguous_format
-        if name == "y" or block.is_map(name[1:]):
-            memory_format = ops.memory_format_of(x)
-        if (case.backend == "reference" or not block.op) and name != "y":
-            memory_format = None  # autograd of the formulas decides
-        assert_close(
-            name,
-            value,
-            exact[name],
-            eager[name],
-            dtype=accumulation_dtype(case.dtype) if name == "gate" else case.dtype,
-            memory_format=memory_format,
-            # One branch is y, whatever the weights are.
-            allow_zero=case.config.shape[0] == 0 or options.get("m") == 1,
-        )
+    for result in compared(case):
+        result.check()
 
 
 @pytest.mark.parametrize("backend", cases.fused_backends())

@@ -45,7 +45,7 @@ def test_pass_plans(channels_last: bool, itemsize: int, tiles: int, hidden: int)
 
 
 @pytest.mark.parametrize("itemsize", [4, 8])
-def test_products_cover_their_results_and_share_weights(itemsize: int) -> None:
+def test_products_cover_their_results(itemsize: int) -> None:
     for n in (1, 3, 8, 256):
         for cols, depth in ((1, 1), (19, 228), (128, 2048), (768, 3840)):
             for p in (
@@ -54,9 +54,18 @@ def test_products_cover_their_results_and_share_weights(itemsize: int) -> None:
             ):
                 assert p.programs == -(-n // p.tile_n) * -(-cols // p.tile_r)
                 assert p.tile_n * p.tile_r * p.tile_k * itemsize <= 2048 * 4
-                assert p.tile_n >= min(n, 4)  # samples share a weight tile
             p = launch.plan_outer(cols, depth, n, itemsize)
             assert p.programs == -(-cols // p.tile_r) * -(-depth // p.tile_k)
+
+
+def test_products_wait_for_memory_a_few_times_and_share_what_they_read() -> None:
+    for n in (1, 8, 128):
+        for c, rd in ((256, 16), (512, 32), (1024, 64), (2048, 128)):
+            for least in (1, 8):
+                p = launch.plan_mlp(n, rd, c, 4, min_cols=least)
+                assert -(-c // p.tile_k) <= 16
+                read = p.programs * (p.tile_n + p.tile_r) * c * 4  # from the second-level cache
+                assert read <= 90e6
 
 
 def test_a_gate_with_wide_weights_shares_them_between_samples() -> None:

@@ -35,6 +35,9 @@ UNLIMITED = 1 << 62  # for passes that leave no partial sums
 # Bounds of the gate's tiles: rows that share a weight tile, and length of a weight row's piece.
 _MAX_GATE_ROWS = 256
 _MAX_K = 64
+# Length of a row's piece where the product is a launch of its own: every piece is a round trip to
+# memory, one after the other, so few long ones.
+_MAX_DEPTH = 512
 
 
 def _pow2_at_least(v: int) -> int:
@@ -187,7 +190,8 @@ def plan_mlp(
     """Plan a (rows, depth) x (depth, cols) product; every weight tile serves ``tile_n`` rows.
 
     ``itemsize`` is that of the accumulation type. ``min_cols``: columns to keep together where the
-    weight is contiguous along them. One program per multiprocessor (``fill`` / 8) is enough here.
+    weight is contiguous along them. A tile that is small in rows and columns is long in depth, so
+    that a product of 128 x 2048 by 2048 x 128 waits for memory 16 times, not 128.
     """
     budget = _MAX_GATE_TILE // (2 if itemsize == 8 else 1)
     tile_n = min(_pow2_at_least(rows), 16)
@@ -197,12 +201,14 @@ def plan_mlp(
     def programs() -> int:
         return _cdiv(rows, tile_n) * _cdiv(cols, tile_r)
 
-    while programs() < fill // 8 and (tile_r > least or tile_n > 4):
-        if tile_r > least and (tile_r >= tile_n or tile_n <= 4):
+    while programs() < fill and (tile_r > least or tile_n > 1):
+        if tile_r > least and tile_r >= tile_n:
             tile_r //= 2
-        else:
+        elif tile_n > 1:
             tile_n //= 2
-    tile_k = min(_pow2_at_least(depth), budget // (tile_n * tile_r), _MAX_K)
+        else:
+            tile_r //= 2
+    tile_k = min(_pow2_at_least(depth), budget // (tile_n * tile_r), _MAX_DEPTH)
     return MlpPlan(tile_n, tile_r, tile_k, programs())
 
 
