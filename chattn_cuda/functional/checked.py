@@ -68,18 +68,18 @@ def find(call: Hashable, x: Tensor, tensors: Sequence[Any]) -> tuple[Key | None,
 
     Returns:
         The key, None where calls of this kind are not kept: subclasses of tensors, transforms of
-        torch.func, forward-mode differentiation, weights with gaps, other ranks, empty planes. And
-        what was kept under it, or None.
+        torch.func, forward-mode differentiation, weights with gaps or on another device, other
+        ranks, empty planes. And what was kept under it, or None.
     """
     kind = type(x)
     if (kind is not Tensor and kind is not nn.Parameter) or x.is_nested:
         return None, None
     if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
         return None, None
-    shape, dtype, device = x.shape, x.dtype, x.device
-    if len(shape) != 4 or shape[2] == 0 or shape[3] == 0:
+    shape, dtype, device, strided = x.shape, x.dtype, x.device, torch.strided
+    if len(shape) != 4 or shape[2] == 0 or shape[3] == 0 or x.layout is not strided:
         return None, None
-    key, mixed = [call, dtype, device, x.layout, shape[1]], False
+    key, types = [call, dtype, device, shape[1]], None
     for t in tensors:
         if t is None:
             key.append(None)
@@ -87,14 +87,13 @@ def find(call: Hashable, x: Tensor, tensors: Sequence[Any]) -> tuple[Key | None,
         kind = type(t)
         if kind is not nn.Parameter and kind is not Tensor:
             return None, None
-        layout = t.layout
-        if layout is not torch.strided or not t.is_contiguous():
+        if t.layout is not strided or not t.is_contiguous() or t.device != device:
             return None, None
         if t.dtype is not dtype:
-            mixed = True
-        key += (t.dtype, t.device, t.shape)
-    if mixed:
-        key.append(reference.autocast_enabled(device.type))
+            types = [u.dtype for u in tensors if u is not None]
+        key.append(t.shape)
+    if types is not None:  # the checks accept some under autocast only
+        key += (*types, reference.autocast_enabled(device.type))
     whole = tuple(key)
     return whole, _found.get(whole)
 

@@ -58,7 +58,7 @@ class _Memory:
         self.values = tuple(map(owner.__dict__.get, self.own))
         self.names = tuple(owner._modules)
         #: (place of the parent, name, class, getter of hooks and settings, what it gave, names of
-        #: its children), a parent before its children
+        #: its children or None), a parent before its children
         self.steps: list[tuple[int, str, type, Any, Any, Any]] = []
         #: (place of the layer, "_parameters" or "_buffers", name), or None
         self.places: list[tuple[int, str, str] | None] = []
@@ -115,7 +115,7 @@ def _add_steps(memory: _Memory, parent: Any, index: dict[int, int]) -> bool:
             return False
         if "forward" in own or any(own[hooks] for hooks in _HOOKS):
             return False
-        get, names = itemgetter(*_HOOKS, *settings), tuple(layer._modules)
+        get, names = itemgetter(*_HOOKS, *settings), tuple(layer._modules) or None
         memory.steps.append((at, name, type(layer), get, get(own), names))
         index[id(layer)] = len(memory.steps)
         if names and not _add_steps(memory, layer, index):
@@ -148,7 +148,9 @@ def recall(owner: Any) -> tuple[Any, list[Any]] | None:
             if layer is None:
                 continue
             own = layer.__dict__
-            if get(own) != values or "forward" in own or tuple(own["_modules"]) != names:
+            if get(own) != values or "forward" in own:
+                return None
+            if names is not None and tuple(own["_modules"]) != names:
                 return None
         tensors = []
         for place in memory.places:
