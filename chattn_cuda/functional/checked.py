@@ -79,7 +79,7 @@ def find(call: Hashable, x: Tensor, tensors: Sequence[Any]) -> tuple[Key | None,
     shape, dtype, device, strided = x.shape, x.dtype, x.device, torch.strided
     if len(shape) != 4 or shape[2] == 0 or shape[3] == 0 or x.layout is not strided:
         return None, None
-    key, types = [call, dtype, device, shape[1]], None
+    key, mixed = [call, dtype, device, shape[1]], False
     for t in tensors:
         if t is None:
             key.append(None)
@@ -89,11 +89,12 @@ def find(call: Hashable, x: Tensor, tensors: Sequence[Any]) -> tuple[Key | None,
             return None, None
         if t.layout is not strided or not t.is_contiguous() or t.device != device:
             return None, None
-        if t.dtype is not dtype:
-            types = [u.dtype for u in tensors if u is not None]
         key.append(t.shape)
-    if types is not None:  # the checks accept some under autocast only
-        key += (*types, reference.autocast_enabled(device.type))
+        if t.dtype is not dtype:
+            mixed = True
+            key.append(t.dtype)
+    if mixed:  # the checks accept some under autocast only
+        key.append(reference.autocast_enabled(device.type))
     whole = tuple(key)
     return whole, _found.get(whole)
 
