@@ -75,7 +75,16 @@ _BACKENDS: dict[str, Backend] = {
 def register(backend: Backend) -> None:
     """Add a backend (the tests add one whose CUDA kernels run on the CPU)."""
     _BACKENDS[backend.name] = backend
-    _select.cache_clear()
+    for forget in _forget:
+        forget()
+
+
+_forget: list[Callable[[], object]] = []
+
+
+def when_registered(forget: Callable[[], object]) -> None:
+    """Call ``forget`` whenever a backend is added: what was chosen before may not hold."""
+    _forget.append(forget)
 
 
 def names() -> tuple[str, ...]:
@@ -158,6 +167,8 @@ def _select(name: str, device_type: str, dtype: torch.dtype) -> str:
             return backend.name
     raise ValueError(f"no backend can run {dtype} on {device_type!r}")
 
+
+when_registered(_select.cache_clear)
 
 # A broken module is reported by whoever uses it, so that `doctor` can still start.
 with contextlib.suppress(ImportError):

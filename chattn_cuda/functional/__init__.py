@@ -1,11 +1,12 @@
 """The blocks as functions."""
 
+from chattn_cuda.functional import checked
 from chattn_cuda.functional.common import Resolved, from_map, to_map, why_not_fused
 from chattn_cuda.functional.eca import (
     efficient_channel_attention,
     run_efficient_channel_attention,
 )
-from chattn_cuda.functional.se import run_squeeze_excite, squeeze_excite
+from chattn_cuda.functional.se import constants, run_squeeze_excite, squeeze_excite
 from chattn_cuda.functional.se_relatives import (
     effective_squeeze_excite,
     run_effective_squeeze_excite,
@@ -20,6 +21,8 @@ from chattn_cuda.functional.sk import (
 __all__ = [
     "COPIES_OF_SLICES",
     "Resolved",
+    "checked",
+    "constants",
     "effective_squeeze_excite",
     "efficient_channel_attention",
     "from_map",

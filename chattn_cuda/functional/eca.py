@@ -10,6 +10,7 @@ from torch import Tensor
 from chattn_cuda import activations, backends, ops, reference, validation
 from chattn_cuda.activations import ActivationSpec
 from chattn_cuda.explanation import Explanation, explain_call, register_explainer
+from chattn_cuda.functional import checked
 from chattn_cuda.functional.common import Resolved, from_map, to_map, why_not_fused
 
 __all__ = ["efficient_channel_attention", "run_efficient_channel_attention"]
@@ -89,6 +90,10 @@ def efficient_channel_attention(
     Example:
         >>> y = efficient_channel_attention(torch.randn(2, 64, 8, 8), torch.randn(1, 1, 3))
     """
+    call = "eca", backend, gate, padding_mode
+    key, repeated = checked.repeat(call, channel_dim, x, weight)
+    if repeated is not None:
+        return repeated if return_gate else repeated[0]
     m = to_map(x, channel_dim)
     validation.check_efficient_channel_attention(m, weight, padding_mode)
     (unified,) = validation.unify_dtypes(m, (weight,), ("weight",))
@@ -100,6 +105,8 @@ def efficient_channel_attention(
         y, s = _formulas(m, unified, activations.as_callable(gate, "gate"), circular)
     else:
         assert resolved is not None
+        if unified is weight:
+            checked.remember(key, name, resolved[0].code, circular)
         y, s = run_efficient_channel_attention(name, m, unified, resolved, circular)
     y = from_map(y, x, channel_dim)
     return (y, s) if return_gate else y

@@ -10,9 +10,10 @@ from torch import Tensor
 from chattn_cuda import activations, backends, ops, reference, validation
 from chattn_cuda.activations import ActivationSpec
 from chattn_cuda.explanation import Explanation, explain_call, register_explainer
+from chattn_cuda.functional import checked
 from chattn_cuda.functional.common import Resolved, from_map, to_map, why_not_fused
 
-__all__ = ["run_squeeze_excite", "squeeze_excite"]
+__all__ = ["constants", "run_squeeze_excite", "squeeze_excite"]
 
 _WEIGHTS = ("w1", "b1", "w2", "b2")
 
@@ -108,10 +109,14 @@ def squeeze_excite(
         >>> w1, w2 = torch.randn(4, 64), torch.randn(64, 4)
         >>> y = squeeze_excite(x, w1, None, w2, None)
     """
+    given = w1, b1, w2, b2
+    key, repeated = checked.repeat(("se", backend, act, gate, add_maxpool), channel_dim, x, *given)
+    if repeated is not None:
+        return repeated if return_gate else repeated[0]
     m = to_map(x, channel_dim)
     validation.check_squeeze_excite(m, w1, b1, w2, b2)
     validation.check_bool(add_maxpool, "add_maxpool")
-    weights = validation.unify_dtypes(m, (w1, b1, w2, b2), _WEIGHTS)
+    weights = validation.unify_dtypes(m, given, _WEIGHTS)
     name = backends.select(backend, x.device.type, x.dtype)
     act_, gate_ = activations.resolve(act, "act"), activations.resolve(gate, "gate")
     if _why_not_fused(m, weights, act_, gate_) is not None:
@@ -120,6 +125,8 @@ def squeeze_excite(
         y, s = _formulas(m, weights, act_function, gate_function, add_maxpool)
     else:
         assert act_ is not None and gate_ is not None
+        if weights is given:
+            checked.remember(key, name, *constants(act_, gate_, add_maxpool))
         y, s = run_squeeze_excite(name, m, weights, act_, gate_, add_maxpool)
     y = from_map(y, x, channel_dim)
     return (y, s) if return_gate else y
@@ -143,9 +150,12 @@ def run_squeeze_excite(
             x, weights, act[0].with_param(act[1]), gate[0].with_param(0.0), add_maxpool
         )
     w1, b1, w2, b2 = (w if w is None or w.is_contiguous() else w.contiguous() for w in weights)
-    return ops.apply(
-        "se", namespace, x, w1, b1, w2, b2, act[0].code, act[1], gate[0].code, add_maxpool
-    )
+    return ops.apply("se", namespace, x, w1, b1, w2, b2, *constants(act, gate, add_maxpool))
+
+
+def constants(act: Resolved, gate: Resolved, add_maxpool: bool) -> tuple[int, float, int, bool]:
+    """The operators' arguments behind the tensors."""
+    return act[0].code, act[1], gate[0].code, add_maxpool
 
 
 def _formulas(

@@ -9,8 +9,9 @@ from torch import Tensor
 from chattn_cuda import activations, backends, ops, reference, validation
 from chattn_cuda.activations import ActivationSpec
 from chattn_cuda.explanation import Explanation, explain_call, register_explainer
+from chattn_cuda.functional import checked
 from chattn_cuda.functional.common import Resolved, from_map, to_map, why_not_fused
-from chattn_cuda.functional.se import run_squeeze_excite
+from chattn_cuda.functional.se import constants, run_squeeze_excite
 
 __all__ = [
     "effective_squeeze_excite",
@@ -91,9 +92,14 @@ def effective_squeeze_excite(
     Example:
         >>> y = effective_squeeze_excite(torch.randn(2, 8, 4, 4), torch.randn(8, 8), torch.randn(8))
     """
+    call = "se", backend, gate, add_maxpool
+    key, repeated = checked.repeat(call, channel_dim, x, None, None, weight, bias)
+    if repeated is not None:
+        return repeated if return_gate else repeated[0]
     m = to_map(x, channel_dim)
     validation.check_effective_squeeze_excite(m, weight, bias)
-    weight, bias = _unify(m, weight, bias)
+    given = weight, bias
+    weight, bias = _unify(m, *given)
     name = backends.select(backend, x.device.type, x.dtype)
     resolved = activations.resolve(gate, "gate")
     if _why_not_effective(m, weight, bias, resolved) is not None:
@@ -104,6 +110,8 @@ def effective_squeeze_excite(
         y = y.contiguous(memory_format=ops.memory_format_of(m))
     else:
         assert resolved is not None
+        if weight is given[0] and bias is given[1]:
+            checked.remember(key, name, *constants(_IDENTITY, resolved, add_maxpool))
         y, s = run_effective_squeeze_excite(name, m, weight, bias, resolved, add_maxpool)
     y = from_map(y, x, channel_dim)
     return (y, s) if return_gate else y

@@ -19,24 +19,21 @@ _DROPOUTS = (nn.Dropout, nn.Dropout2d)
 
 
 def fold_batch_norm(
-    bn: Any, w1: Tensor | None, b1: Tensor | None, w2: Tensor | None, b2: Tensor | None
-) -> Sequence[Tensor | None]:
+    eps: float, w1: Any, b1: Any, w2: Any, b2: Any, weight: Any, bias: Any, mean: Any, var: Any
+) -> list[Tensor | None]:
     """The SE weights with a normalisation by running statistics folded into the first layer.
 
-    Differentiable in the weights and in bn's. Computed in float32 for 16-bit weights, and then all
-    four are float32, which the operators take with a 16-bit map.
+    Differentiable in the weights and in the norm's. Computed in float32 for 16-bit weights, and
+    then all four are float32, which the operators take with a 16-bit map.
     """
-    assert w1 is not None and w2 is not None
     acc = torch.float64 if w1.dtype == torch.float64 else torch.float32
-    scale, shift = reference.affine_of_norm(
-        bn.weight, bn.bias, bn.running_mean, bn.running_var, bn.eps, acc
-    )
-    return (
-        w1.to(acc) * scale.view(-1, *(1 for _ in w1.shape[1:])),
+    scale, shift = reference.affine_of_norm(weight, bias, mean, var, eps, acc)
+    return [
+        w1.to(acc) * (scale[:, None] if w1.dim() == 2 else scale[:, None, None, None]),
         shift if b1 is None else shift + b1.to(acc) * scale,
         w2.to(acc),
         None if b2 is None else b2.to(acc),
-    )
+    ]
 
 
 def as_prologue(stages: Sequence[Sequence[Any]]) -> ops.Prologue | None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from chattn_cuda import activations, backends, functional, validation
 from chattn_cuda.activations import ActivationSpec
-from chattn_cuda.modules.fused import FusedForward, child, parameter, submodule_obstacle
+from chattn_cuda.modules.fused import Call, FusedForward, child, parameter, submodule_obstacle
 from chattn_cuda.modules.make_divisible import reduced_channels
 
 __all__ = [
@@ -51,6 +51,7 @@ class EfficientChannelAttentionForward(FusedForward):
         gate: nn.Module
 
     _block = "EfficientChannelAttention"
+    _reads: tuple[str, ...] = ("conv2",)
     _circular = False
 
     def eager_forward(self, x: Tensor) -> Tensor:
@@ -105,6 +106,9 @@ class EfficientChannelAttentionForward(FusedForward):
     @torch.jit.unused
     def fused_forward(self, x: Tensor) -> Tensor | None:
         """The block by the operators, or None where it must run its submodules."""
+        y = self._repeat(x)
+        if y is not None:
+            return y
         conv = child(self, "conv")
         gate = self._gate(conv)
         if isinstance(gate, str):
@@ -123,6 +127,9 @@ class EfficientChannelAttentionForward(FusedForward):
             return None
         (unified,) = validation.unify_dtypes(x, (weight,), ("conv.weight",))
         assert unified is not None
+        if unified is weight:
+            call = Call("eca", self.backend, 1, (gate[0].code, self._circular))
+            self._remember(x, name, call, [(conv, "weight"), (conv, "bias")])
         return functional.run_efficient_channel_attention(name, x, unified, gate, self._circular)[0]
 
     @torch.jit.unused
@@ -137,6 +144,7 @@ class CircularEfficientChannelAttentionForward(EfficientChannelAttentionForward)
     if TYPE_CHECKING:
         padding: int
 
+    _reads = ("padding",)
     _circular = True
 
     def eager_forward(self, x: Tensor) -> Tensor:

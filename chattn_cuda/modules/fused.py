@@ -8,17 +8,21 @@ it calls them, as the module that it replaces would.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.fx import Proxy
 
-from chattn_cuda import backends, functional, validation
+from chattn_cuda import backends, functional, ops, validation
 from chattn_cuda.explanation import Explanation, explain_call
+from chattn_cuda.functional import checked
 from chattn_cuda.hooks import own_behaviour
+from chattn_cuda.modules import memory
+from chattn_cuda.modules.batch_norm import fold_batch_norm
 
 __all__ = [
+    "Call",
     "FusedForward",
     "are_pointwise",
     "child",
@@ -33,6 +37,25 @@ __all__ = [
 _POOLS = (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)
 
 
+class Call(NamedTuple):
+    """What `memory` keeps of a module that ran fused: all but the tensors.
+
+    Attributes:
+        block: The operators' block.
+        backend: The module's.
+        tensors: How many of those that `memory` finds the operators take, from the first; the
+            others tell whether the call is still the same.
+        constants: The operators' arguments behind the tensors.
+        eps: Of a batch norm that is folded into the weights; its four tensors follow them.
+    """
+
+    block: str
+    backend: str
+    tensors: int
+    constants: tuple[Any, ...]
+    eps: float | None = None
+
+
 class FusedForward:
     """Mixin in front of an ``nn.Module`` class; a block adds the methods that raise here."""
 
@@ -43,6 +66,7 @@ class FusedForward:
     _eager_any_rank = False  # whether eager_forward takes them, or their view as (N, C, H, W)
     _unbatched = False  # whether eager_forward takes (C, H, W)
     _channel_dim = 1  # or -1
+    _reads: tuple[str, ...] = ()  # its attributes, besides the backend, that the result depends on
 
     @property
     def backend(self) -> str:
@@ -110,6 +134,44 @@ class FusedForward:
             return self._on_map(x)
         y = None if must_be_plain() else self.fused_forward(x)
         return self.eager_forward(x) if y is None else y
+
+    @torch.jit.unused
+    def _repeat(self, x: Any) -> Tensor | None:
+        """Y, where a call like this one was remembered; else None."""
+        if torch.compiler.is_compiling():
+            return None
+        known = memory.recall(self)
+        if known is None:
+            return None
+        call, tensors = known
+        last = self._channel_dim == -1 and isinstance(x, Tensor) and x.dim() == 4
+        m = x.movedim(-1, 1) if last else x
+        found = checked.find(call, m, tensors)[1]
+        if found is None:
+            return None
+        if call.eps is not None:
+            tensors = fold_batch_norm(call.eps, *tensors)
+        del tensors[call.tensors :]
+        y = ops.apply_eagerly(call.block, found[0], m, *tensors, *found[1])[0]
+        return y.movedim(1, -1) if last else y
+
+    @torch.jit.unused
+    def _remember(self, m: Tensor, backend: str, call: Call, places: Sequence[memory.Place]) -> None:
+        """Let `_repeat` run calls like this one, which passed every check, by ``backend``.
+
+        Args:
+            m: The map.
+            backend: That takes it as it is.
+            call: What is called.
+            places: The tensors beside the map.
+        """
+        if torch.compiler.is_compiling():
+            return
+        tensors = [None if layer is None else parameter(layer, name) for layer, name in places]
+        key, _ = checked.find(call, m, tensors)
+        if key is not None:
+            checked.remember(key, backend, *call.constants)
+            memory.remember(self, places, self._reads, call)
 
     @torch.jit.unused
     def _on_map(self, x: Tensor) -> Tensor:

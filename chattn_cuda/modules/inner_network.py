@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +13,7 @@ from chattn_cuda import activations, ops, reference
 from chattn_cuda.hooks import are_as_their_classes
 from chattn_cuda.modules.fused import are_pointwise, children, parameter, pointwise_obstacle
 
-__all__ = ["inner_network"]
+__all__ = ["NetworkForm", "inner_network", "network_form"]
 
 
 def inner_network(
@@ -36,9 +36,12 @@ def inner_network(
     """
     reduce, norm, act, select = children(owner, *names)
     if cardinality == 1 and not torch.compiler.is_compiling():
-        plain = _plain_network(reduce, norm, act, select, branches, u.shape[0], u.dtype)
-        if plain is not None:
-            return plain
+        form = network_form(reduce, norm, act, select)
+        if form is not None:
+            tensors = [parameter(layer, name) for layer, name in form.places(reduce, norm, select)]
+            plain = form.network(branches, u.shape[0], u.dtype, *tensors)
+            if plain is not None:
+                return plain
     reduce_name, norm_name, _, select_name = names
 
     def call_layers(pooled: Tensor) -> Tensor:
@@ -49,10 +52,86 @@ def inner_network(
     return call_layers
 
 
-def _plain_network(
-    reduce: Any, norm: Any, act: Any, select: Any, branches: int, samples: int, dtype: torch.dtype
-) -> ops.Network | None:
-    """The layers' numbers, where calling them would do no more than the formula."""
+class NetworkForm(NamedTuple):
+    """What layers are whose numbers make an `ops.Network`.
+
+    Attributes:
+        relu: Whether the activation is ReLU; otherwise there is none.
+        norm: Of a batch norm: whether it trains, whether it keeps running statistics, its momentum
+            and eps. None where there is no norm.
+    """
+
+    relu: bool
+    norm: tuple[bool, bool, float | None, float] | None
+
+    def places(self, reduce: Any, norm: Any, select: Any) -> list[tuple[Any, str]]:
+        """Where the tensors are that `network` takes."""
+        places = [(layer, name) for layer in (reduce, select) for name in ("weight", "bias")]
+        if self.norm is not None:
+            names = ["weight", "bias", "running_mean", "running_var"]
+            if norm.track_running_stats:
+                names.append("num_batches_tracked")
+            places += [(norm, name) for name in names]
+        return places
+
+    def network(
+        self, branches: int, samples: int, dtype: torch.dtype, w1: Any, b1: Any, w2: Any, b2: Any,
+        *of_norm: Any,
+    ) -> ops.Network | None:  # fmt: skip
+        """The network; None where its numbers are not usual."""
+        for t in (w1, b1, w2, b2):
+            if t is not None and type(t) not in _PLAIN:
+                return None
+        # The operators take numbers of the maps' type, or accumulators.
+        acc = torch.float64 if dtype == torch.float64 else torch.float32
+        hidden = None
+        if self.norm is not None:
+            hidden = self._hidden_norm(dtype, acc, *of_norm)
+            if hidden is None or (hidden.of_batch and samples < 2):
+                return None
+        kind = w1.dtype
+        if (kind != dtype and kind != acc) or (b1 is not None and b1.dtype != kind):
+            w1, b1 = w1.to(acc), None if b1 is None else b1.to(acc)
+        kind = w2.dtype
+        if (kind != dtype and kind != acc) or (b2 is not None and b2.dtype != kind):
+            w2, b2 = w2.to(acc), None if b2 is None else b2.to(acc)
+        return ops.Network(branches, w1, b1, w2, b2, hidden, self.relu)
+
+    def _hidden_norm(
+        self, dtype: torch.dtype, acc: torch.dtype, weight: Any, bias: Any, mean: Any, var: Any,
+        count: Any = None,
+    ) -> ops.HiddenNorm | None:  # fmt: skip
+        """As `nn.BatchNorm2d` chooses between statistics; None where its numbers are not usual."""
+        assert self.norm is not None
+        training, tracks, momentum, eps = self.norm
+        updates = training and tracks
+        of_batch = training or mean is None
+        if training and not updates:
+            mean = var = None
+        for one, other in ((weight, bias), (mean, var)):
+            if one is None and other is None:
+                continue
+            if type(one) not in _PLAIN or type(other) not in _PLAIN or one.dtype != other.dtype:
+                return None
+            if one.dtype != dtype and one.dtype != acc:
+                return None
+        if mean is not None and not (mean.is_contiguous() and var.is_contiguous()):
+            return None
+        # An average over all batches; what PyTorch refuses.
+        if momentum is None or (of_batch and eps <= 0):
+            return None
+        if not updates:
+            count = None
+        elif count is not None and (type(count) is not Tensor or count.dtype != torch.int64):
+            return None
+        return ops.HiddenNorm(weight, bias, mean, var, count, of_batch, momentum, eps)
+
+
+_PLAIN = (Tensor, nn.Parameter)  # not their subclasses
+
+
+def network_form(reduce: Any, norm: Any, act: Any, select: Any) -> NetworkForm | None:
+    """The layers' form, where calling them would do no more than an `ops.Network`."""
     normalised, relu = type(norm) is nn.BatchNorm2d, type(act) is nn.ReLU
     if not normalised and type(norm) is not nn.Identity:
         return None
@@ -60,71 +139,10 @@ def _plain_network(
         return None
     if not are_pointwise(reduce, select) or not are_as_their_classes(reduce, norm, act, select):
         return None
-    (w1, b1), (w2, b2) = _weights_and_biases(reduce, select)
-    for t in (w1, b1, w2, b2):
-        if t is not None and type(t) not in _PLAIN:
-            return None
-    # The operators take numbers of the maps' type, or accumulators.
-    acc = torch.float64 if dtype == torch.float64 else torch.float32
-    hidden = None
+    settings = None
     if normalised:
-        hidden = _hidden_norm(norm, dtype, acc)
-        if hidden is None or (hidden.of_batch and samples < 2):
-            return None
-    kind = w1.dtype
-    if (kind != dtype and kind != acc) or (b1 is not None and b1.dtype != kind):
-        w1, b1 = w1.to(acc), None if b1 is None else b1.to(acc)
-    kind = w2.dtype
-    if (kind != dtype and kind != acc) or (b2 is not None and b2.dtype != kind):
-        w2, b2 = w2.to(acc), None if b2 is None else b2.to(acc)
-    return ops.Network(branches, w1, b1, w2, b2, hidden, relu)
-
-
-_PLAIN = (Tensor, nn.Parameter)  # not their subclasses
-
-
-def _weights_and_biases(*layers: Any) -> list[tuple[Any, Any]]:
-    found = []
-    for layer in layers:
-        own = layer._parameters
-        if "weight" in own and "bias" in own:
-            found.append((own["weight"], own["bias"]))
-        else:
-            found.append((parameter(layer, "weight"), parameter(layer, "bias")))
-    return found
-
-
-def _hidden_norm(
-    norm: nn.BatchNorm2d, dtype: torch.dtype, acc: torch.dtype
-) -> ops.HiddenNorm | None:
-    """As `nn.BatchNorm2d` chooses between statistics; None where its numbers are not usual."""
-    training = norm.training
-    updates = training and norm.track_running_stats
-    ((weight, bias),) = _weights_and_biases(norm)
-    own = norm._buffers
-    if "running_mean" in own and "running_var" in own:
-        mean, var = own["running_mean"], own["running_var"]
-    else:
-        mean, var = parameter(norm, "running_mean"), parameter(norm, "running_var")
-    of_batch = training or mean is None
-    if training and not updates:
-        mean = var = None
-    for one, other in ((weight, bias), (mean, var)):
-        if one is None and other is None:
-            continue
-        if type(one) not in _PLAIN or type(other) not in _PLAIN or one.dtype != other.dtype:
-            return None
-        if one.dtype != dtype and one.dtype != acc:
-            return None
-    if mean is not None and not (mean.is_contiguous() and var.is_contiguous()):
-        return None
-    # An average over all batches; what PyTorch refuses.
-    if norm.momentum is None or (of_batch and norm.eps <= 0):
-        return None
-    counter = parameter(norm, "num_batches_tracked") if updates else None
-    if counter is not None and (type(counter) is not Tensor or counter.dtype != torch.int64):
-        return None
-    return ops.HiddenNorm(weight, bias, mean, var, counter, of_batch, norm.momentum, norm.eps)
+        settings = norm.training, norm.track_running_stats, norm.momentum, norm.eps
+    return NetworkForm(relu, settings)
 
 
 def _small_layer(module: Any, name: str, s: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from chattn_cuda.activations import ActivationSpec
 from chattn_cuda.hooks import own_behaviour
 from chattn_cuda.modules.batch_norm import fold_batch_norm
 from chattn_cuda.modules.fused import (
+    Call,
     FusedForward,
     child,
     is_global_average_pool,
@@ -93,13 +94,22 @@ class SqueezeExciteLayers(NamedTuple):
             return _why_unknown(self.gate, "gate")
         return act, gate
 
-    def weights(self) -> Sequence[Tensor | None]:
-        """w1, b1, w2 and b2, as the layers have them."""
-        first, second = self.first, self.second
-        one = (None, None)
-        if first is not None:
-            one = parameter(first, "weight"), parameter(first, "bias")
-        return (*one, parameter(second, "weight"), parameter(second, "bias"))
+    def places(self) -> list[tuple[Any, str]]:
+        """Where the tensors are: w1, b1, w2, b2; and, of a norm, weight, bias, mean, variance."""
+        names = ("weight", "bias")
+        places = [(layer, name) for layer in (self.first, self.second) for name in names]
+        if self.is_normalised():
+            places += [(self.norm, name) for name in (*names, "running_mean", "running_var")]
+        return places
+
+    def weights(self) -> list[Tensor | None]:
+        """The tensors in these places; None for those of a layer that there is not."""
+        found = self.places()
+        return [None if layer is None else parameter(layer, name) for layer, name in found]
+
+    def is_normalised(self) -> bool:
+        """Whether there is a normalisation."""
+        return self.norm is not None and type(self.norm) is not nn.Identity
 
     def weight_names(self) -> tuple[str, str, str, str]:
         """What error messages call the weights."""
@@ -131,6 +141,7 @@ class SqueezeExciteForward(FusedForward):
         add_maxpool: bool
 
     _block = "SqueezeExcite"
+    _reads = ("add_maxpool",)
 
     @torch.jit.unused
     def fused_layers(self) -> SqueezeExciteLayers:
@@ -154,19 +165,23 @@ class SqueezeExciteForward(FusedForward):
     @torch.jit.unused
     def fused_weights(self) -> Sequence[Tensor | None]:
         """w1, b1, w2 and b2."""
-        return self.fused_layers().weights()
+        return self.fused_layers().weights()[:4]
 
     @torch.jit.unused
     def fused_forward(self, x: Tensor) -> Tensor | None:
         """The block by the operators, or None where it must run its submodules."""
+        y = self._repeat(x)
+        if y is not None:
+            return y
         layers = self.fused_layers()
         resolved = layers.activations()
         if isinstance(resolved, str) or layers.why_not_fused() is not None:
             if isinstance(x, Tensor):
                 backends.select(self.backend, x.device.type)
             return None
-        weights, names = layers.weights(), layers.weight_names()
-        w1, b1, w2, b2 = weights
+        tensors, names = layers.weights(), layers.weight_names()
+        given, norm = tensors[:4], tensors[4:]
+        w1, b1, w2, b2 = given
         assert w2 is not None
         last = self._channel_dim == -1
         validation.check_map(x, w2.shape[0], any_rank=self._any_rank, channel_dim=self._channel_dim)
@@ -178,11 +193,15 @@ class SqueezeExciteForward(FusedForward):
         name = backends.select(self.backend, x.device.type, x.dtype)
         if name == "reference" and self.backend == "auto":
             return None
-        if functional.why_not_fused(m, weights) is not None:
+        if functional.why_not_fused(m, given) is not None:
             return None
-        weights = validation.unify_dtypes(m, weights, names)
-        if layers.norm is not None and type(layers.norm) is not nn.Identity:
-            weights = fold_batch_norm(layers.norm, *weights)
+        weights = validation.unify_dtypes(m, given, names)
+        if weights is given:
+            constants = functional.constants(*resolved, layers.add_maxpool)
+            eps = layers.norm.eps if norm else None
+            self._remember(m, name, Call("se", self.backend, 4, constants, eps), layers.places())
+        if norm:
+            weights = fold_batch_norm(layers.norm.eps, *weights, *norm)
         y = functional.run_squeeze_excite(name, m, weights, *resolved, layers.add_maxpool)[0]
         return y.movedim(1, -1) if last else y
 

@@ -1,7 +1,7 @@
 """The operators of the blocks under autograd, torch.func and torch.compile."""
 
 from chattn_cuda.ops import sk
-from chattn_cuda.ops.autograd import BLOCKS, apply, register_fakes
+from chattn_cuda.ops.autograd import BLOCKS, apply, apply_eagerly, register_fakes
 from chattn_cuda.ops.block import Block, memory_format_of
 from chattn_cuda.ops.sk import HiddenNorm, Network, Norm, Prologue
 
@@ -13,6 +13,7 @@ __all__ = [
     "Norm",
     "Prologue",
     "apply",
+    "apply_eagerly",
     "memory_format_of",
     "register_fakes",
     "sk",

@@ -21,9 +21,9 @@ from torch import Tensor
 from chattn_cuda.ops import eca, se, sk
 from chattn_cuda.ops.block import Block
 from chattn_cuda.ops.derivable import Derivable
-from chattn_cuda.ops.flops import find_operator
+from chattn_cuda.ops.flops import find_eager_operator, find_operator
 
-__all__ = ["BLOCKS", "apply", "register_fakes"]
+__all__ = ["BLOCKS", "apply", "apply_eagerly", "register_fakes"]
 
 #: A new block adds its line here.
 BLOCKS: dict[str, Block] = {block.name: block for block in (se.BLOCK, eca.BLOCK)}
@@ -50,6 +50,16 @@ def apply(block: str, namespace: str, *args: Any) -> tuple[Tensor, Tensor]:
             if t is not None and t.requires_grad:
                 return _Forward.apply(block, namespace, *args)
     outputs = _operator(namespace, block, "forward")(*args)
+    return outputs[0], outputs[-1]
+
+
+def apply_eagerly(block: str, namespace: str, *args: Any) -> tuple[Tensor, Tensor]:
+    """`apply` where it is known that nothing is compiled or transformed."""
+    if torch.is_grad_enabled():
+        for t in args[: BLOCKS[block].tensors]:
+            if t is not None and t.requires_grad:
+                return _Forward.apply(block, namespace, *args)
+    outputs = find_eager_operator(namespace, f"{block}_forward")(*args)
     return outputs[0], outputs[-1]
 
 

@@ -1,0 +1,164 @@
+"""What was found out about a module's layers, for as long as it holds.
+
+Whether a module's own layers are what the operators compute takes many looks: classes, hooks,
+settings, activations. `remember` keeps the answer with everything that it was read from, and
+`recall` looks at just that, in one pass. It keeps no module and no tensor, only what they were
+like, and nothing in the module itself: copies, pickles and attributes stay as they are.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Sequence
+from operator import itemgetter
+from typing import Any
+
+from torch import nn
+
+__all__ = ["recall", "remember"]
+
+Place = tuple[Any, str]
+"""A layer (None: there is none) and the name of its parameter or buffer."""
+
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+#: The settings of layers that are looked at; of other classes it is every plain attribute.
+_SETTINGS: dict[type, tuple[str, ...]] = {
+    nn.Conv2d: ("kernel_size", "groups", "padding"),
+    nn.Conv1d: (
+        "in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups",
+        "padding_mode",
+    ),
+    nn.BatchNorm2d: ("training", "eps", "momentum", "track_running_stats"),
+    nn.LeakyReLU: ("negative_slope",),
+    nn.ELU: ("alpha",),
+    nn.GELU: ("approximate",),
+    nn.AdaptiveAvgPool1d: ("output_size",),
+    nn.AdaptiveAvgPool2d: ("output_size",),
+    nn.AdaptiveAvgPool3d: ("output_size",),
+    **{
+        cls: ()
+        for cls in (nn.Linear, nn.Identity, nn.ReLU, nn.ReLU6, nn.SiLU, nn.Hardswish, nn.Mish,
+                    nn.Sigmoid, nn.Hardsigmoid, nn.Tanh, nn.Sequential, nn.ModuleList)
+    },
+}  # fmt: skip
+_PLAIN = (bool, int, float, str, type(None))
+
+
+class _Memory:
+    """How a module was when its layers were looked at, and what was found."""
+
+    __slots__ = ("cls", "found", "names", "own", "owner", "places", "steps", "values")
+
+    def __init__(self, owner: Any, reads: Sequence[str], found: Any) -> None:
+        self.owner: Any = None
+        self.cls = type(owner)
+        self.found = found
+        self.own = ("_backend", *reads)
+        self.values = tuple(map(owner.__dict__.get, self.own))
+        self.names = tuple(owner._modules)
+        #: (place of the parent, name, class, getter of hooks and settings, what it gave, names of
+        #: its children or None), a parent before its children
+        self.steps: list[tuple[int, str, type, Any, Any, Any]] = []
+        #: (place of the layer, "_parameters" or "_buffers", name), or None
+        self.places: list[tuple[int, str, str] | None] = []
+
+
+_memories: dict[int, _Memory] = {}
+
+
+def remember(owner: Any, places: Sequence[Place], reads: Sequence[str], found: Any) -> None:
+    """Keep ``found`` for as long as the module ``owner`` and all in it are as they are now.
+
+    Not where a layer does more than its class says (hooks, a forward of its own), or has a setting
+    that may change in place.
+
+    Args:
+        owner: The module.
+        places: The tensors that `recall` shall return.
+        reads: The owner's attributes that ``found`` depends on, besides its backend.
+        found: Anything that keeps no module and no tensor.
+    """
+    memory = _Memory(owner, reads, found)
+    index = {id(owner): 0}
+    if not all(map(_is_plain, memory.values)) or not _add_steps(memory, owner, index):
+        return
+    for layer, name in places:
+        if layer is None:
+            memory.places.append(None)
+            continue
+        kept = next((k for k in ("_parameters", "_buffers") if name in layer.__dict__[k]), None)
+        if kept is None or id(layer) not in index:
+            return
+        memory.places.append((index[id(layer)], kept, name))
+    key = id(owner)
+
+    def forget(reference: Any) -> None:
+        if (now := _memories.get(key)) is not None and now.owner is reference:
+            _memories.pop(key, None)
+
+    memory.owner = weakref.ref(owner, forget)
+    _memories[key] = memory
+
+
+def _add_steps(memory: _Memory, parent: Any, index: dict[int, int]) -> bool:
+    """Add what lies in ``parent``, a layer under each of its names; False: it cannot be kept."""
+    at = index[id(parent)]
+    for name, layer in parent._modules.items():
+        if layer is None:
+            memory.steps.append((at, name, type(None), None, None, None))
+            continue
+        own, settings = layer.__dict__, _SETTINGS.get(type(layer))
+        if settings is None:
+            settings = tuple(n for n, v in own.items() if n[0] != "_" and _is_plain(v))
+        elif not all(_is_plain(own.get(n)) for n in settings):
+            return False
+        if "forward" in own or any(own[hooks] for hooks in _HOOKS):
+            return False
+        get, names = itemgetter(*_HOOKS, *settings), tuple(layer._modules) or None
+        memory.steps.append((at, name, type(layer), get, get(own), names))
+        index[id(layer)] = len(memory.steps)
+        if names and not _add_steps(memory, layer, index):
+            return False
+    return True
+
+
+def _is_plain(value: Any) -> bool:
+    if type(value) is tuple:
+        return all(type(v) in _PLAIN for v in value)
+    return type(value) in _PLAIN
+
+
+def recall(owner: Any) -> tuple[Any, list[Any]] | None:
+    """What was kept, with the tensors as they are now; None where anything is different."""
+    memory = _memories.get(id(owner))
+    if memory is None or memory.owner() is not owner or type(owner) is not memory.cls:
+        return None
+    if tuple(map(owner.__dict__.get, memory.own)) != memory.values:
+        return None
+    if tuple(owner._modules) != memory.names:
+        return None
+    layers = [owner]
+    try:
+        for parent, name, cls, get, values, names in memory.steps:
+            layer = layers[parent]._modules[name]
+            layers.append(layer)
+            if type(layer) is not cls:
+                return None
+            if layer is None:
+                continue
+            own = layer.__dict__
+            if get(own) != values or "forward" in own:
+                return None
+            if names is not None and tuple(own["_modules"]) != names:
+                return None
+        tensors = []
+        for place in memory.places:
+            if place is None:
+                tensors.append(None)
+            else:
+                at, kept, name = place
+                tensors.append(layers[at].__dict__[kept][name])
+    except KeyError:  # something is not there any more
+        return None
+    return memory.found, tensors
