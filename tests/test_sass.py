@@ -175,3 +175,40 @@ def test_main_loop() -> None:
     assert copies is not None and list(copies.labels) == [".L_x_1"]
     assert copies.in_flight(128) == 2
     assert sass.main_loop(loops, 64) is None
+
+
+# The fourth load of a batch behind a way back that the last turn takes, if three were left for it.
+ROTATED = """
+    .L_x_0:
+    BSSY B0, `(.L_x_2)
+    .L_x_1:
+    STG.E.128 desc[UR6][R2.64], R16
+    STG.E.128 desc[UR6][R2.64+0x10], R20
+    STG.E.128 desc[UR6][R2.64+0x20], R24
+    @!P3 STG.E.128 desc[UR6][R2.64+0x30], R28
+    @P4 EXIT
+    LDG.E.128 R16, desc[UR6][R32.64]
+    @!P1 LDG.E.128 R20, desc[UR6][R34.64]
+    @!P2 LDG.E.128 R24, desc[UR6][R36.64]
+    @P3 BRA `(.L_x_1)
+    BSYNC B0
+    .L_x_2:
+    LDG.E.128 R28, desc[UR6][R38.64]
+    BRA `(.L_x_0)
+"""
+
+
+def test_two_ways_back_are_one_loop() -> None:
+    loops = sass.loops(assembled(ROTATED))
+    assert sorted(loop.in_flight(128) for loop in loops) == [3, 4]
+    main = sass.main_loop(loops, 128, stores=True)
+    assert main is not None and main.in_flight(128) == 4
+
+
+def test_an_unrolled_loop_in_another_keeps_its_count() -> None:
+    """Nothing is read in front of it, so that both count as one."""
+    text = UNROLLED.replace("    MOV R2, RZ", "    .L_x_4:\n    MOV R2, RZ")
+    loops = sass.loops(assembled(text.replace("    EXIT", "    @P6 BRA `(.L_x_4)\n    EXIT")))
+    main = sass.main_loop(loops, 128)
+    assert len(loops) == 2 and main is not None
+    assert main.in_flight(128) == 1
