@@ -18,9 +18,8 @@ import re
 import shutil
 import subprocess
 import sys
-import tempfile
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -104,7 +103,12 @@ def tool(name: str) -> str:
     raise ToolError(f"no {name}: neither in the triton package nor in a CUDA toolkit")
 
 
-def _run(name: str, *arguments: str | Path, cwd: Path | None = None) -> str:
+def run_tool(name: str, *arguments: str | Path, cwd: Path | None = None) -> str:
+    """What it printed.
+
+    Raises:
+        ToolError: it is missing, or failed.
+    """
     done = subprocess.run(
         [tool(name), *map(str, arguments)], capture_output=True, text=True, cwd=cwd
     )
@@ -149,7 +153,7 @@ def usage(binary: Path) -> dict[tuple[str, int], Usage]:
     """
     found: dict[tuple[str, int], Usage] = {}
     arch, symbol = 0, ""
-    for line in _run("cuobjdump", "-res-usage", binary).splitlines():
+    for line in run_tool("cuobjdump", "-res-usage", binary).splitlines():
         if match := re.match(r"arch = sm_(\d+)", line):
             arch = int(match[1])
         elif match := re.match(r"\s*Function (\S+):", line):
@@ -161,55 +165,6 @@ def usage(binary: Path) -> dict[tuple[str, int], Usage]:
             found[symbol, arch] = Usage(registers, stack + local, shared)
     names = demangle(symbol for symbol, _ in found)
     return {(names[symbol], arch): u for (symbol, arch), u in found.items()}
-
-
-@dataclass(frozen=True)
-class Loop:
-    """Global memory accesses inside a loop, by their width in bits."""
-
-    loads: tuple[int, ...]
-    stores: tuple[int, ...]
-
-
-def loops(binary: Path, arch: int, symbol: str = "") -> Iterator[tuple[str, list[Loop]]]:
-    """Every kernel's loops, innermost and outer ones, from the disassembly.
-
-    Args:
-        binary: a shared object or object file.
-        arch: 90 for sm_90.
-        symbol: look only at cubins that mention it; disassembling takes a second for each.
-
-    Raises:
-        ToolError: a tool is missing.
-    """
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        _run("cuobjdump", "-xelf", "all", binary.resolve(), cwd=folder)
-        for cubin in sorted(folder.glob(f"*.sm_{arch}.cubin")):
-            if symbol.encode() not in cubin.read_bytes():
-                continue
-            text = _run("nvdisasm", "-c", cubin)
-            sections = re.split(r"^\.text\.(\S+):$", text, flags=re.MULTILINE)[1:]
-            names = demangle(sections[::2])
-            for symbol, body in zip(sections[::2], sections[1::2], strict=True):
-                yield names[symbol], list(_loops(body.splitlines()))
-
-
-def _loops(lines: list[str]) -> Iterator[Loop]:
-    labels: dict[str, int] = {}
-    accesses: list[tuple[int, str, int]] = []  # line, LD or ST, bits
-    for i, line in enumerate(lines):
-        if match := re.match(r"(\.L_x_\d+):", line):
-            labels[match[1]] = i
-        elif match := re.search(r"\b(LD|ST)G((?:\.\w+)*)", line):
-            bits = re.search(r"\.U?(8|16|64|128|256)\b", match[2])
-            accesses.append((i, match[1], int(bits[1]) if bits else 32))
-        if (match := re.search(r"\bBRA\b.*`\((\.L_x_\d+)\)", line)) and match[1] in labels:
-            inside = [a for a in accesses if a[0] >= labels[match[1]]]
-            yield Loop(
-                tuple(bits for _, kind, bits in inside if kind == "LD"),
-                tuple(bits for _, kind, bits in inside if kind == "ST"),
-            )
 
 
 # ---- shared memory ------------------------------------------------------------------------------

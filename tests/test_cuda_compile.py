@@ -14,6 +14,7 @@ import pytest
 
 from chattn_cuda import _native
 from tests import cuda_resources as resources
+from tests import sass
 from tests.cuda_host import build, operators
 from tests.cuda_resources import ARCHS, ToolError, blocks_per_sm
 
@@ -107,19 +108,21 @@ def test_extension_matches_table() -> None:
 def check_streaming_loops(binary: Path, arch: int, symbol: str) -> None:
     """Whole 16-byte words go in and, in the apply kernels, out of the loop over the map."""
     checked = 0
-    for kernel, loops in resources.loops(binary, arch, symbol):
+    for kernel, loops in sass.kernels(binary, arch, symbol):
         if not is_widest(kernel):
             continue
         checked += 1
-        main = [loop for loop in loops if 128 in loop.loads]
+        main = [loop for loop in loops if 128 in loop.accesses("LDG")]
         assert main, f"{kernel}, sm_{arch}: no loop with 128-bit loads"
         if kernel_name(kernel).startswith("apply"):  # the others are products of the gate
-            main = [loop for loop in main if 128 in loop.stores]
+            main = [loop for loop in main if 128 in loop.accesses("STG")]
             assert main, f"{kernel}, sm_{arch}: narrow stores"
         if kernel_name(kernel) != "apply_spans":  # whose loop also has the ends of a span
             for loop in main:
-                assert set(loop.loads) == {128}, f"{kernel}, sm_{arch}: loads of {loop.loads}"
-                assert set(loop.stores) <= {128}, f"{kernel}, sm_{arch}: stores of {loop.stores}"
+                loads = loop.accesses("LDG")
+                stores = loop.accesses("STG")
+                assert set(loads) == {128}, f"{kernel}, sm_{arch}: loads of {loads}"
+                assert set(stores) <= {128}, f"{kernel}, sm_{arch}: stores of {stores}"
     assert checked > 0
 
 

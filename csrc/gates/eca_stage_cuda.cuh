@@ -54,15 +54,21 @@ struct StagedRun {
     int i = tid;
     CHATTN_UNROLL_BY(1)
     do {
-      Vec<T, V> v[kBatch];
+      // Words, not Vec<T, V>, whose elements the compiler would take apart as soon as they come.
+      Vec<unsigned, 4> word[kBatch];
+      static_assert(sizeof(word[0]) == sizeof(Vec<T, V>));
       CHATTN_UNROLL
       for (int b = 0; b < kBatch; ++b) {
-        if (i + b * kThreads < count) v[b] = load_vec<V>(x + base + body + (i + b * kThreads) * V);
+        if (i + b * kThreads >= count) continue;
+        const T* const from = x + base + body + (i + b * kThreads) * V;
+        word[b] = load_vec<4>(reinterpret_cast<const unsigned*>(from));
       }
       CHATTN_UNROLL
       for (int b = 0; b < kBatch; ++b) {
-        if (i + b * kThreads < count)
-          words.template stv<V>(skew + body + (i + b * kThreads) * V, v[b]);
+        if (i + b * kThreads >= count) continue;
+        Vec<T, V> v;
+        memcpy(&v, &word[b], sizeof v);
+        words.template stv<V>(skew + body + (i + b * kThreads) * V, v);
       }
       i += kBatch * kThreads;
     } while (i < count);
