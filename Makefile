@@ -68,7 +68,7 @@ SHORT := $(addprefix tests/,test_numerics.py test_modules.py test_eca_modules.py
 	$(addprefix test_autograd.py::test_,compile_without_graph_break_or_recompilation \
 		compile_with_dynamic_shapes compile_two_blocks_with_dynamic_shapes compile_in_inference \
 		compile_around_torch_func compile_under_autocast compile_of_the_formulas) \
-	compat/test_graphs.py)
+	test_operator_gradients.py test_export.py test_fullgraph.py compat/test_graphs.py)
 
 # The tests with another torch, in a venv of its own that sees the packages of .venv behind its own,
 # and the extension built there: one serves every torch. pip chooses the torchvision, the Triton and

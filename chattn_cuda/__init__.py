@@ -17,6 +17,7 @@ from chattn_cuda.modules import (
     SqueezeExcite,
     SqueezeExciteCl,
 )
+from chattn_cuda.ops import decompositions
 
 __all__ = [
     "CircularEfficientChannelAttention",
@@ -33,6 +34,7 @@ __all__ = [
     "__version__",
     "accelerate",
     "backends",
+    "decompositions",
     "explain",
     "functional",
     "models",

@@ -244,7 +244,9 @@ def in_its_type(module: Any, x: Tensor) -> Tensor:
     """``module(x)`` with x in the type of its parameters (or buffers); the result in x's."""
     numbers = itertools.chain(module.parameters(), module.buffers())
     first = next((t for t in numbers if t.is_floating_point()), None)
-    return module(x if first is None else x.to(first.dtype)).to(x.dtype)
+    # `Tensor.to` leaves an operation in exported programs, also where there is nothing to do.
+    y = module(x if first is None or first.dtype == x.dtype else x.to(first.dtype))
+    return y if y.dtype == x.dtype else y.to(x.dtype)
 
 
 def _canonical(name: str, argument: str) -> str:

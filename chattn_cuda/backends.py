@@ -51,7 +51,7 @@ def _triton(device_type: str) -> str | None:
         from chattn_cuda.triton import registration
 
         registration.register()
-        ops.register_fakes("chattn_cuda_triton")
+        ops.register_rules("chattn_cuda_triton")
     return reason
 
 
@@ -173,4 +173,4 @@ when_registered(_select.cache_clear)
 # A broken module is reported by whoever uses it, so that `doctor` can still start.
 with contextlib.suppress(ImportError):
     if _native.module() is not None:
-        ops.register_fakes("chattn_cuda")
+        ops.register_rules("chattn_cuda")

@@ -18,9 +18,12 @@ __all__ = [
     "accumulation_dtype",
     "affine_of_norm",
     "autocast_enabled",
+    "convolved_channels",
     "efficient_channel_attention",
-    "neighbouring_channels",
+    "in_type",
+    "linear",
     "no_autocast",
+    "pooled",
     "select_branches",
     "squeeze_branches",
     "squeeze_excite",
@@ -31,6 +34,14 @@ __all__ = [
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     """The type in which sums and gates are computed and kept for maps of type ``dtype``."""
     return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def in_type(t: Tensor, dtype: torch.dtype) -> Tensor:
+    """``t`` in that type.
+
+    Without ``Tensor.to`` where it has it: exported programs would get an operation all the same.
+    """
+    return t if t.dtype == dtype else t.to(dtype)
 
 
 def autocast_enabled(device_type: str) -> bool:
@@ -82,10 +93,10 @@ def squeeze_excite(
     """
     acc = accumulation_dtype(x.dtype)
     with no_autocast(x.device.type):
-        u = x.to(acc)
-        p = _pooled(u, add_maxpool)
-        s = gate(_linear(p if w1 is None else act(_linear(p, w1, b1)), w2, b2))
-        y = (u * s[:, :, None, None]).to(x.dtype)
+        u = in_type(x, acc)
+        p = pooled(u, add_maxpool)
+        s = gate(linear(p if w1 is None else act(linear(p, w1, b1)), w2, b2))
+        y = in_type(u * s[:, :, None, None], x.dtype)
     return y, s
 
 
@@ -119,34 +130,47 @@ def squeeze_excite_scale_bias(
     """
     acc = accumulation_dtype(x.dtype)
     with no_autocast(x.device.type):
-        u = x.to(acc)
-        z, b = _linear(act(_linear(_pooled(u, add_maxpool), w1, b1)), w2, b2).chunk(2, 1)
+        u = in_type(x, acc)
+        z, b = linear(act(linear(pooled(u, add_maxpool), w1, b1)), w2, b2).chunk(2, 1)
         s = gate(z)
-        y = (u * s[:, :, None, None] + b[:, :, None, None]).to(x.dtype)
+        y = in_type(u * s[:, :, None, None] + b[:, :, None, None], x.dtype)
     return y, s
 
 
-def _pooled(u: Tensor, add_maxpool: bool) -> Tensor:
+def pooled(u: Tensor, add_maxpool: bool) -> Tensor:
+    """The squeeze (N, C): the mean, or half of it and half of the maximum."""
     p = u.mean((2, 3))
     return 0.5 * p + 0.5 * u.amax((2, 3)) if add_maxpool else p
 
 
-def _linear(p: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
-    return F.linear(p, w.to(p.dtype).flatten(1), None if b is None else b.to(p.dtype))
+def linear(p: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
+    """A layer on (N, K) numbers, in their type; ``w`` may be that of a 1x1 convolution."""
+    return F.linear(p, in_type(w, p.dtype).flatten(1), None if b is None else in_type(b, p.dtype))
 
 
-def neighbouring_channels(p: Tensor, k: int, circular: bool = False) -> Tensor:
-    """(N, C, k): each channel of ``p`` (N, C) with the k // 2 channels on either side of it.
+def convolved_channels(p: Tensor, weight: Tensor, circular: bool = False) -> Tensor:
+    """Each channel of ``p`` (N, C), weighed with the k // 2 channels on either side of it.
 
     Beyond the ends are zeros or, with ``circular``, the channels at the other end.
+
+    Args:
+        p: (N, C).
+        weight: (1, k), or (C, k) with weights of its own for every channel.
+        circular: What is beyond the ends.
+
+    Returns:
+        (N, C): a sum over shifted copies, of operations that every reader of graphs knows. A
+        convolution would keep ten bits of float32 on a GPU.
     """
+    c, k = p.shape[1], weight.shape[1]
     reach = k // 2
-    if circular:
-        c = p.shape[1]
-        padded = p[:, torch.arange(-reach, c + reach, device=p.device) % c]
-    else:
-        padded = F.pad(p, (reach, reach))
-    return padded.unfold(1, k, 1)
+    if reach > 0:
+        if circular:
+            p = torch.cat((p[:, c - reach :], p, p[:, :reach]), 1)
+        else:
+            p = F.pad(p, (reach, reach))
+    terms = [weight[:, j] * p[:, j : j + c] for j in range(k)]
+    return torch.stack(terms, 2).sum(2)
 
 
 def efficient_channel_attention(
@@ -171,10 +195,9 @@ def efficient_channel_attention(
     """
     acc = accumulation_dtype(x.dtype)
     with no_autocast(x.device.type):
-        u = x.to(acc)
-        windows = neighbouring_channels(u.mean((2, 3)), weight.shape[2], circular)
-        s = gate((windows * weight.to(acc).flatten(1)).sum(2))
-        y = (u * s[:, :, None, None]).to(x.dtype)
+        u = in_type(x, acc)
+        s = gate(convolved_channels(u.mean((2, 3)), in_type(weight, acc).flatten(1), circular))
+        y = in_type(u * s[:, :, None, None], x.dtype)
     return y, s
 
 
@@ -215,7 +238,7 @@ def after_prologue(maps: Sequence[Tensor], prologue: Tensor, slices: int = 1) ->
     """
     scale, shift = prologue[:, :, None, None].unbind(0)
     rows = zip(scale.chunk(len(maps)), shift.chunk(len(maps)), maps, strict=True)
-    return tuple(torch.relu(a * u.to(a.dtype) + b).to(u.dtype) for a, b, u in rows)
+    return tuple(in_type(torch.relu(a * in_type(u, a.dtype) + b), u.dtype) for a, b, u in rows)
 
 
 def squeeze_branches(branches: Sequence[Tensor]) -> Tensor:
@@ -228,9 +251,9 @@ def squeeze_branches(branches: Sequence[Tensor]) -> Tensor:
         (N, C) in the accumulation type.
     """
     acc = accumulation_dtype(branches[0].dtype)
-    p = branches[0].to(acc).mean((2, 3))
+    p = in_type(branches[0], acc).mean((2, 3))
     for u in branches[1:]:
-        p = p + u.to(acc).mean((2, 3))
+        p = p + in_type(u, acc).mean((2, 3))
     return p
 
 
@@ -248,7 +271,7 @@ def select_branches(branches: Sequence[Tensor], logits: Tensor) -> tuple[Tensor,
     """
     acc = accumulation_dtype(branches[0].dtype)
     s = torch.softmax(logits, 1)
-    y = branches[0].to(acc) * s[:, 0, :, None, None]
+    y = in_type(branches[0], acc) * s[:, 0, :, None, None]
     for m, u in enumerate(branches[1:], 1):
-        y = y + u.to(acc) * s[:, m, :, None, None]
-    return y.to(branches[0].dtype), s
+        y = y + in_type(u, acc) * s[:, m, :, None, None]
+    return in_type(y, branches[0].dtype), s

@@ -26,7 +26,7 @@ def load() -> str | None:
     if build.compiler() is None:
         return "no C++ compiler"
     operators.load(os.environ.get("CHATTN_HOST_VARIANT", "plain"))
-    ops.register_fakes(NAMESPACE)
+    ops.register_rules(NAMESPACE)
     return None
 
 

@@ -38,6 +38,7 @@ def test_native_backends_have_the_pair() -> None:
 
 def forward_arguments(u: list[Tensor], norm: str, **changed: Any) -> dict[str, Any]:
     c, m = u[0].shape[1], len(u)
+    running = [numbers(D), numbers(D).exp(), torch.tensor(3)]
     given = {
         "branches": u,
         "w_reduce": numbers(D, c, 1, 1),
@@ -48,9 +49,7 @@ def forward_arguments(u: list[Tensor], norm: str, **changed: Any) -> dict[str, A
         "b_select": numbers(m * c),
         "mean": numbers(D) if norm == "fixed" else None,
         "var": numbers(D).exp() if norm == "fixed" else None,
-        "running_mean": numbers(D) if norm == "of batch" else None,
-        "running_var": numbers(D).exp() if norm == "of batch" else None,
-        "updates": torch.tensor(3) if norm == "of batch" else None,
+        "running": running if norm == "of batch" else [],
         "of_batch": norm in NORMS[2:],
         "momentum": 0.1,
         "eps": 1e-5,
@@ -117,12 +116,15 @@ def test_kernels_stay_inside_their_arrays(ops: Any, name: str) -> None:
         ops.sk_forward(**{**forward, **WRONG[name]})
 
 
-@pytest.mark.parametrize("name", ["running_mean", "running_var", "updates"])
-def test_what_is_updated_is_checked(ops: Any, name: str) -> None:
+@pytest.mark.parametrize("i", [0, 1, 2], ids=["mean", "variance", "count"])
+def test_what_is_updated_is_checked(ops: Any, i: int) -> None:
     forward = forward_arguments(branches_of(2, (3, 8, 4, 6)), "of batch")
-    for wrong in (numbers(D + 1), numbers(2 * D)[::2]):
+    for wrong in ([numbers(D + 1)], [numbers(2 * D)[::2]], []):
+        running = forward["running"][:i] + wrong + forward["running"][i + 1 :]
+        if len(running) == 2 and i == 2:
+            continue  # there need not be a count
         with pytest.raises(RuntimeError, match="chattn_cuda"):
-            ops.sk_forward(**{**forward, name: wrong})
+            ops.sk_forward(**{**forward, "running": running})
 
 
 @pytest.mark.parametrize("name", ["dy", "dlogits", "pooled", "hidden", "logits", "weight", "mean"])
@@ -143,12 +145,10 @@ def test_statistics_of_one_sample(ops: Any) -> None:
 def test_updates_of_the_running_statistics(ops: Any) -> None:
     """As torch's batch norm makes them, of the hidden values before it."""
     forward = forward_arguments(branches_of(2, (7, 8, 4, 6)), "of batch")
-    mean, var = forward["running_mean"].clone(), forward["running_var"].clone()
+    mean, var = (t.clone() for t in forward["running"][:2])
     hidden = ops.sk_forward(**forward)[2]
     torch.nn.functional.batch_norm(hidden[7:14], mean, var, training=True, momentum=0.1)
-    torch.testing.assert_close(forward["running_mean"], mean)
-    torch.testing.assert_close(forward["running_var"], var)
-    assert int(forward["updates"]) == 4
+    torch.testing.assert_close(forward["running"], [mean, var, torch.tensor(4)])
 
 
 @pytest.mark.parametrize("joint", [True, False], ids=["one norm", "two norms"])

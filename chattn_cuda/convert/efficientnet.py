@@ -70,7 +70,7 @@ class _MBConvBlock(SqueezeExciteForward):
     @torch.jit.unused
     def excite(self, x: Tensor) -> Tensor:
         """SE on the map between the depthwise convolution and the projection."""
-        plain = isinstance(x, Proxy) or must_be_plain()
+        plain = isinstance(x, Proxy) or must_be_plain(self._backend)
         y = None if plain else self.fused_forward(x)
         if y is not None:
             return y

@@ -1,7 +1,13 @@
 """The blocks as functions."""
 
 from chattn_cuda.functional import checked
-from chattn_cuda.functional.common import Resolved, from_map, to_map, why_not_fused
+from chattn_cuda.functional.common import (
+    Resolved,
+    exported_plainly,
+    from_map,
+    to_map,
+    why_not_fused,
+)
 from chattn_cuda.functional.eca import (
     efficient_channel_attention,
     run_efficient_channel_attention,
@@ -25,6 +31,7 @@ __all__ = [
     "constants",
     "effective_squeeze_excite",
     "efficient_channel_attention",
+    "exported_plainly",
     "from_map",
     "run_effective_squeeze_excite",
     "run_efficient_channel_attention",

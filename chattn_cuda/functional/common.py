@@ -11,7 +11,7 @@ from torch.autograd import forward_ad
 from chattn_cuda import validation
 from chattn_cuda.activations import Activation
 
-__all__ = ["Resolved", "from_map", "to_map", "why_not_fused"]
+__all__ = ["Resolved", "exported_plainly", "from_map", "to_map", "why_not_fused"]
 
 Resolved = tuple[Activation, float]
 """An activation of the kernels and its parameter."""
@@ -48,6 +48,15 @@ def from_map(y: Tensor, x: Tensor, channel_dim: int = 1) -> Tensor:
         first = 2 if channel_dim == 1 else 1
         y = y.unflatten(2, (x.shape[first], x.shape[first + 1]))
     return y.movedim(1, -1) if channel_dim == -1 else y
+
+
+def exported_plainly(backend: str) -> bool:
+    """Whether a program is exported that must run without this package: it gets the formulas.
+
+    Who names a backend keeps its operators, but for ONNX, which knows none.
+    """
+    exporting = torch.compiler.is_exporting()
+    return exporting and (backend == "auto" or torch.onnx.is_in_onnx_export())
 
 
 def why_not_fused(

@@ -11,7 +11,13 @@ from chattn_cuda import activations, backends, ops, reference, validation
 from chattn_cuda.activations import ActivationSpec
 from chattn_cuda.explanation import Explanation, explain_call, register_explainer
 from chattn_cuda.functional import checked
-from chattn_cuda.functional.common import Resolved, from_map, to_map, why_not_fused
+from chattn_cuda.functional.common import (
+    Resolved,
+    exported_plainly,
+    from_map,
+    to_map,
+    why_not_fused,
+)
 
 __all__ = ["efficient_channel_attention", "run_efficient_channel_attention"]
 
@@ -101,7 +107,7 @@ def efficient_channel_attention(
     name = backends.select(backend, x.device.type, x.dtype)
     resolved = activations.resolve(gate, "gate")
     circular = padding_mode == "circular"
-    if _why_not_fused(m, unified, resolved) is not None:
+    if exported_plainly(backend) or _why_not_fused(m, unified, resolved) is not None:
         y, s = _formulas(m, unified, activations.as_callable(gate, "gate"), circular)
     else:
         assert resolved is not None

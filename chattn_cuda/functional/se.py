@@ -11,7 +11,13 @@ from chattn_cuda import activations, backends, ops, reference, validation
 from chattn_cuda.activations import ActivationSpec
 from chattn_cuda.explanation import Explanation, explain_call, register_explainer
 from chattn_cuda.functional import checked
-from chattn_cuda.functional.common import Resolved, from_map, to_map, why_not_fused
+from chattn_cuda.functional.common import (
+    Resolved,
+    exported_plainly,
+    from_map,
+    to_map,
+    why_not_fused,
+)
 
 __all__ = ["constants", "run_squeeze_excite", "squeeze_excite"]
 
@@ -119,7 +125,7 @@ def squeeze_excite(
     weights = validation.unify_dtypes(m, given, _WEIGHTS)
     name = backends.select(backend, x.device.type, x.dtype)
     act_, gate_ = activations.resolve(act, "act"), activations.resolve(gate, "gate")
-    if _why_not_fused(m, weights, act_, gate_) is not None:
+    if exported_plainly(backend) or _why_not_fused(m, weights, act_, gate_) is not None:
         act_function = activations.as_callable(act, "act")
         gate_function = activations.as_callable(gate, "gate")
         y, s = _formulas(m, weights, act_function, gate_function, add_maxpool)

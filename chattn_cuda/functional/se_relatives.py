@@ -10,7 +10,13 @@ from chattn_cuda import activations, backends, ops, reference, validation
 from chattn_cuda.activations import ActivationSpec
 from chattn_cuda.explanation import Explanation, explain_call, register_explainer
 from chattn_cuda.functional import checked
-from chattn_cuda.functional.common import Resolved, from_map, to_map, why_not_fused
+from chattn_cuda.functional.common import (
+    Resolved,
+    exported_plainly,
+    from_map,
+    to_map,
+    why_not_fused,
+)
 from chattn_cuda.functional.se import constants, run_squeeze_excite
 
 __all__ = [
@@ -102,7 +108,8 @@ def effective_squeeze_excite(
     weight, bias = _unify(m, *given)
     name = backends.select(backend, x.device.type, x.dtype)
     resolved = activations.resolve(gate, "gate")
-    if _why_not_effective(m, weight, bias, resolved) is not None:
+    uncovered = _why_not_effective(m, weight, bias, resolved)
+    if exported_plainly(backend) or uncovered is not None:
         function = activations.as_callable(gate, "gate")
         y, s = reference.squeeze_excite(
             m, None, None, weight, bias, gate=function, add_maxpool=add_maxpool

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from chattn_cuda import activations, backends, ops, reference, validation
 from chattn_cuda.activations import ActivationSpec
 from chattn_cuda.explanation import Explanation, explain_call, register_explainer
-from chattn_cuda.functional.common import why_not_fused
+from chattn_cuda.functional.common import exported_plainly, why_not_fused
 from chattn_cuda.hooks import own_behaviour
 
 __all__ = ["COPIES_OF_SLICES", "run_selective_kernel", "selective_kernel"]
@@ -93,7 +92,8 @@ def selective_kernel(
     weights = validation.unify_dtypes(x, (w_reduce, b_reduce, w_select, b_select), _WEIGHTS)
     name = backends.select(backend, x.device.type, x.dtype)
     network = _network(len(branches), x, weights, norm, act)
-    if why_not_fused(x, (*branches[1:], *weights)) is not None:
+    uncovered = why_not_fused(x, (*branches[1:], *weights))
+    if exported_plainly(backend) or uncovered is not None:
         name = "reference"
     before = None
     if prologue is not None:
@@ -142,7 +142,7 @@ def _normalised(
 
 
 def _linear(s: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
-    return F.linear(s, w.flatten(1).to(s.dtype), None if b is None else b.to(s.dtype))
+    return reference.linear(s, w, b)
 
 
 def run_selective_kernel(

@@ -24,13 +24,14 @@ def fold_batch_norm(
     """The SE weights with a normalisation by running statistics folded into the first layer.
 
     Differentiable in the weights and in the norm's. Computed in float32 for 16-bit weights, and
-    then all four are float32, which the operators take with a 16-bit map.
+    then all four are float32, which the operators take with a 16-bit map. The graph keeps a
+    copy of b1, which may change before the backward.
     """
     acc = torch.float64 if w1.dtype == torch.float64 else torch.float32
     scale, shift = reference.affine_of_norm(weight, bias, mean, var, eps, acc)
     return [
         w1.to(acc) * (scale[:, None] if w1.dim() == 2 else scale[:, None, None, None]),
-        shift if b1 is None else shift + b1.to(acc) * scale,
+        shift if b1 is None else shift + b1.to(acc, copy=torch.is_grad_enabled()) * scale,
         w2.to(acc),
         None if b2 is None else b2.to(acc),
     ]

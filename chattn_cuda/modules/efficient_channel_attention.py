@@ -318,7 +318,8 @@ class EfficientChannelAttentionNS(EfficientChannelAttentionForward, nn.Module):
     def eager_forward(self, x: Tensor) -> Tensor:
         """The block by its submodules: the convolution sees every channel's window as a signal."""
         k = self.conv.weight.shape[2]
-        s = F.pad(x.mean((2, 3)), (k // 2, k // 2)).unfold(1, k, 1)
+        s = F.pad(x.mean((2, 3)), (k // 2, k // 2))
+        s = torch.stack([s[:, j : j + x.shape[1]] for j in range(k)], 2)
         return x * self.gate(self.conv(s)).unsqueeze(-1)
 
     @torch.jit.unused

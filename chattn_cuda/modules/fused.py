@@ -132,7 +132,7 @@ class FusedForward:
             return self.eager_forward(x)
         if self._any_rank and isinstance(x, Tensor) and x.dim() in (3, 5):
             return self._on_map(x)
-        y = None if must_be_plain() else self.fused_forward(x)
+        y = None if must_be_plain(self._backend) else self.fused_forward(x)
         return self.eager_forward(x) if y is None else y
 
     @torch.jit.unused
@@ -156,7 +156,9 @@ class FusedForward:
         return y.movedim(1, -1) if last else y
 
     @torch.jit.unused
-    def _remember(self, m: Tensor, backend: str, call: Call, places: Sequence[memory.Place]) -> None:
+    def _remember(
+        self, m: Tensor, backend: str, call: Call, places: Sequence[memory.Place]
+    ) -> None:
         """Let `_repeat` run calls like this one, which passed every check, by ``backend``.
 
         Args:
@@ -179,7 +181,7 @@ class FusedForward:
         last = self._channel_dim == -1
         m = functional.to_map(x, self._channel_dim)
         view = m.movedim(1, -1) if last else m
-        y = None if must_be_plain() else self.fused_forward(view)
+        y = None if must_be_plain(self._backend) else self.fused_forward(view)
         if y is None:
             if self._eager_any_rank:
                 return self.eager_forward(x)
@@ -210,11 +212,11 @@ def parameter(module: Any, name: str) -> Any:
     return getattr(module, name)
 
 
-def must_be_plain() -> bool:
+def must_be_plain(backend: str) -> bool:
     """Whether a graph is made that must not depend on this package: it gets plain operations."""
     if torch._C._get_tracing_state() is not None:
         return True
-    return torch.compiler.is_exporting() and torch.onnx.is_in_onnx_export()
+    return torch.compiler.is_exporting() and functional.exported_plainly(backend)
 
 
 def is_global_average_pool(module: Any) -> bool:

@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from chattn_cuda import activations, ops, reference
@@ -148,9 +147,8 @@ def network_form(reduce: Any, norm: Any, act: Any, select: Any) -> NetworkForm |
 def _small_layer(module: Any, name: str, s: Tensor) -> Tensor:
     """A 1x1 convolution on (N, K) numbers, in their type where nothing else asks to be called."""
     if pointwise_obstacle(module, name) is None:
-        bias = None if module.bias is None else module.bias.to(s.dtype)
         with reference.no_autocast(s.device.type):
-            return F.linear(s, module.weight.flatten(1).to(s.dtype), bias)
+            return reference.linear(s, module.weight, module.bias)
     return _called(module, s)
 
 

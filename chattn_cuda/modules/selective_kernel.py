@@ -43,6 +43,8 @@ def fuse(
     name = backends.select(backend, maps[0].device.type, maps[0].dtype)
     # A network of numbers is not made where something is compiled.
     compiling = False if type(network) is ops.Network else torch.compiler.is_compiling()
+    if compiling and functional.exported_plainly(backend):
+        name = "reference"
     if functional.why_not_fused(maps[0], maps[1:], compiling) is not None:
         name = "reference"
     return functional.run_selective_kernel(name, maps, network, slices, prologue)[0]

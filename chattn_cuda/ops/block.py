@@ -29,7 +29,7 @@ class Block:
         name: Prefix of its operators.
         tensors: Number of tensors that its forward takes, the map first.
         saved: Number of outputs after y; the backward needs them, and the last is the gate.
-        operands: ``operands(tensors, outputs)`` picks what the backward operator reads.
+        biases: Which of the tensors the backward operator does not read.
         fake_forward: Shapes and strides of the forward operator's outputs.
         fake_backward: Shapes and strides of the backward operator's outputs.
         formulas: ``formulas(*tensors, *constants) -> (y, gate)`` in plain PyTorch, from which
@@ -39,10 +39,24 @@ class Block:
     name: str
     tensors: int
     saved: int
-    operands: Callable[[Sequence[Any], Sequence[Any]], tuple[Any, ...]]
+    biases: tuple[int, ...]
     fake_forward: Callable[..., tuple[Tensor, ...]]
     fake_backward: Callable[..., tuple[Tensor, ...]]
     formulas: Callable[..., tuple[Tensor, Tensor]]
+
+    def operands(self, tensors: Sequence[Any], outputs: Sequence[Any]) -> list[Any]:
+        """What the backward operator reads: the map, the outputs after y, and the weights."""
+        operands = [tensors[0], *outputs]
+        for i in range(1, self.tensors):
+            if i not in self.biases:
+                operands.append(tensors[i])
+        return operands
+
+    def given(self, operands: Sequence[Any], biases: Sequence[Any]) -> list[Any]:
+        """The forward's tensors, from the backward's and the biases."""
+        weights, others = iter(operands[1 + self.saved :]), iter(biases)
+        rest = range(1, self.tensors)
+        return [operands[0], *(next(others if i in self.biases else weights) for i in rest)]
 
 
 def memory_format_of(x: Tensor) -> torch.memory_format:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from chattn_cuda import reference
 
-__all__ = ["Derivable"]
+__all__ = ["Derivable", "pull_back"]
 
 
 @dataclass(frozen=True)
@@ -68,28 +68,39 @@ class _Transformable(torch.autograd.Function):
 
 
 def _save(ctx: Any, call: Derivable, args: Sequence[Any]) -> None:
-    ctx.call = call
-    ctx.places = [i for i in range(call.variables) if isinstance(args[i], Tensor)]
-    ctx.others = [None if isinstance(a, Tensor) else a for a in args]
-    ctx.save_for_backward(*(args[i] for i in ctx.places))
+    ctx.formula, ctx.others = call.formula, [None if isinstance(a, Tensor) else a for a in args]
+    ctx.at = [i for i in range(call.variables) if isinstance(args[i], Tensor)]
+    ctx.save_for_backward(*(args[i] for i in ctx.at))
     ctx.set_materialize_grads(False)
 
 
 def _backward(ctx: Any, grads: Sequence[Any]) -> tuple[Any, ...]:
-    wanted = [i for i, g in enumerate(grads) if g is not None]
-    result: list[Any] = [None] * (len(ctx.others) + 1)
+    args = list(ctx.others)
+    for i, t in zip(ctx.at, ctx.saved_tensors, strict=True):
+        args[i] = t
+    return (None, *pull_back(ctx.formula, args, grads))
 
-    def formula(*operands: Tensor) -> tuple[Tensor, ...]:
-        args = list(ctx.others)
-        for i, t in zip(ctx.places, operands, strict=True):
-            args[i] = t
-        values = ctx.call.formula(*args)
+
+def pull_back(
+    formula: Callable[..., Sequence[Tensor]], args: Sequence[Any], grads: Sequence[Any]
+) -> list[Any]:
+    """The gradients of the tensors among ``args``, from those of the formula's results."""
+    at = [i for i, a in enumerate(args) if isinstance(a, Tensor)]
+    wanted = [i for i, g in enumerate(grads) if g is not None]
+    result: list[Any] = [None] * len(args)
+    if not wanted:
+        return result
+
+    def of_tensors(*tensors: Tensor) -> tuple[Tensor, ...]:
+        given = list(args)
+        for i, t in zip(at, tensors, strict=True):
+            given[i] = t
+        values = formula(*given)
         return tuple(values[i] for i in wanted)
 
-    if wanted:
-        with reference.no_autocast(grads[wanted[0]].device.type):
-            _, pull, *_ = torch.func.vjp(formula, *ctx.saved_tensors)
-            pulled = pull(tuple(grads[i] for i in wanted))
-        for i, g in zip(ctx.places, pulled, strict=True):
-            result[i + 1] = g
-    return tuple(result)
+    with reference.no_autocast(grads[wanted[0]].device.type):
+        _, pull, *_ = torch.func.vjp(of_tensors, *(args[i] for i in at))
+        pulled = pull(tuple(grads[i] for i in wanted))
+    for i, g in zip(at, pulled, strict=True):
+        result[i] = g
+    return result

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -46,9 +43,4 @@ def _formulas(x: Tensor, weight: Tensor, gate_fn: int, circular: bool) -> tuple[
     return reference.efficient_channel_attention(x, weight, gate, circular)
 
 
-def _operands(tensors: Sequence[Any], outputs: Sequence[Any]) -> tuple[Any, ...]:
-    x, weight = tensors
-    return (x, *outputs, weight)
-
-
-BLOCK = Block("eca", 2, 2, _operands, _fake_forward, _fake_backward, _formulas)
+BLOCK = Block("eca", 2, 2, (), _fake_forward, _fake_backward, _formulas)

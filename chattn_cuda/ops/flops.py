@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
-__all__ = ["find_eager_operator", "find_operator", "register_flops"]
+__all__ = ["register_flops"]
 
 
 def _product(n: int, *weight: int) -> int:
@@ -76,20 +76,6 @@ _FORMULAS: dict[str, Any] = {
     "sk_forward": _sk_forward,
     "sk_backward": _sk_backward,
 }
-
-
-def find_operator(namespace: str, name: str) -> Any:
-    """The operator ``name`` of a backend, with its formula where somebody may be counting."""
-    if torch.compiler.is_compiling():
-        return getattr(getattr(torch.ops, namespace), name).default
-    return find_eager_operator(namespace, name)
-
-
-def find_eager_operator(namespace: str, name: str) -> Any:
-    """The same where it is known that nothing is compiled."""
-    if torch._C._len_torch_dispatch_stack() > 0:
-        register_flops(namespace)
-    return getattr(getattr(torch.ops, namespace), name).default
 
 
 def register_flops(namespace: str) -> None:

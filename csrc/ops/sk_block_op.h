@@ -9,8 +9,10 @@
 
 namespace chattn::ops {
 
-// The norm is by mean and var or, with of_batch, by those of the batch; the running ones and the
-// count of updates then follow, where given. With neither there is none.
+// The norm is by mean and var or, with of_batch, by those of the batch; with neither there is none.
+// running: nothing, or the mean and the variance that follow those of the batch, and the count of
+// updates, where there is one. A list, because some of torch's tools know no optional tensor that
+// is changed.
 // prologue: nothing; scale and shift, (2, M, C) accumulators; or weight, bias, running mean and
 // variance of a batch norm of all branches, or of each.
 // hidden: rows of d. The activated values of N samples; with a norm those before it; of the batch
@@ -18,8 +20,8 @@ namespace chattn::ops {
 inline constexpr const char* kSkForwardSchema =
     "sk_forward(Tensor[] branches, Tensor w_reduce, Tensor? b_reduce, Tensor? weight, "
     "Tensor? bias, Tensor w_select, Tensor? b_select, Tensor? mean, Tensor? var, "
-    "Tensor(a!)? running_mean, Tensor(b!)? running_var, Tensor(c!)? updates, bool of_batch, "
-    "float momentum, float eps, bool relu, Tensor[] prologue, float prologue_eps) -> "
+    "Tensor(a!)[] running, bool of_batch, float momentum, float eps, bool relu, "
+    "Tensor[] prologue, float prologue_eps) -> "
     "(Tensor y, Tensor pooled, Tensor hidden, Tensor logits)";
 // wanted: bit i asks for the gradient of w_reduce, b_reduce, weight, bias, w_select, b_select, in
 // this order, which is dnetwork's; bit 6 for the branches'.
@@ -122,15 +124,28 @@ inline SkBranchNorms branch_norms(std::vector<Tensor>& tensors, double eps, cons
   return norms;
 }
 
-inline void* mutable_pointer(const OptionalTensor& t) { return t ? t->data_ptr() : nullptr; }
+// The statistics that the pass updates where they lie: a dense copy would not do.
+inline void set_running(SkForward& p, std::vector<Tensor>& running, const Tensor& x) {
+  STD_TORCH_CHECK(running.size() == 2 || running.size() == 3,
+                  "chattn_cuda::sk: running is a mean, a variance and perhaps a count");
+  STD_TORCH_CHECK(running[0].is_contiguous() && running[1].is_contiguous(),
+                  "chattn_cuda::sk: running statistics must be contiguous");
+  OptionalTensor mean = running[0], variance = running[1];
+  p.network.statistics_dtype =
+      dense_numbers(x, {{&mean, p.network.d}, {&variance, p.network.d}}, "running statistics");
+  p.running_mean = mean->data_ptr();
+  p.running_variance = variance->data_ptr();
+  if (running.size() < 3) return;
+  check_like(running[2], x, ScalarType::Long, 1, "updates");
+  p.updates = running[2].data_ptr();
+}
 
 template <class Runner>
 SkOutputs sk_forward(std::vector<Tensor> x, Tensor w_reduce, OptionalTensor b_reduce,
                      OptionalTensor weight, OptionalTensor bias, Tensor w_select,
                      OptionalTensor b_select, OptionalTensor mean, OptionalTensor var,
-                     OptionalTensor running_mean, OptionalTensor running_var,
-                     OptionalTensor updates, bool of_batch, double momentum, double eps, bool relu,
-                     std::vector<Tensor> prologue, double prologue_eps) {
+                     std::vector<Tensor> running, bool of_batch, double momentum, double eps,
+                     bool relu, std::vector<Tensor> prologue, double prologue_eps) {
   check_branches(x);
   SkForward p;
   p.map = map_shape(x[0], is_channels_last(x[0]));
@@ -158,16 +173,7 @@ SkOutputs sk_forward(std::vector<Tensor> x, Tensor w_reduce, OptionalTensor b_re
     p.norms = branch_norms(prologue, prologue_eps, x[0], m);
   }
   if (of_batch) {
-    // Changed in place: a dense copy would not do.
-    STD_TORCH_CHECK((!running_mean || running_mean->is_contiguous()) &&
-                        (!running_var || running_var->is_contiguous()),
-                    "chattn_cuda::sk: running statistics must be contiguous");
-    p.network.statistics_dtype =
-        dense_numbers(x[0], {{&running_mean, d}, {&running_var, d}}, "running statistics");
-    if (updates) check_like(*updates, x[0], ScalarType::Long, 1, "updates");
-    p.running_mean = mutable_pointer(running_mean);
-    p.running_variance = mutable_pointer(running_var);
-    p.updates = mutable_pointer(updates);
+    if (!running.empty()) set_running(p, running, x[0]);
     p.mean = row_of(hidden, rows.statistics, d, p.map);
     p.variance = row_of(hidden, rows.statistics + 1, d, p.map);
   }

@@ -15,7 +15,8 @@ import chattn_cuda
 from chattn_cuda import accelerate, backends
 from tests.peers import SELayer, eca_layer
 
-FUSED = backends.select("auto", "cpu") != "reference"
+FUSED_NAME = backends.select("auto", "cpu")
+FUSED = FUSED_NAME != "reference"
 CHANNELS = 16
 
 

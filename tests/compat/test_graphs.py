@@ -13,11 +13,12 @@ from torch import Tensor, nn
 pytest.importorskip("timm", reason="timm is not installed")
 pytest.importorskip("torchvision", reason="torchvision is not installed")
 
-from chattn_cuda import restore  # noqa: E402
+from chattn_cuda import decompositions, restore  # noqa: E402
 from tests.compat.features import feature  # noqa: E402
 from tests.compat.models import (  # noqa: E402
     BLOCKS,
     FUSED,
+    FUSED_NAME,
     assert_same,
     images,
     operators_in,
@@ -93,33 +94,72 @@ def test_compile_does_not_recompile() -> None:
     assert len(recorder.graphs) == 1
 
 
-@feature(
-    SECTION, "`torch.export`", "yes", "dynamic batch and size; the operators stay in the graph"
-)
-def test_export() -> None:
-    fast, plain = pair()
+def exported(backend: str) -> Any:
+    """The program, after it was compared with the original."""
+    fast, plain = pair(backend=backend)
+    fast.blocks[-1].backend = backend
     sizes = {0: torch.export.Dim("n"), 2: torch.export.Dim("h"), 3: torch.export.Dim("w")}
     program = torch.export.export(fast.eval(), (images(),), dynamic_shapes={"x": sizes})
     plain.eval()
     for x in (images(), images(5, 9)):
-        assert_same(program.module()(x).detach(), plain(x).detach())
-    if FUSED:
-        assert operators_in(program.graph_module) == BLOCKS
+        assert_same(step(program.module(), x), step(plain, x))
     buffer = io.BytesIO()
     torch.export.save(program, buffer)
     buffer.seek(0)
     assert_same(torch.export.load(buffer).module()(images()).detach(), plain(images()).detach())
+    return program
+
+
+@feature(
+    SECTION,
+    "`torch.export`",
+    "plain",
+    "a program must run without this package; dynamic batch and size; it can be trained",
+)
+def test_export() -> None:
+    assert operators_in(exported("auto").graph_module) == 0
+
+
+@feature(
+    SECTION,
+    '`torch.export` after `accelerate(model, backend="cpu")` or `"cuda"`',
+    "yes",
+    "who names a backend keeps the operators, which have their gradients in a program too",
+)
+def test_export_with_operators() -> None:
+    program = exported(FUSED_NAME)
+    if FUSED:
+        assert operators_in(program.graph_module) == BLOCKS
+
+
+@feature(
+    SECTION,
+    "`program.run_decompositions(chattn_cuda.decompositions())`",
+    "yes",
+    "makes plain operations of the operators in a program, for `torch.onnx.export(program)` and "
+    "others; with `torch.export.default_decompositions()`, core ATen alone",
+)
+def test_decompositions() -> None:
+    fast, plain = pair(backend=FUSED_NAME)
+    program = torch.export.export(fast.eval(), (images(),))
+    table = torch.export.default_decompositions()
+    table.update(decompositions())
+    program = program.run_decompositions(table)
+    assert operators_in(program.graph_module) == 0
+    assert_same(program.module()(images()).detach(), plain.eval()(images()).detach())
 
 
 @feature(
     SECTION,
     "AOTInductor",
     "yes",
-    "the process that loads the package must have imported `chattn_cuda`",
+    "as exported: where a backend was named, the process that loads the package must have imported "
+    "`chattn_cuda`",
 )
 @no_deprecations
-def test_aot_inductor(tmp_path: Path) -> None:
-    fast, plain = pair()
+@pytest.mark.parametrize("backend", ["auto", FUSED_NAME])
+def test_aot_inductor(backend: str, tmp_path: Path) -> None:
+    fast, plain = pair(backend=backend)
     with torch.no_grad():
         program = torch.export.export(fast.eval(), (images(),))
         path = torch._inductor.aoti_compile_and_package(

@@ -194,8 +194,8 @@ def _measure_sk_block(
     def forward() -> None:
         saved.extend(
             ops.sk_forward(
-                branches, w1, b1, weight, bias, w2, b2, *statistics, None, None, None,
-                norm == "batch", 0.1, 1e-5, True, of_branches, 1e-5,
+                branches, w1, b1, weight, bias, w2, b2, *statistics, [], norm == "batch",
+                0.1, 1e-5, True, of_branches, 1e-5,
             )[1:]
         )  # fmt: skip
 

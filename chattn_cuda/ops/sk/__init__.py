@@ -9,6 +9,7 @@ torch.func, where a transform may add up gradients, each operator is differentia
 
 from chattn_cuda.ops.sk.attend import attend, squeeze, takes_prologue
 from chattn_cuda.ops.sk.fakes import FAKES
+from chattn_cuda.ops.sk.gradients import gradients
 from chattn_cuda.ops.sk.network import HiddenNorm, Network
 from chattn_cuda.ops.sk.prologue import Norm, Prologue
 
@@ -19,6 +20,7 @@ __all__ = [
     "Norm",
     "Prologue",
     "attend",
+    "gradients",
     "squeeze",
     "takes_prologue",
 ]

@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 
 from chattn_cuda import reference
+from chattn_cuda.ops.calls import call, call_with_gradient
 from chattn_cuda.ops.derivable import Derivable
 from chattn_cuda.ops.sk.block import Block, evaluate, is_whole
-from chattn_cuda.ops.sk.carriers import Mean, Select, Squeeze
+from chattn_cuda.ops.sk.carriers import Select, Squeeze
 from chattn_cuda.ops.sk.network import Network
 from chattn_cuda.ops.sk.operators import (
     select_flat,
     select_formula,
-    sk_operator,
     split,
     squeeze_flat,
     squeeze_formula,
@@ -69,17 +69,17 @@ def attend(
                 if t is not None and t.requires_grad:
                     return Block.apply(namespace, slices, network, *tensors, *maps)
         return evaluate(namespace, slices, network, maps, prologue)[:2]
-    if recorded and any(u.requires_grad for u in maps):
+    # An exported program has no functions of autograd: its operators have gradients of their own.
+    if recorded and any(u.requires_grad for u in maps) and not torch.compiler.is_exporting():
         # The caller keeps pooled no longer than the network does: it counts where memory is short.
         carriers: list[Tensor] = []
         logits = network(_pooled(carriers, *Squeeze.apply(namespace, slices, *maps)))
         return Select.apply(namespace, slices, logits, *carriers, *maps), logits
     branches = split(maps, slices)
     numbers = None if prologue is None else prologue.numbers(maps[0].dtype)
-    logits = network(sk_operator(namespace, "squeeze")(branches, numbers))
-    if recorded and logits.requires_grad:
-        return Select.apply(namespace, slices, logits, None, None, *maps), logits
-    return sk_operator(namespace, "select")(branches, logits, numbers), logits
+    run = call_with_gradient if recorded else call
+    logits = network(run(namespace, "sk_squeeze", branches, numbers))
+    return run(namespace, "sk_select", branches, logits, numbers), logits
 
 
 def squeeze(namespace: str, branches: Sequence[Tensor]) -> Tensor:
@@ -87,7 +87,7 @@ def squeeze(namespace: str, branches: Sequence[Tensor]) -> Tensor:
     if torch._C._are_functorch_transforms_active():
         operator = functools.partial(squeeze_flat, namespace)
         return Derivable(operator, squeeze_formula, len(branches))(*branches)[0]
-    return Mean.apply(namespace, *branches)
+    return call_with_gradient(namespace, "sk_squeeze", list(branches))
 
 
 def _pooled(carriers: list[Tensor], pooled: Tensor, *others: Tensor) -> Tensor:

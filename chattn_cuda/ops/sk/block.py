@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from chattn_cuda import reference
-from chattn_cuda.ops.flops import find_eager_operator
+from chattn_cuda.ops.calls import call_eager
+from chattn_cuda.ops.saved import save, saved, unchanged_biases
 from chattn_cuda.ops.sk.network import Network
 from chattn_cuda.ops.sk.operators import (
     Form,
@@ -18,7 +19,6 @@ from chattn_cuda.ops.sk.operators import (
     derived,
     dot_flat,
     gradient_flat,
-    sk_operator,
     split,
 )
 from chattn_cuda.ops.sk.prologue import Prologue
@@ -35,11 +35,10 @@ class Block(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, namespace: str, slices: int, network: Network, *args: Any) -> Any:
         maps = args[_TENSORS:]
-        y, logits, *saved = evaluate(namespace, slices, network, maps, None)
+        y, logits, *rest = evaluate(namespace, slices, network, maps, None)
         w1, b1, weight, bias, w2, b2 = args[:_TENSORS]
-        ctx.save_for_backward(w1, None, weight, None, w2, None, *maps, *saved, logits)
+        save(ctx, (w1, None, weight, None, w2, None, *maps, *rest, logits), (b1, bias, b2))
         ctx.namespace, ctx.slices, ctx.network = namespace, slices, network
-        ctx.versions = _versions(b1, bias, b2)
         ctx.set_materialize_grads(False)
         return y, logits
 
@@ -50,25 +49,18 @@ class Block(torch.autograd.Function):
             return (None,) * (3 + len(needs))
         namespace, slices, network = ctx.namespace, ctx.slices, ctx.network
         if not torch.is_grad_enabled() and not batched(dy, dlogits):
-            saved = ctx.saved_tensors
-            grads = _gradients(namespace, slices, network, needs, dy, dlogits, *saved)
+            grads = _gradients(namespace, slices, network, needs, dy, dlogits, *saved(ctx))
             return (None, None, None, *grads)
-        saved = list(ctx.saved_tensors)
-        saved[1:_TENSORS:2] = biases = network.tensors[1::2]
-        if _versions(*biases) != ctx.versions:
-            raise RuntimeError("a bias was changed in place, and this backward needs its value")
-        call = functools.partial(_gradients, namespace, slices, network, needs)
+        kept = list(saved(ctx))
+        kept[1:_TENSORS:2] = unchanged_biases(ctx)
+        operator = functools.partial(_gradients, namespace, slices, network, needs)
         formula = functools.partial(_gradients_by_formula, slices, network, needs)
-        with reference.no_autocast(saved[0].device.type):
-            grads = derived(call, formula, dy, dlogits, *saved, variables=2 + len(needs))
+        with reference.no_autocast(kept[0].device.type):
+            grads = derived(operator, formula, dy, dlogits, *kept, variables=2 + len(needs))
         return (None, None, None, *grads)
 
 
 _TENSORS = 6  # of a Network: every other one is a bias
-
-
-def _versions(*tensors: Tensor | None) -> list[int]:
-    return [-1 if t is None else t._version for t in tensors]
 
 
 @functools.cache
@@ -88,29 +80,30 @@ def evaluate(
     branches = split(maps, slices) if slices > 1 else list(maps)
     if not is_whole(namespace):
         numbers = None if prologue is None else prologue.numbers(branches[0].dtype)
-        pooled = sk_operator(namespace, "squeeze")(branches, numbers)
-        z, saved = network.evaluate(pooled)
-        return sk_operator(namespace, "select")(branches, z, numbers), z, pooled, *saved
+        pooled = call_eager(namespace, "sk_squeeze", branches, numbers)
+        z, rest = network.evaluate(pooled)
+        return call_eager(namespace, "sk_select", branches, z, numbers), z, pooled, *rest
     norm = network.norm
-    mean = var = running_mean = running_var = updates = weight = bias = None
+    mean = var = weight = bias = None
+    running: list[Tensor] = []
     of_batch, momentum, eps = False, 0.0, 0.0
     if norm is not None:
         weight, bias, of_batch, eps = norm.weight, norm.bias, norm.of_batch, norm.eps
         if of_batch:
-            running_mean, running_var, updates = norm.running_mean, norm.running_var, norm.updates
             momentum = norm.momentum
+            for t in (norm.running_mean, norm.running_var, norm.updates):
+                if t is not None:
+                    running.append(t)
         else:
             mean, var = norm.running_mean, norm.running_var
     before, before_eps = ([], 0.0) if prologue is None else prologue.arguments(branches[0].dtype)
-    y, pooled, hidden, logits = find_eager_operator(namespace, "sk_forward")(
-        branches, network.w_reduce, network.b_reduce, weight, bias, network.w_select,
-        network.b_select, mean, var, running_mean, running_var, updates, of_batch, momentum, eps,
+    y, pooled, hidden, logits = call_eager(
+        namespace, "sk_forward", branches, network.w_reduce, network.b_reduce, weight, bias,
+        network.w_select, network.b_select, mean, var, running, of_batch, momentum, eps,
         network.relu, before, before_eps,
     )  # fmt: skip
-    if of_batch:  # an operator's kernel does not count its changes
-        changed = [t for t in (running_mean, running_var, updates) if t is not None]
-        if changed and not changed[0].is_inference():
-            torch.autograd.graph.increment_version(changed)
+    if running and not running[0].is_inference():  # a kernel does not count its changes
+        torch.autograd.graph.increment_version(running)
     return y, logits, pooled, hidden, mean, var
 
 
@@ -151,9 +144,9 @@ def _whole_gradients(
     branches, stacked = maps, False
     if slices > 1:
         branches, stacked = split(maps, slices), Form.of(maps, slices).aligned
-    dx, found = find_eager_operator(namespace, "sk_backward")(
-        dy, dlogits, branches, w1, weight, w2, mean, var, of_batch, eps, network.relu,
-        pooled, hidden, logits, stacked, wanted,
+    dx, found = call_eager(
+        namespace, "sk_backward", dy, dlogits, branches, w1, weight, w2, mean, var, of_batch, eps,
+        network.relu, pooled, hidden, logits, stacked, wanted,
     )  # fmt: skip
     if slices > 1 and dx and not stacked:
         dx = [torch.cat(dx, 1)]

@@ -47,9 +47,9 @@ def _fake_gradient(
 
 def _fake_forward(
     branches: Sequence[Tensor], w_reduce: Tensor, b_reduce: Any, weight: Any, bias: Any,
-    w_select: Tensor, b_select: Any, mean: Any, var: Any, running_mean: Any, running_var: Any,
-    updates: Any, of_batch: bool, momentum: float, eps: float, relu: bool,
-    prologue: Sequence[Tensor], prologue_eps: float,
+    w_select: Tensor, b_select: Any, mean: Any, var: Any, running: Sequence[Tensor],
+    of_batch: bool, momentum: float, eps: float, relu: bool, prologue: Sequence[Tensor],
+    prologue_eps: float,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     u, m, d = branches[0], len(branches), w_reduce.shape[0]
     n, c = u.shape[:2]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,8 +12,8 @@ from torch import Tensor
 
 from chattn_cuda import reference
 from chattn_cuda.ops.block import memory_format_of
+from chattn_cuda.ops.calls import call
 from chattn_cuda.ops.derivable import Derivable
-from chattn_cuda.ops.flops import find_operator
 
 __all__ = [
     "Form",
@@ -22,18 +23,14 @@ __all__ = [
     "dot_formula",
     "gradient_flat",
     "gradient_formula",
+    "gradient_of_branches",
+    "gradient_of_logits",
     "select_flat",
     "select_formula",
-    "sk_operator",
     "split",
     "squeeze_flat",
     "squeeze_formula",
 ]
-
-
-def sk_operator(namespace: str, name: str) -> Any:
-    """The operator ``sk_<name>`` of a backend."""
-    return find_operator(namespace, f"sk_{name}")
 
 
 def split(maps: Sequence[Tensor], slices: int) -> list[Tensor]:
@@ -43,7 +40,7 @@ def split(maps: Sequence[Tensor], slices: int) -> list[Tensor]:
 
 def squeeze_flat(namespace: str, *branches: Tensor) -> tuple[Tensor]:
     """The mean of the branches' sum."""
-    return (sk_operator(namespace, "squeeze")(list(branches)),)
+    return (call(namespace, "sk_squeeze", list(branches)),)
 
 
 def squeeze_formula(*branches: Tensor) -> tuple[Tensor]:
@@ -53,7 +50,7 @@ def squeeze_formula(*branches: Tensor) -> tuple[Tensor]:
 
 def select_flat(namespace: str, logits: Tensor, *branches: Tensor) -> tuple[Tensor]:
     """Y, of the logits and the branches."""
-    return (sk_operator(namespace, "select")(list(branches), logits),)
+    return (call(namespace, "sk_select", list(branches), logits),)
 
 
 def select_formula(logits: Tensor, *branches: Tensor) -> tuple[Tensor]:
@@ -65,7 +62,7 @@ def dot_flat(
     namespace: str, slices: int, dy: Tensor, logits: Tensor, *maps: Tensor
 ) -> tuple[Tensor]:
     """The gradient of the logits."""
-    return (sk_operator(namespace, "dot")(dy, logits, split(maps, slices)),)
+    return (call(namespace, "sk_dot", dy, logits, split(maps, slices)),)
 
 
 def dot_formula(slices: int, dy: Tensor, logits: Tensor, *maps: Tensor) -> tuple[Tensor]:
@@ -113,10 +110,9 @@ def gradient_flat(
     """The gradients of the branches; without dy (only the logits were used) only the mean's."""
     if dy is None:
         return gradient_formula(form, dpooled, dy, logits)
-    operator = sk_operator(namespace, "gradient")
-    if form.stacked and not form.aligned:
-        return (torch.cat(operator(dy, logits, dpooled, form.channels_last, False), 1),)
-    return tuple(operator(dy, logits, dpooled, form.channels_last, form.stacked))
+    stacked = form.stacked and form.aligned
+    found = call(namespace, "sk_gradient", dy, logits, dpooled, form.channels_last, stacked)
+    return (torch.cat(found, 1),) if form.stacked and not stacked else tuple(found)
 
 
 def gradient_formula(form: Form, dpooled: Any, dy: Any, logits: Any) -> tuple[Tensor, ...]:
@@ -159,3 +155,21 @@ def derived(
     if not torch.is_grad_enabled():
         return operator(*args)
     return Derivable(operator, formula, len(args) if variables is None else variables)(*args)
+
+
+def gradient_of_logits(
+    namespace: str, slices: int, dy: Tensor, logits: Tensor, maps: Sequence[Tensor]
+) -> Tensor:
+    """`dot_flat`, which may be differentiated again."""
+    operator = functools.partial(dot_flat, namespace, slices)
+    formula = functools.partial(dot_formula, slices)
+    return derived(operator, formula, dy, logits, *maps)[0]
+
+
+def gradient_of_branches(
+    namespace: str, form: Form, dpooled: Tensor | None, dy: Tensor | None, logits: Tensor | None
+) -> tuple[Tensor, ...]:
+    """`gradient_flat`, which may be differentiated again."""
+    operator = functools.partial(gradient_flat, namespace, form)
+    formula = functools.partial(gradient_formula, form)
+    return derived(operator, formula, dpooled, dy, logits)

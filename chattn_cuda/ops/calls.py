@@ -1,0 +1,41 @@
+"""Calls of a backend's operators.
+
+For graphs that others make of them, the operators have gradients of their own (`registration`). The
+kernels that look after that are written in Python: where this package's functions of autograd call
+an operator, they go past them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from chattn_cuda.ops.flops import register_flops
+
+__all__ = ["call", "call_eager", "call_with_gradient"]
+
+_BelowAutograd = torch._C._AutoDispatchBelowAutograd
+
+
+def call(namespace: str, name: str, *args: Any) -> Any:
+    """The operator ``name`` of a backend; with its own gradient where something is compiled."""
+    if torch.compiler.is_compiling():
+        return getattr(getattr(torch.ops, namespace), name).default(*args)
+    return call_eager(namespace, name, *args)
+
+
+def call_eager(namespace: str, name: str, *args: Any) -> Any:
+    """The same where it is known that nothing is compiled: without a gradient."""
+    if torch._C._len_torch_dispatch_stack() > 0:  # somebody may count the operations
+        register_flops(namespace)
+    operator = getattr(getattr(torch.ops, namespace), name).default
+    with _BelowAutograd():
+        return operator(*args)
+
+
+def call_with_gradient(namespace: str, name: str, *args: Any) -> Any:
+    """The operator with its own gradient."""
+    if not torch.compiler.is_compiling() and torch._C._len_torch_dispatch_stack() > 0:
+        register_flops(namespace)
+    return getattr(getattr(torch.ops, namespace), name).default(*args)

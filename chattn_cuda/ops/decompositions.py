@@ -1,0 +1,84 @@
+"""The operators as plain PyTorch operations, for who reads an exported program elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from chattn_cuda import reference
+from chattn_cuda.ops import eca, se
+from chattn_cuda.ops.block import memory_format_of
+from chattn_cuda.ops.registration import registered_namespaces
+
+__all__ = ["decompositions"]
+
+
+def decompositions() -> dict[Any, Callable[..., Any]]:
+    """The formulas of this package's operators, for ``ExportedProgram.run_decompositions``.
+
+    Programs that were exported with a named backend call ``torch.ops.chattn_cuda``; whatever does
+    not know these operators (ExecuTorch, Core ML, OpenVINO, ``torch.onnx.export`` of a program)
+    can read what comes out.
+
+    Returns:
+        A new dictionary from operators to functions; merge it with
+        ``torch.export.default_decompositions()`` for a program of core ATen operators alone.
+
+    Example:
+        >>> table = torch.export.default_decompositions()
+        >>> table.update(chattn_cuda.decompositions())
+        >>> program = torch.export.export(model, (x,)).run_decompositions(table)
+    """
+    found = {}
+    for namespace in sorted(registered_namespaces):
+        for name, formula in _FORMULAS.items():
+            found[getattr(getattr(torch.ops, namespace), name).default] = formula
+    return found
+
+
+def _se_forward(
+    x: Tensor, w1: Any, b1: Any, w2: Tensor, b2: Any, act: int, act_param: float, gate_fn: int,
+    add_maxpool: bool,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    y, gate = se.BLOCK.formulas(x, w1, b1, w2, b2, act, act_param, gate_fn, add_maxpool)
+    u = reference.in_type(x, gate.dtype)
+    pooled, nothing = reference.pooled(u, add_maxpool), gate.new_empty((0,))
+    hidden = nothing if w1 is None else reference.linear(pooled, w1, b1)
+    peak = u.amax((2, 3)) if add_maxpool else nothing
+    return _like(y, x), pooled, peak, hidden, gate
+
+
+def _eca_forward(x: Tensor, weight: Tensor, gate_fn: int, circular: bool) -> tuple[Tensor, ...]:
+    y, gate = eca.BLOCK.formulas(x, weight, gate_fn, circular)
+    return _like(y, x), reference.in_type(x, gate.dtype).mean((2, 3)), gate
+
+
+def _like(y: Tensor, x: Tensor) -> Tensor:
+    return y.contiguous(memory_format=memory_format_of(x))
+
+
+def _after(branches: Sequence[Tensor], prologue: Tensor | None) -> Sequence[Tensor]:
+    return branches if prologue is None else reference.after_prologue(branches, prologue)
+
+
+def _sk_squeeze(branches: Sequence[Tensor], prologue: Tensor | None = None) -> Tensor:
+    return reference.squeeze_branches(_after(branches, prologue))
+
+
+def _sk_select(
+    branches: Sequence[Tensor], logits: Tensor, prologue: Tensor | None = None
+) -> Tensor:
+    y, _ = reference.select_branches(_after(branches, prologue), logits)
+    return _like(y, branches[0])
+
+
+#: What an exported program calls: gradients come later, from these or from the formulas.
+_FORMULAS: dict[str, Callable[..., Any]] = {
+    "se_forward": _se_forward,
+    "eca_forward": _eca_forward,
+    "sk_squeeze": _sk_squeeze,
+    "sk_select": _sk_select,
+}
