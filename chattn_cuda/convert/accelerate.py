@@ -33,7 +33,8 @@ def accelerate(model: nn.Module, backend: str = "auto") -> Report:
 
     Args:
         model: Any module, also one of these blocks itself.
-        backend: "auto" or one of `chattn_cuda.backends.names()`.
+        backend: "auto" or one of `chattn_cuda.backends.names()`. A program of `torch.export` gets
+            plain operations with "auto", and keeps the operators of a backend that is named.
 
     Returns:
         A printable `Report` of what was changed, what was not and why; the model is
