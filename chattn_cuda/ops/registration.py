@@ -31,8 +31,8 @@ def register_rules(namespace: str) -> None:
     for block in BLOCKS.values():
         fakes[f"{block.name}_forward"] = block.fake_forward
         fakes[f"{block.name}_backward"] = block.fake_backward
-        setup = functools.partial(setup_graph, block.name, namespace)
-        gradients[f"{block.name}_forward"] = setup, backward_of_graph
+        of_block = functools.partial(setup_graph, block.name, namespace)
+        gradients[f"{block.name}_forward"] = of_block, backward_of_graph
     for name, fake in fakes.items():
         if not hasattr(getattr(torch.ops, namespace), name):
             continue  # the operators of a whole selective kernel are the CPU's alone
@@ -54,7 +54,7 @@ def _refuse_gradients(namespace: str, name: str, operator: Any) -> None:
     def kernel(keyset: Any, *args: Any) -> Any:
         with torch._C._AutoDispatchBelowAutograd():
             outputs = operator.redispatch(keyset & torch._C._after_autograd_keyset, *args)
-        flat = []
+        flat: list[Any] = []
         for a in args:
             flat += a if isinstance(a, (list, tuple)) else (a,)
         inputs = [t for t in flat if isinstance(t, Tensor) and t.requires_grad]

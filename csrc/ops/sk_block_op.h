@@ -10,9 +10,9 @@
 namespace chattn::ops {
 
 // The norm is by mean and var or, with of_batch, by those of the batch; with neither there is none.
-// running: nothing, or the mean and the variance that follow those of the batch, and the count of
-// updates, where there is one. A list, because some of torch's tools know no optional tensor that
-// is changed.
+// running: the mean and the variance that follow those of the batch, and the count of updates, as
+// far as there are any. A list, because some of torch's tools know no optional tensor that is
+// changed.
 // prologue: nothing; scale and shift, (2, M, C) accumulators; or weight, bias, running mean and
 // variance of a batch norm of all branches, or of each.
 // hidden: rows of d. The activated values of N samples; with a norm those before it; of the batch
@@ -126,18 +126,20 @@ inline SkBranchNorms branch_norms(std::vector<Tensor>& tensors, double eps, cons
 
 // The statistics that the pass updates where they lie: a dense copy would not do.
 inline void set_running(SkForward& p, std::vector<Tensor>& running, const Tensor& x) {
-  STD_TORCH_CHECK(running.size() == 2 || running.size() == 3,
+  STD_TORCH_CHECK(running.size() <= 3,
                   "chattn_cuda::sk: running is a mean, a variance and perhaps a count");
-  STD_TORCH_CHECK(running[0].is_contiguous() && running[1].is_contiguous(),
-                  "chattn_cuda::sk: running statistics must be contiguous");
-  OptionalTensor mean = running[0], variance = running[1];
-  p.network.statistics_dtype =
-      dense_numbers(x, {{&mean, p.network.d}, {&variance, p.network.d}}, "running statistics");
-  p.running_mean = mean->data_ptr();
-  p.running_variance = variance->data_ptr();
-  if (running.size() < 3) return;
-  check_like(running[2], x, ScalarType::Long, 1, "updates");
-  p.updates = running[2].data_ptr();
+  if (running.size() >= 2) {
+    STD_TORCH_CHECK(running[0].is_contiguous() && running[1].is_contiguous(),
+                    "chattn_cuda::sk: running statistics must be contiguous");
+    OptionalTensor mean = running[0], variance = running[1];
+    p.network.statistics_dtype =
+        dense_numbers(x, {{&mean, p.network.d}, {&variance, p.network.d}}, "running statistics");
+    p.running_mean = mean->data_ptr();
+    p.running_variance = variance->data_ptr();
+  }
+  if (running.size() % 2 == 0) return;
+  check_like(running.back(), x, ScalarType::Long, 1, "updates");
+  p.updates = running.back().data_ptr();
 }
 
 template <class Runner>

@@ -121,7 +121,9 @@ def _gradients(
         if dy is not None:
             (dz,) = dot_flat(namespace, slices, dy, logits, *maps)
             dz = dz if dlogits is None else dz + dlogits
-        dpooled, grads = network.gradients(dz, pooled, tensors, tuple(saved), needs[:_TENSORS])
+        dpooled, grads = network.gradients(
+            dz, pooled, tensors, tuple(saved), tuple(needs[:_TENSORS])
+        )
     dx: Sequence[Any] = [None] * len(maps)
     if any(needs[_TENSORS:]):
         dx = gradient_flat(namespace, Form.of(maps, slices), dpooled, dy, logits)
