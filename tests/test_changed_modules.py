@@ -200,7 +200,7 @@ def test_synchronised_statistics_of_one_sample_are_left_to_torch() -> None:
 
     attn: Any = SelectiveKernelAttn(16).train()
     attn.bn = Fixed(attn.bn.num_features)
-    assert attn.fuse([torch.randn(1, 16, 4, 4)] * 2).isfinite().all()
+    assert attn.weigh([torch.randn(1, 16, 4, 4)] * 2).isfinite().all()
 
 
 @pytest.mark.parametrize("arguments", [{"padding_mode": "reflect"}, {"rd_divisor": 64}])
