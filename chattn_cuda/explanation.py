@@ -26,6 +26,7 @@ class Explanation:
         reasons: Why this path.
         others: Why each of the other backends was not taken.
         notes: What the call does besides, such as a copy.
+        cls: The class of an accelerated module, before it was accelerated.
     """
 
     block: str
@@ -34,10 +35,12 @@ class Explanation:
     reasons: tuple[str, ...] = ()
     others: dict[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    cls: str = ""
 
     def __str__(self) -> str:
         """A few lines of text."""
-        lines = [f"{self.block}: {self.path}" + (f", backend {self.backend}" * bool(self.backend))]
+        name = f"{self.block} ({self.cls})" if self.cls else self.block
+        lines = [f"{name}: {self.path}" + (f", backend {self.backend}" * bool(self.backend))]
         lines += [f"  because {reason}" for reason in self.reasons]
         lines += [f"  note: {note}" for note in self.notes]
         lines += [f"  not {name}: {reason}" for name, reason in self.others.items()]

@@ -19,14 +19,15 @@ class Adapter:
         mixin: The forward to put in front; it reads the class's own submodules. What it does not
             cover runs the class's own forward.
         obstacle: ``obstacle(module)`` returns why this instance would never take the fused path;
-            what can go away by itself (hooks, batch statistics) is seen when it runs.
-        methods: What a subclass must not override.
+            what can go away by itself (hooks, batch statistics) is seen when it runs. It raises
+            AttributeError where the module lacks something.
+        parts: Names of other classes whose forwards the mixin stands for, where they are in use.
         fits: For modules known by structure: whether this is one.
     """
 
     mixin: type[FusedForward]
     obstacle: Callable[[Any], str | None]
-    methods: tuple[str, ...] = ("forward",)
+    parts: tuple[str, ...] = ()
     fits: Callable[[Any], bool] | None = None
 
 

@@ -52,18 +52,9 @@ class _MBConvBlock(SqueezeExciteForward):
         _swish: Any
         _modules: Any
 
-    def forward(self, inputs: Tensor, drop_connect_rate: Any = None) -> Tensor:
-        """The block on a map (N, C, H, W)."""
-        if torch.jit.is_scripting():
-            return self.eager_forward(inputs, drop_connect_rate)
-        return self._without_se(inputs, drop_connect_rate)
-
-    if TYPE_CHECKING:
-
-        def eager_forward(self, x: Tensor, drop_connect_rate: Any = None) -> Tensor: ...
-
     @torch.jit.unused
-    def _without_se(self, inputs: Tensor, drop_connect_rate: Any) -> Tensor:
+    def _fused_or_eager(self, inputs: Tensor, drop_connect_rate: Any = None) -> Tensor:
+        """The block on a map (N, C, H, W)."""
         own: Any = type(self).eager_forward
         return own(_WithoutSE(self), inputs, drop_connect_rate)
 
