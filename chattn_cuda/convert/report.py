@@ -50,7 +50,10 @@ class Report:
         groups = (self.action, "changed"), ("before", "again"), ("left", "left")
         for title, attribute in groups:
             lines += self._lines(title, attribute)
-        return "\n".join(lines + [f"  note: {note}" for note in self.notes])
+        lines += [f"  note: {note}" for note in self.notes]
+        if self.action == "accelerated" and (self.changed or self.again):
+            lines.append("  pruning and quantisation need chattn_cuda.restore(model) first")
+        return "\n".join(lines)
 
     def _lines(self, title: str, attribute: str) -> list[str]:
         groups: dict[tuple[str, str], list[str]] = {}

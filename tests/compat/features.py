@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TypeVar
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "compatibility.md"
-MODULES = ("graphs", "precision", "training", "saving", "runtime")
+MODULES = ("graphs", "precision", "training", "saving", "surgery", "runtime")
 _Test = TypeVar("_Test", bound=Callable[..., None])
 
 
