@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from chattn_cuda import backends
-from chattn_cuda.convert import classes, probe
-from chattn_cuda.convert.adapter import STRUCTURES
+from chattn_cuda.convert import classes, dataflow, probe
+from chattn_cuda.convert.adapter import ADAPTERS, STRUCTURES
 from chattn_cuda.convert.report import Entry, Report
 from chattn_cuda.modules.fused import FusedForward
 
@@ -68,6 +68,9 @@ def accelerate(model: nn.Module, backend: str = "auto") -> Report:
         key = _key_of(module, base)
         if key is None:
             continue
+        if isinstance(key, dataflow.NotTaken):
+            left.append(entry(key.reason))
+            continue
         reason, new = _obstacle(module, base, key), base
         if reason is None:
             try:
@@ -78,7 +81,7 @@ def accelerate(model: nn.Module, backend: str = "auto") -> Report:
             except TypeError as error:  # a metaclass, __init_subclass__, __slots__
                 reason = f"its class cannot be extended: {error}"
             else:
-                reason = probe.difference(module, new) if key in STRUCTURES else None
+                reason = probe.difference(module, new) if key not in ADAPTERS else None
         if reason is None:
             to_do.append((module, new))
             changed.append(entry(f"backend {backend!r}"))
@@ -157,8 +160,11 @@ def _check(model: object) -> None:
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
 
 
-def _key_of(module: Any, base: Any) -> str | None:
-    """The adapter for ``module``: a class's (or its nearest base's) name, or a structure's."""
+def _key_of(module: Any, base: Any) -> str | dataflow.NotTaken | None:
+    """The adapter for ``module``: a class's (or its nearest base's) name, or a structure's.
+
+    Or why there is none, for what looks like a block.
+    """
     origin = classes.origin_of(base)
     if origin is not None:
         return f"{origin.__module__}.{origin.__qualname__}"
@@ -168,7 +174,7 @@ def _key_of(module: Any, base: Any) -> str | None:
                 return name
         except AttributeError:  # it lacks something
             continue
-    return None
+    return dataflow.key_of(module) if type(module) is base else None
 
 
 def _obstacle(module: Any, base: Any, key: str) -> str | None:

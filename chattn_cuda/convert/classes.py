@@ -16,10 +16,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import nn
 
-from chattn_cuda.convert import probe
-from chattn_cuda.convert.adapter import ADAPTERS, STRUCTURES, Adapter
+from chattn_cuda.convert import dataflow, probe
+from chattn_cuda.convert.adapter import ADAPTERS, STRUCTURES, Adapter, methods_called
 
 __all__ = [
     "accelerated",
@@ -44,6 +43,8 @@ def adapter_for(key: str) -> Adapter:
         TypeError: There is none, as for a pickle from a version that knew more.
     """
     adapter = ADAPTERS.get(key) or STRUCTURES.get(key)
+    if adapter is None and key.startswith(dataflow.PREFIX):
+        adapter = dataflow.adapter(key)
     if adapter is None:
         raise TypeError(f"{key} is nothing that chattn_cuda can accelerate")
     return adapter
@@ -99,7 +100,7 @@ def _methods(key: str, cls: Any) -> Iterator[tuple[Any, str, Any]]:
     not that of its source.
     """
     origin = origin_of(cls) if key in ADAPTERS else None
-    for name in _called(origin or cls, "forward"):
+    for name in methods_called(origin or cls):
         function = getattr(cls, name, None)
         own = origin is None or (function is getattr(origin, name) and _is_own(origin, name))
         yield cls, name, function if own else None
@@ -108,19 +109,6 @@ def _methods(key: str, cls: Any) -> Iterator[tuple[Any, str, Any]]:
         owner = getattr(sys.modules.get(module), name, None)
         if owner is not None:
             yield owner, "forward", owner.forward if _is_own(owner, "forward") else None
-
-
-def _called(cls: Any, name: str) -> tuple[str, ...]:
-    """``name`` and the methods of ``cls`` that it calls, and they call."""
-    found = [name]
-    for method in found:
-        code = getattr(inspect.unwrap(getattr(cls, method)), "__code__", None)
-        for other in () if code is None else code.co_names:
-            function = getattr(cls, other, None)
-            own = isinstance(function, types.FunctionType) and not hasattr(nn.Module, other)
-            if own and other not in found:
-                found.append(other)
-    return tuple(found)
 
 
 def _is_own(cls: Any, name: str) -> bool:
@@ -149,7 +137,7 @@ def _make(cls: Any, key: str) -> Any:
         "_accelerated_as": key,
         "_stands_for": stands_for,
     }
-    if key in STRUCTURES:
+    if key not in ADAPTERS:
         body["__setstate__"] = _set_state
     return type(f"Accelerated{cls.__name__}", (mixin, cls), body)
 

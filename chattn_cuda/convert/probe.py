@@ -11,9 +11,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
-__all__ = ["difference"]
+__all__ = ["as_key", "configuration", "difference", "plain_copy", "sizes", "undisturbed"]
 
 _SIZES = {1: ((6,), (13,)), 2: ((3, 2), (1, 11)), 3: ((3, 2, 2), (1, 9, 10))}
 _LARGER = ((9, 7), (5, 12))  # for a block with convolutions
@@ -33,19 +35,22 @@ def difference(module: Any, accelerated: Any) -> str | None:
     module nor the global random state changes, and no hook runs. Modules of one class that differ
     in their numbers alone are tried out once.
     """
-    configuration = _configuration(module)
-    if configuration is None:
+    key = configuration(module)
+    if key is None:
         return _try_out(module, accelerated)
     found = _FOUND.setdefault(accelerated, {})
-    if configuration not in found:
-        found[configuration] = _try_out(module, accelerated)
-    return found[configuration]
+    if key not in found:
+        found[key] = _try_out(module, accelerated)
+    return found[key]
 
 
 def _try_out(module: Any, accelerated: Any) -> str | None:
-    with _undisturbed():
+    with undisturbed():
         try:
-            plain, fused = _copies(module, accelerated)
+            plain = plain_copy(module)
+            fused = copy.deepcopy(plain)
+            fused.__class__ = accelerated
+            fused.backend = "reference"
         except Exception as error:
             return f"it is built like the block, but no copy can be made to try it out: {error}"
         try:
@@ -55,7 +60,7 @@ def _try_out(module: Any, accelerated: Any) -> str | None:
 
 
 @contextlib.contextmanager
-def _undisturbed() -> Iterator[None]:
+def undisturbed() -> Iterator[None]:
     """Whatever mode it is called in; on one thread, which is faster for small maps."""
     threads = torch.get_num_threads()
     modes = torch.inference_mode(False), torch.enable_grad(), torch.device("cpu")
@@ -74,21 +79,31 @@ def _difference(plain: Any, fused: Any) -> str | None:
         channels = fused.fused_layers().second.weight.shape[0]
     if hasattr(fused, "probe_channels"):  # the input has others than the gate
         channels = fused.probe_channels()
-    dims = next((_POOLS[type(m)] for m in plain.modules() if type(m) in _POOLS), 2)
-    sizes = _LARGER if hasattr(fused, "probe_channels") else _SIZES[dims]
+    planes = _LARGER if hasattr(fused, "probe_channels") else sizes(plain)
     before = _attributes(plain)
     for training in (False, True):
         plain.train(training), fused.train(training)
-        for size, scale in zip(sizes, _SCALES, strict=True):
+        for size, scale in zip(planes, _SCALES, strict=True):
             x = scale * torch.randn(2, channels, *size, dtype=torch.float64)
-            for a, b in zip(_run(plain, x), _run(fused, x), strict=True):
+            with _ExactGradients():
+                expected = _run(plain, x)
+            for a, b in zip(expected, _run(fused, x), strict=True):
                 if not torch.allclose(a, b, rtol=1e-9, atol=1e-12):
                     return "it is built like the block, but computes something else"
-        sizes = sizes[::-1]
+        planes = planes[::-1]
     for name, value in _attributes(plain).items():
         if name not in before or before[name] is not value:
             return f"it is built like the block, but its forward sets {name}"
     return None
+
+
+class _ExactGradients(TorchFunctionMode):
+    """Torch's hard sigmoid has a gradient with a float32 1/6."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is F.hardsigmoid:
+            return F.relu6(args[0] + 3) / 6
+        return func(*args, **(kwargs or {}))
 
 
 def _attributes(module: Any) -> dict[str, Any]:
@@ -101,13 +116,13 @@ def _attributes(module: Any) -> dict[str, Any]:
     }
 
 
-def _configuration(module: Any) -> Any:
+def configuration(module: Any) -> Any:
     """All that the outcome depends on beside the class; None where that cannot be told."""
     parts: list[Any] = [
         (name, None if m is module else weakref.ref(type(m))) for name, m in module.named_modules()
     ]
     try:
-        parts += [(name, _plain(value)) for name, value in _attributes(module).items()]
+        parts += [(name, as_key(value)) for name, value in _attributes(module).items()]
     except TypeError:
         return None
     for name, t in (*module.named_parameters(), *module.named_buffers()):
@@ -115,14 +130,14 @@ def _configuration(module: Any) -> Any:
     return tuple(parts)
 
 
-def _plain(value: Any) -> Any:
+def as_key(value: Any) -> Any:
     """A key for a setting.
 
     Raises:
         TypeError: It may change, or hold anything.
     """
     if isinstance(value, (tuple, list)):
-        return type(value), *map(_plain, value)
+        return type(value), *map(as_key, value)
     if value is None or isinstance(value, (bool, int, float, str, torch.dtype, torch.device)):
         return type(value), value
     if isinstance(value, (types.FunctionType, types.BuiltinFunctionType)):
@@ -130,8 +145,8 @@ def _plain(value: Any) -> Any:
     raise TypeError
 
 
-def _copies(module: Any, accelerated: Any) -> tuple[Any, Any]:
-    """The module without hooks, on the CPU in float64, with random numbers; and accelerated."""
+def plain_copy(module: Any) -> Any:
+    """The module without hooks, on the CPU in float64, with random numbers."""
     memo: dict[int, Any] = {}
     for m in module.modules():
         for name, value in m.__dict__.items():
@@ -143,11 +158,12 @@ def _copies(module: Any, accelerated: Any) -> tuple[Any, Any]:
     for b in module.buffers():  # statistics, that is: 0.5 to 1.5 is good for means and variances
         values = torch.rand(b.shape, dtype=torch.float64) + 0.5
         memo[id(b)] = values if b.is_floating_point() else torch.zeros(b.shape, dtype=b.dtype)
-    plain = copy.deepcopy(module, memo)
-    fused = copy.deepcopy(plain)
-    fused.__class__ = accelerated
-    fused.backend = "reference"
-    return plain, fused
+    return copy.deepcopy(module, memo)
+
+
+def sizes(module: Any) -> tuple[tuple[int, ...], ...]:
+    """Of the planes of some small maps that it may take."""
+    return _SIZES[next((_POOLS[type(m)] for m in module.modules() if type(m) in _POOLS), 2)]
 
 
 def _run(module: Any, x: Tensor) -> list[Tensor]:

@@ -51,6 +51,8 @@ class Report:
         for title, attribute in groups:
             lines += self._lines(title, attribute)
         lines += [f"  note: {note}" for note in self.notes]
+        if self.left:
+            lines.append("  how to port what was left: docs/porting.md")
         if self.action == "accelerated" and (self.changed or self.again):
             lines.append("  pruning and quantisation need chattn_cuda.restore(model) first")
         return "\n".join(lines)
