@@ -49,7 +49,7 @@ def test_a_backend_that_cannot_run_is_in_the_report() -> None:
 def test_the_report_says_what_needs_restore() -> None:
     m = model()
     for report in (accelerate(m), accelerate(m)):
-        assert "pruning and quantisation need chattn_cuda.restore(model) first" in str(report)
+        assert "pruning needs chattn_cuda.restore(model) first" in str(report)
     assert "restore(model) first" not in str(restore(m)) + str(accelerate(nn.ReLU()))
 
 

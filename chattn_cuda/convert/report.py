@@ -54,7 +54,9 @@ class Report:
         if self.left:
             lines.append("  how to port what was left: docs/porting.md")
         if self.action == "accelerated" and (self.changed or self.again):
-            lines.append("  pruning and quantisation need chattn_cuda.restore(model) first")
+            lines.append(
+                "  pruning needs chattn_cuda.restore(model) first, as does quantisation of a named backend"
+            )
         return "\n".join(lines)
 
     def _lines(self, title: str, attribute: str) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -27,19 +28,21 @@ def convolutions(model: Any) -> int:
 
 @feature(
     SECTION,
-    "PT2E quantisation after training",
-    "no",
+    "PT2E quantisation",
+    "yes",
+    'of programs with plain operations, as `backend="auto"` exports them; with a named backend '
     "`restore(model)` first: the operators have the blocks' layers inside, which stay in float",
 )
-def test_quantisation_after_training() -> None:
-    fast, plain = (m.eval() for m in pair())
-    for model in (fast, plain):
-        model.blocks = model.blocks[:-1]  # but for the package's own module
+def test_quantisation_of_programs() -> None:
+    """A quantiser looks for the convolutions in the program."""
+    plain = pair()[1].eval()
+    plain.blocks = plain.blocks[:-1]  # but for the package's own module
     expected = convolutions(plain)
-    if FUSED:
-        assert convolutions(fast) < expected
-    assert restore(fast).changed
-    assert convolutions(fast) == expected
+    for backend, all_there in (("auto", True), ("cpu", not FUSED)):
+        fast = copy.deepcopy(plain)
+        assert accelerate(fast, backend if FUSED else "reference").changed
+        assert (convolutions(fast) == expected) == all_there
+        assert restore(fast).changed and convolutions(fast) == expected
 
 
 @feature(
