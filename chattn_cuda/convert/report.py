@@ -55,7 +55,8 @@ class Report:
             lines.append("  how to port what was left: docs/porting.md")
         if self.action == "accelerated" and (self.changed or self.again):
             lines.append(
-                "  pruning needs chattn_cuda.restore(model) first, as does quantisation of a named backend"
+                "  pruning needs chattn_cuda.restore(model) first; so does quantisation, where the "
+                "backend is a named one"
             )
         return "\n".join(lines)
 
