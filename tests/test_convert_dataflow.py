@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import pickle
+import re
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -347,3 +349,24 @@ def test_many_blocks_are_recorded_once(monkeypatch: pytest.MonkeyPatch) -> None:
     start = time.process_time()
     assert len(accelerate(model).changed) == 30 and len(records) == 3
     assert time.process_time() - start < 2
+
+
+def test_the_documented_port() -> None:
+    """The code of docs/porting.md, with and without biases."""
+    document = Path(__file__).parents[1] / "docs" / "porting.md"
+    port, load = re.findall(r"```python\n(.*?)```", document.read_text(), re.S)
+    x = maps().float()
+    for block in (peers.SELayer(C), peers.ChannelSELayer(2, C)):
+        block.fc[1] = nn.ReLU()
+        model: Any = nn.Module()
+        model.layer1 = nn.ModuleList([nn.Module()])
+        model.layer1[0].se = block
+        checkpoint, expected = copy.deepcopy(model.state_dict()), block(x)
+        scope = {"model": model, "checkpoint": checkpoint}
+        exec(port, scope)
+        assert isinstance(model.layer1[0].se, chattn_cuda.SqueezeExcite)
+        torch.testing.assert_close(model.layer1[0].se(x), expected)
+        for layer in (model.layer1[0].se.fc1, model.layer1[0].se.fc2):
+            nn.init.ones_(layer.weight)
+        exec(load, scope)
+        torch.testing.assert_close(model.layer1[0].se(x), expected)
