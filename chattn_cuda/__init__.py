@@ -5,7 +5,7 @@ from __future__ import annotations
 from chattn_cuda import backends, functional, models
 from chattn_cuda._version import __version__
 from chattn_cuda.convert import Report, accelerate, restore
-from chattn_cuda.explanation import Explanation, explain
+from chattn_cuda.explanation import Explanation, ModelExplanation, explain
 from chattn_cuda.modules import (
     CircularEfficientChannelAttention,
     EffectiveSqueezeExcite,
@@ -25,6 +25,7 @@ __all__ = [
     "EfficientChannelAttention",
     "EfficientChannelAttentionNS",
     "Explanation",
+    "ModelExplanation",
     "Report",
     "SelectiveKernel",
     "SelectiveKernelAttn",

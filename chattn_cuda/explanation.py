@@ -11,7 +11,7 @@ from torch import nn
 
 from chattn_cuda import backends
 
-__all__ = ["Explanation", "explain", "explain_call", "register_explainer"]
+__all__ = ["Explanation", "ModelExplanation", "explain", "explain_call", "register_explainer"]
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,7 @@ class Explanation:
         reasons: Why this path.
         others: Why each of the other backends was not taken.
         notes: What the call does besides, such as a copy.
+        cls: The class of an accelerated module, before it was accelerated.
     """
 
     block: str
@@ -34,14 +35,36 @@ class Explanation:
     reasons: tuple[str, ...] = ()
     others: dict[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    cls: str = ""
 
     def __str__(self) -> str:
         """A few lines of text."""
-        lines = [f"{self.block}: {self.path}" + (f", backend {self.backend}" * bool(self.backend))]
+        name = f"{self.block} ({self.cls})" if self.cls not in ("", self.block) else self.block
+        lines = [f"{name}: {self.path}" + (f", backend {self.backend}" * bool(self.backend))]
         lines += [f"  because {reason}" for reason in self.reasons]
         lines += [f"  note: {note}" for note in self.notes]
         lines += [f"  not {name}: {reason}" for name, reason in self.others.items()]
         return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class ModelExplanation:
+    """How the blocks of a model run, in the order of their calls.
+
+    Attributes:
+        calls: The name of a block in the model, and its `Explanation`.
+    """
+
+    calls: tuple[tuple[str, Explanation], ...]
+
+    def __str__(self) -> str:
+        """A few lines of text for each group of blocks that run alike."""
+        groups: dict[str, list[str]] = {}
+        for name, explanation in self.calls:
+            groups.setdefault(str(explanation), []).append(name)
+        return "\n".join(
+            f"{', '.join(names)}\n  " + text.replace("\n", "\n  ") for text, names in groups.items()
+        )
 
 
 _EXPLAINERS: dict[Callable[..., Any], Callable[..., Explanation]] = {}
@@ -52,17 +75,20 @@ def register_explainer(function: Callable[..., Any], explainer: Callable[..., Ex
     _EXPLAINERS[function] = explainer
 
 
-def explain(target: nn.Module | Callable[..., Any], *args: Any, **kwargs: Any) -> Explanation:
+def explain(
+    target: nn.Module | Callable[..., Any], *args: Any, **kwargs: Any
+) -> Explanation | ModelExplanation:
     """Say which backend and path a call would take, without running it.
 
     Args:
-        target: A module of this package, one that `accelerate` replaced, or a function of
-            `chattn_cuda.functional`.
+        target: A module of this package, one that `accelerate` replaced, a model that holds such
+            modules, or a function of `chattn_cuda.functional`.
         *args: What the call would be given.
         **kwargs: What the call would be given.
 
     Returns:
-        A printable `Explanation`.
+        A printable `Explanation`; of a model, a `ModelExplanation` with one for every call of a
+        block. The model runs on tensors without numbers for that: nothing in it changes.
 
     Raises:
         TypeError: ``target`` is none of these.
@@ -70,15 +96,46 @@ def explain(target: nn.Module | Callable[..., Any], *args: Any, **kwargs: Any) -
     Example:
         >>> print(chattn_cuda.explain(SqueezeExcite(64), torch.randn(2, 64, 8, 8)))
     """
-    explainer: Any = getattr(target, "explain", None) if isinstance(target, nn.Module) else None
-    if explainer is None and not isinstance(target, nn.Module):
-        explainer = _EXPLAINERS.get(target)
+    if not isinstance(target, nn.Module):
+        explainer: Any = _EXPLAINERS.get(target)
+    elif (explainer := getattr(target, "explain", None)) is None:
+        if blocks := {m: name for name, m in target.named_modules() if _is_block(m)}:
+            return _explain_model(target, blocks, args, kwargs)
     if explainer is None:
         raise TypeError(
-            "explain takes a module or function of chattn_cuda or an accelerated module, "
-            f"got {getattr(target, '__name__', type(target).__name__)}"
+            "explain takes a module or function of chattn_cuda, an accelerated module, or a model "
+            f"that holds such modules; got {getattr(target, '__name__', type(target).__name__)}"
         )
-    return explainer(*args, **kwargs)
+    found: Explanation = explainer(*args, **kwargs)
+    return found
+
+
+def _is_block(module: nn.Module) -> bool:
+    return hasattr(module, "explain") and hasattr(module, "fused_forward")
+
+
+def _explain_model(
+    model: nn.Module, blocks: Mapping[nn.Module, str], args: Any, kwargs: Any
+) -> ModelExplanation:
+    from torch._subclasses.fake_tensor import FakeTensorMode  # takes a while
+    from torch.utils._pytree import tree_map_only
+
+    calls: list[tuple[str, Explanation]] = []
+
+    def note(module: Any, inputs: Any) -> None:
+        if module in blocks and inputs:
+            calls.append((blocks[module] or type(module).__name__, module.explain(*inputs)))
+
+    # A hook of all modules: blocks with hooks of their own run another way.
+    handle = nn.modules.module.register_module_forward_pre_hook(note)
+    try:
+        with torch.random.fork_rng(devices=[]), FakeTensorMode(allow_non_fake_inputs=True) as mode:
+            own = dict(model.named_parameters()), dict(model.named_buffers())
+            fakes = tree_map_only(torch.Tensor, mode.from_tensor, (args, kwargs, *own))
+            torch.func.functional_call(model, (fakes[2], fakes[3]), fakes[0], fakes[1])
+    finally:
+        handle.remove()
+    return ModelExplanation(tuple(calls))
 
 
 def _why_not(name: str, device_type: str, dtype: torch.dtype) -> str | None:
@@ -118,6 +175,8 @@ def explain_call(
         if uncovered is not None:
             backend, path = "reference", fallback
             reasons.append(uncovered)
+            if requested not in ("auto", "reference"):
+                reasons.append(f"backend={requested!r} was asked for, and does not cover this call")
         elif backend == "reference":
             path = "reference"
             reasons.append(

@@ -25,6 +25,10 @@ __all__ = [
 ]
 
 MAX_BRANCHES = 4  # of a selective kernel; kMaxBranches in csrc/engine/map.h
+_QUANTISED = (
+    ": it is quantised. Call chattn_cuda.restore(model) before the model is quantised, or "
+    "dequantize() the map"
+)
 _DTYPES = ", ".join(str(d).removeprefix("torch.") for d in FUSED_DTYPES)
 
 
@@ -54,7 +58,8 @@ def check_map(
         layout = "nested" if x.is_nested else str(x.layout)
         raise TypeError(f"{name} must be a dense tensor, got layout {layout}")
     if x.dtype not in FUSED_DTYPES:
-        raise TypeError(f"{name} must have dtype {_DTYPES}; got {x.dtype}")
+        hint = _QUANTISED if x.is_quantized else ""
+        raise TypeError(f"{name} must have dtype {_DTYPES}; got {x.dtype}{hint}")
     rank_fits = 3 <= x.dim() <= 5 if any_rank else x.dim() == 4
     if not rank_fits or (channels is not None and x.shape[channel_dim] != channels):
         c = "C" if channels is None else channels

@@ -78,6 +78,18 @@ def test_a_forward_of_an_instance_runs() -> None:
     torch.testing.assert_close(module(X), module.eager_forward(X), rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("own", [True, False])
+@pytest.mark.parametrize("layer", ["fc1", "gate"])
+def test_a_hook_behind_the_first_call_runs(layer: str, own: bool) -> None:
+    """A call is remembered, and a hook comes."""
+    module: Any = chattn_cuda.SqueezeExcite(16) if own else timm.layers.SEModule(16)
+    accelerate(module.double())
+    module(X)
+    handle = module.get_submodule(layer).register_forward_hook(lambda m, x, y: 3 * y)
+    torch.testing.assert_close(module(X), module.eager_forward(X), rtol=0, atol=0)
+    assert not torch.allclose(module(X), (handle.remove(), module(X))[1])
+
+
 def test_accelerate_leaves_another_pool() -> None:
     module = torchvision.ops.SqueezeExcitation(16, 4)
     module.avgpool = nn.AdaptiveMaxPool2d(1)
@@ -200,7 +212,7 @@ def test_synchronised_statistics_of_one_sample_are_left_to_torch() -> None:
 
     attn: Any = SelectiveKernelAttn(16).train()
     attn.bn = Fixed(attn.bn.num_features)
-    assert attn.fuse([torch.randn(1, 16, 4, 4)] * 2).isfinite().all()
+    assert attn.weigh([torch.randn(1, 16, 4, 4)] * 2).isfinite().all()
 
 
 @pytest.mark.parametrize("arguments", [{"padding_mode": "reflect"}, {"rd_divisor": 64}])

@@ -19,7 +19,7 @@ from chattn_cuda import _native, backends
 from chattn_cuda.cli import cases, chart, demo, doctor, main, measure, report
 from chattn_cuda.cli.environment import Environment, architecture_runs, environment
 from chattn_cuda.cli.measure import Entry, Result
-from chattn_cuda.cli.terminal import Table
+from chattn_cuda.cli.terminal import Table, Terminal
 
 SMALL = (2, 32, 5, 5)
 ROOT = Path(__file__).parents[1]
@@ -320,6 +320,31 @@ def test_chart(suffix: str, tmp_path: Path) -> None:
     ]
     first, second = (path.read_bytes() for path in files)
     assert len(first) > 5000 and first == second
+
+
+@pytest.mark.parametrize("rich", [True, False])
+def test_lines_end_between_words(
+    rich: bool,
+    without: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """COLUMNS counts in a pipe, too; without it a pipe has no width."""
+    if not rich:
+        without("rich")
+    text = "a sentence that is much longer than forty characters, with words"
+    for columns in ("40", "", "nonsense"):
+        monkeypatch.setenv("COLUMNS", columns)
+        terminal = Terminal()
+        terminal.line(f"  - {text}")
+        terminal.fields([("name", text)])
+        lines = capsys.readouterr().out.splitlines()
+        assert " ".join(" ".join(lines).split()) == f"- {text} name {text}"
+        if columns == "40":
+            assert len(lines) > 3 and max(map(len, lines)) <= 40
+            assert lines[1].startswith("    ") and lines[-1].startswith(" " * 18)
+        else:
+            assert len(lines) == 2
 
 
 def test_plain_table() -> None:

@@ -161,8 +161,9 @@ def test_twice_changes_the_backend_only() -> None:
     accelerate(model)
     cls = type(model.se)
     report = accelerate(model, backend="reference")
-    assert not report.changed and len(report.left) == 3
-    assert "already accelerated" in report.left[0].note
+    assert not report.changed and not report.left and len(report.again) == 3
+    assert str(report).startswith("0 modules accelerated, 3 had been before\n  before: ")
+    assert "backend is now 'reference'" in str(report)
     assert type(model.se) is cls and model.se.backend == "reference"
     restore(model)
     assert type(model.se) is SEModule

@@ -209,28 +209,39 @@ def test_zero_weights_do_not_hide_what_is_computed(build: Callable[[int], nn.Mod
     assert bool(accelerate(module).changed) == (build is peers.SELayer)
 
 
-def _replace(m: Any) -> None:
-    m.fc[0] = nn.Sequential(m.fc[0])
-
-
 def _deepen(m: Any) -> None:
-    m.fc = nn.Sequential(*m.fc, nn.Identity())
+    m.fc = nn.Sequential(*m.fc, nn.Linear(24, 24))
 
 
 def _pool(m: Any) -> None:
     m.avg_pool = nn.AdaptiveAvgPool2d(2)
 
 
-def _extend(m: Any) -> None:
-    m.norm = nn.Identity()
-
-
-@pytest.mark.parametrize("change", [_replace, _deepen, _pool, _extend])
+@pytest.mark.parametrize("change", [_deepen, _pool])
 def test_other_structures_are_not_blocks(change: Callable[[Any], None]) -> None:
     module = peers.SELayer(24)
     change(module)
     report = accelerate(module)
-    assert not report.changed and not report.left
+    assert not report.changed
+
+
+def _replace(m: Any) -> None:
+    m.fc[0] = nn.Sequential(m.fc[0])
+
+
+def _extend(m: Any) -> None:
+    m.norm = nn.Identity()
+
+
+def _gate(m: Any) -> None:
+    m.fc[3] = nn.Hardsigmoid()
+
+
+@pytest.mark.parametrize("change", [_replace, _extend, _gate])
+def test_structures_that_differ_where_it_does_not_matter(change: Callable[[Any], None]) -> None:
+    module = peers.SELayer(24)
+    change(module)
+    assert accelerate(module).changed
 
 
 def test_activation_that_the_kernels_do_not_know() -> None:

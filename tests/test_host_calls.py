@@ -48,7 +48,7 @@ def test_selective_kernel(grad: bool, dtype: torch.dtype) -> None:
     attn = SelectiveKernelAttn(64, backend="cpu").train(grad)
     u = [torch.randn(2, 64, 4, 4).to(dtype).requires_grad_(grad) for _ in range(2)]
     with torch.set_grad_enabled(grad):
-        assert python_calls(lambda: attn.fuse(u)) <= MOST
+        assert python_calls(lambda: attn.weigh(u)) <= MOST
 
 
 def test_function() -> None:

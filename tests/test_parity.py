@@ -145,10 +145,18 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("small")
-def test_verify(capsys: pytest.CaptureFixture[str]) -> None:
+def test_verify(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A line for every model as soon as it is done."""
+    printed: list[str] = []
+
+    def check_and_look(*arguments: Any, **options: Any) -> parity.Outcome:
+        printed.append(capsys.readouterr().out)
+        return check(*arguments, **options)
+
+    monkeypatch.setattr("chattn_cuda.cli.verify.check", check_and_look)
     assert main(["verify", "--threads", "2"]) == 0
-    out = capsys.readouterr().out
-    assert "[2/2] regnety_002: train" in out
+    assert "regnety_002" not in printed[0] and "regnety_002  eval   13/13" in printed[1]
+    out = printed[1] + capsys.readouterr().out
     assert "2 of 2 agree in float64 to 1e-09" in out
     assert "13/13" in out and "same" in out
 

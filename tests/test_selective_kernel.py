@@ -282,7 +282,7 @@ def test_attn_returns_the_gate_of_a_stacked_map(m: int) -> None:
     if m <= 4:
         ours.eval(), theirs.eval()
         expected = (u * theirs(u)).sum(1)
-        torch.testing.assert_close(ours.fuse(list(u.unbind(1))), expected)
+        torch.testing.assert_close(ours.weigh(list(u.unbind(1))), expected)
 
 
 def test_hooks_on_the_layers_between_run() -> None:
@@ -301,7 +301,7 @@ def test_one_sample_in_training() -> None:
         SKConv(32, 5, 2, 8, 2)(x)
     SKConv(32, 5, 2, 8, 2, fc="plain")(x).sum().backward()
     SelectiveKernel(32, attn_norm_layer=None)(x).sum().backward()
-    SelectiveKernelAttn(32, norm_layer=None).fuse([x, x]).sum()
+    SelectiveKernelAttn(32, norm_layer=None).weigh([x, x]).sum()
     block = SelectiveKernel(32)
     block.attn.bn.eval()
     block(x).sum().backward()

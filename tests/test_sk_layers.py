@@ -249,7 +249,7 @@ def test_fuse_takes_replaced_layers(change: str) -> None:
         setattr(module, name, getattr(plain, name))
     u = maps()
     expected, gate = plain.eval()(*u)
-    same(module.eval().fuse(u), expected)
+    same(module.eval().weigh(u), expected)
     same(module(torch.stack(u, 1)).flatten(2), gate)
 
 
@@ -258,7 +258,7 @@ def test_layers_that_do_not_fit_are_an_error() -> None:
     module = SelectiveKernelAttn(16, 2, 16, norm_layer=None)
     module.fc_select = nn.Conv2d(32, 16, 1, bias=False)
     with pytest.raises(RuntimeError):
-        module.fuse([torch.randn(2, 16, 3, 3) for _ in range(2)])
+        module.weigh([torch.randn(2, 16, 3, 3) for _ in range(2)])
 
 
 def test_a_norm_that_torch_refuses() -> None:

@@ -78,9 +78,9 @@ def test_module(m: int, training: bool, norm: Any, backend: str) -> None:
     cases.require(backend)
     attn = SelectiveKernelAttn(C, m, D, norm_layer=norm, backend=backend).train(training)
     u = [t.requires_grad_() for t in branches(m)]
-    require_few(lambda: attn.fuse(u), m)
+    require_few(lambda: attn.weigh(u), m)
     with torch.no_grad():
-        require_few(lambda: attn.fuse(u), m)
+        require_few(lambda: attn.weigh(u), m)
 
 
 def test_the_measure_sees_maps() -> None:

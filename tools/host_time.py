@@ -47,7 +47,7 @@ def blocks() -> dict[str, tuple[nn.Module, int, Callable[..., Tensor]]]:
     return {
         "SE": (se, 1, se.__call__),
         "ECA": (eca, 1, eca.__call__),
-        "SK": (sk, 2, lambda *u: sk.fuse(u)),
+        "SK": (sk, 2, lambda *u: sk.weigh(u)),
     }
 
 

@@ -83,7 +83,7 @@ def _timm_eca(channels: int) -> nn.Module:
 
 
 class _Branches(nn.Module):
-    """timm's fuse and select of two branches."""
+    """timm's attention of two branches."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -92,9 +92,9 @@ class _Branches(nn.Module):
         self.attn = SelectiveKernelAttn(channels, 2, max(channels // 16, 32))
 
     def forward(self, *branches: Tensor) -> Tensor:
-        fuse: Any = getattr(self.attn, "fuse", None)  # once it is accelerated
-        if fuse is not None:
-            return fuse(branches)
+        weigh: Any = getattr(self.attn, "weigh", None)  # once it is accelerated
+        if weigh is not None:
+            return weigh(branches)
         u = torch.stack(branches, 1)
         return (u * self.attn(u)).sum(1)
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import os
 import sys
+import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -64,17 +66,17 @@ class Table:
         cells = [list(self.columns), *([str(c) for c in row] for row in self.rows if row)]
         widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
 
-        def line(row: Sequence[str | Cell]) -> str:
-            texts = [
-                str(c).ljust(w) if i < self.left else str(c).rjust(w)
-                for i, (c, w) in enumerate(zip(row, widths, strict=True))
-            ]
-            return "  ".join(texts).rstrip()
-
         rule = "-" * (sum(widths) + 2 * len(widths) - 2)
-        return "\n".join(
-            [line(self.columns), rule, *(line(row) if row else rule for row in self.rows)]
-        )
+        lines = [self.line(self.columns, widths), rule]
+        return "\n".join([*lines, *(self.line(r, widths) if r else rule for r in self.rows)])
+
+    def line(self, row: Sequence[str | Cell], widths: Sequence[int]) -> str:
+        """A row as text, for columns of these widths."""
+        texts = [
+            str(c).ljust(w) if i < self.left else str(c).rjust(w)
+            for i, (c, w) in enumerate(zip(row, widths, strict=True))
+        ]
+        return "  ".join(texts).rstrip()
 
 
 class Steps:
@@ -103,15 +105,22 @@ class Terminal:
 
     def __init__(self) -> None:
         self._console: Any = None
+        columns = os.environ.get("COLUMNS", "")
+        width = int(columns) if columns.isdecimal() and int(columns) > 0 else None
+        if width is None and sys.stdout.isatty():
+            width = os.get_terminal_size(sys.stdout.fileno()).columns or None
+        self._width = width  # None: a pipe, which has none of its own
         if importlib.util.find_spec("rich") is not None:
             from rich.console import Console
 
             self._console = Console(highlight=False, soft_wrap=False)
-            if not self._console.is_terminal:  # a pipe has no width of its own: do not fold tables
-                self._console = Console(highlight=False, width=_PIPED_WIDTH)
+            if not self._console.is_terminal:  # do not fold tables
+                self._console = Console(highlight=False, width=width or _PIPED_WIDTH)
 
-    def line(self, text: str = "", style: str = "") -> None:
-        """Print one line; long ones are wrapped by the terminal, never cut."""
+    def line(self, text: str = "", style: str = "", wrap: bool = True) -> None:
+        """Print one line; between words, it goes on in the next one where the width ends."""
+        if wrap:
+            text = self._wrapped(text, len(text) - len(text.lstrip(" -")))
         if self._console:
             self._console.print(text, style=style or None, markup=False, soft_wrap=True)
         else:
@@ -126,13 +135,15 @@ class Terminal:
         """Print ``name  value`` lines."""
         for name, value in pairs:
             style = value.style if isinstance(value, Cell) else ""
+            start = f"  {name:<{width}}"
+            rest = self._wrapped(f"{start}{value}", len(start))[len(start) :]
             if self._console:
                 from rich.text import Text
 
-                line = Text(f"  {name:<{width}}", style="dim").append(str(value), style=style or "")
+                line = Text(start, style="dim").append(rest, style=style or "")
                 self._console.print(line, soft_wrap=True)
             else:
-                print(f"  {name:<{width}}{value}".rstrip())
+                print(f"{start}{rest}".rstrip())
 
     def table(self, table: Table) -> None:
         """Print a table."""
@@ -165,6 +176,17 @@ class Terminal:
                     *(Text(str(c), style=c.style if isinstance(c, Cell) else "") for c in row)
                 )
         self._console.print(rich)
+
+    def _wrapped(self, text: str, indent: int) -> str:
+        if self._width is None or len(text) <= self._width:
+            return text
+        return textwrap.fill(
+            text,
+            max(self._width, indent + 20),
+            subsequent_indent=" " * indent,
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
 
     @contextlib.contextmanager
     def steps(self, total: int) -> Iterator[Steps]:

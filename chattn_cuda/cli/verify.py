@@ -10,13 +10,18 @@ import torch
 from chattn_cuda import backends
 from chattn_cuda.cli.bench import quiet, set_threads
 from chattn_cuda.cli.environment import environment
-from chattn_cuda.cli.terminal import Cell, Table, Terminal, UsageError, require
+from chattn_cuda.cli.terminal import Table, Terminal, UsageError, require
 from chattn_cuda.parity import FAMILIES, SAME, Family, Outcome, check
 
 __all__ = ["add_arguments", "run"]
 
 _KINDS = ("output", "gradients", "statistics")
 _MODES = (("eval", False), ("train", True))
+_TABLE = Table(
+    "Largest relative difference to the model itself",
+    ("model", "mode", "fused", *_KINDS, ""),
+    left=2,
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -50,12 +55,16 @@ def run(arguments: argparse.Namespace) -> int:
     terminal.line(environment(arguments.device).line())
     began = time.perf_counter()
     outcomes: list[tuple[Family, str, Outcome | Exception]] = []
-    with terminal.steps(len(families) * len(_MODES)) as steps:
-        for family in families:
-            for mode, training in _MODES:
-                steps.begin(f"{family.name}: {mode}")
-                outcomes.append((family, mode, _outcome(family, training, arguments)))
-    terminal.table(_table(outcomes))
+    widths = [max(len(f.name) for f in families), 5, 5, 7, 9, 10, 7]
+    terminal.heading(_TABLE.title)
+    terminal.line(_TABLE.line(_TABLE.columns, widths), wrap=False)
+    for family in families:
+        for mode, training in _MODES:
+            outcome = _outcome(family, training, arguments)
+            outcomes.append((family, mode, outcome))
+            good = isinstance(outcome, Outcome) and outcome.same
+            row = _TABLE.line(_row(family, mode, outcome), widths)
+            terminal.line(row, "" if good else "bold red", wrap=False)
     for family, mode, outcome in outcomes:
         if isinstance(outcome, Exception):
             terminal.line(f"{family.name}, {mode} fails: {outcome}", "bold red")
@@ -90,22 +99,9 @@ def _outcome(family: Family, training: bool, arguments: argparse.Namespace) -> O
         return error.with_traceback(None)  # whose frames would keep the model alive
 
 
-def _table(outcomes: list[tuple[Family, str, Outcome | Exception]]) -> Table:
-    columns = ("model", "mode", "accelerated", "fused", *_KINDS, "")
-    table = Table("Largest relative difference to the model itself", columns, left=2)
-    for family, mode, outcome in outcomes:
-        if isinstance(outcome, Exception):
-            table.rows.append((family.name, mode, *[""] * 5, Cell("fails", "bold red")))
-            continue
-        changed = len(outcome.changed)
-        total = changed + len(outcome.left)
-        numbers = [
-            Cell(f"{outcome.errors[k]:.1e}", "" if outcome.errors[k] <= SAME else "bold red")
-            if k in outcome.errors
-            else ""
-            for k in _KINDS
-        ]
-        verdict = Cell("same", "green") if outcome.same else Cell("differs", "bold red")
-        counts = (f"{changed}/{total}", str(outcome.fused))
-        table.rows.append((family.name, mode, *counts, *numbers, verdict))
-    return table
+def _row(family: Family, mode: str, outcome: Outcome | Exception) -> list[str]:
+    if isinstance(outcome, Exception):
+        return [family.name, mode, *[""] * 4, "fails"]
+    numbers = [f"{outcome.errors[k]:.1e}" if k in outcome.errors else "" for k in _KINDS]
+    count = f"{outcome.fused}/{len(outcome.changed) + len(outcome.left)}"
+    return [family.name, mode, count, *numbers, "same" if outcome.same else "differs"]

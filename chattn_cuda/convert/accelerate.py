@@ -1,18 +1,17 @@
-"""`accelerate` and `restore`, and the classes that they give to modules."""
+"""`accelerate` and `restore`: which modules get which class."""
 
 from __future__ import annotations
 
 import functools
 import sys
-import types
 from typing import Any
 
 import torch
 from torch import nn
 
 from chattn_cuda import backends
-from chattn_cuda.convert import probe
-from chattn_cuda.convert.adapter import ADAPTERS, STRUCTURES, Adapter
+from chattn_cuda.convert import classes, dataflow, probe
+from chattn_cuda.convert.adapter import ADAPTERS, STRUCTURES
 from chattn_cuda.convert.report import Entry, Report
 from chattn_cuda.modules.fused import FusedForward
 
@@ -28,8 +27,11 @@ def accelerate(model: nn.Module, backend: str = "auto") -> Report:
     torchvision (``SqueezeExcitation``), and modules that are built like other libraries'
     (``SELayer``, ``ChannelSELayer``, ``SE``, ``eca_layer``, ``MBConvBlock``, ...): those are
     accepted when a copy with random weights gives, in float64, what the block's formula gives.
-    Results, state_dict keys, parameters, hooks, ``isinstance``, deepcopy and pickle stay as they
-    were. Modules that are already accelerated get the new ``backend``.
+    Results, state_dict keys, parameters, hooks, ``isinstance``, signatures, deepcopy and pickle
+    stay as they were, and a class that is patched runs as it is patched. Modules that are already
+    accelerated get the new ``backend``. Where this raises, the model is unchanged. Afterwards, a
+    named backend that cannot run where a map is raises ValueError when it is called; calls that its
+    kernels do not cover run as plain PyTorch, and `chattn_cuda.explain` says why.
 
     Args:
         model: Any module, also one of these blocks itself.
@@ -50,31 +52,46 @@ def accelerate(model: nn.Module, backend: str = "auto") -> Report:
     """
     _check(model)
     backends.check_name(backend, auto=True)
-    changed, left = [], []
+    changed, left, again = [], [], []
+    to_do: list[tuple[Any, Any]] = []  # modules and their new classes
+    tried = []  # classes, which keep what was found out about them
     for name, module in model.named_modules():
         cls: Any = type(module)
-        entry = functools.partial(Entry, name, _base(cls).__name__)
-        if _base(cls) is not cls:
-            module.backend = backend
-            left.append(entry(f"already accelerated (backend is now {backend!r})"))
+        base = classes.base_of(cls)
+        entry = functools.partial(Entry, name, base.__name__)
+        if base is not cls and not classes.is_stale(cls):
+            to_do.append((module, cls))
+            again.append(entry(f"backend is now {backend!r}"))
             continue
-        if isinstance(module, (FusedForward, torch.jit.ScriptModule)):  # fused, or compiled
+        known = isinstance(module, (FusedForward, torch.jit.ScriptModule))  # fused, or compiled
+        if known and base is cls:
             continue
-        key = _key_of(module)
+        key = _key_of(module, base)
         if key is None:
             continue
-        reason = _obstacle(module, key)
-        if reason is not None:
+        if isinstance(key, dataflow.NotTaken):
+            left.append(entry(key.reason))
+            continue
+        reason, new = _obstacle(module, base, key), base
+        if reason is None:
+            try:
+                new = classes.accelerated(base, key)
+                tried.append(new)
+                module.__class__ = new
+                module.__class__ = cls
+            except TypeError as error:  # a metaclass, __init_subclass__, __slots__
+                reason = f"its class cannot be extended: {error}"
+            else:
+                reason = probe.difference(module, new) if key not in ADAPTERS else None
+        if reason is None:
+            to_do.append((module, new))
+            changed.append(entry(f"backend {backend!r}"))
+        else:
+            to_do += [(module, base)] * (base is not cls)
             left.append(entry(reason))
-            continue
-        try:
-            module.__class__ = _accelerated(cls, key)
-        except TypeError as error:  # a metaclass, __init_subclass__, __slots__
-            left.append(entry(f"its class cannot be extended: {error}"))
-            continue
-        module.backend = backend
-        changed.append(entry(f"backend {backend!r}"))
-    return Report(model, "accelerated", tuple(changed), tuple(left))
+    _change(to_do, backend)
+    notes = _notes(backend, [m for m, c in to_do if classes.base_of(c) is not c])
+    return Report(model, "accelerated", tuple(changed), tuple(left), tuple(again), notes)
 
 
 def restore(model: nn.Module) -> Report:
@@ -92,12 +109,45 @@ def restore(model: nn.Module) -> Report:
     _check(model)
     changed = []
     for name, module in model.named_modules():
-        base = _base(type(module))
+        base = classes.base_of(type(module))
         if base is not type(module):
-            module.__class__ = base
-            module.__dict__.pop("_backend", None)
+            _set(module, base, None)
             changed.append(Entry(name, base.__name__, "its own forward"))
     return Report(model, "restored", tuple(changed), ())
+
+
+def _change(to_do: list[tuple[Any, Any]], backend: str) -> None:
+    """Give modules their new classes: all of them, or none."""
+    before = [(module, type(module), module.__dict__.get("_backend")) for module, _ in to_do]
+    try:
+        for module, cls in to_do:
+            _set(module, cls, None if classes.base_of(cls) is cls else backend)
+    except BaseException:
+        for module, cls, name in before:
+            _set(module, cls, name)
+        raise
+
+
+def _set(module: Any, cls: Any, backend: str | None) -> None:
+    module.__class__ = cls
+    if backend is None:
+        module.__dict__.pop("_backend", None)
+    else:
+        module.backend = backend
+
+
+def _notes(backend: str, modules: list[Any]) -> tuple[str, ...]:
+    """What to know before the first call."""
+    if backend == "auto" or not modules:
+        return ()
+    device = next((p.device.type for m in modules for p in m.parameters()), "cpu")
+    try:
+        reason = backends.why_not(backend, device)
+    except ImportError as error:  # a native module that does not load
+        reason = str(error)
+    if reason is None or device == "meta":
+        return ()
+    return (f"backend {backend!r} cannot run where the model is now: {reason}",)
 
 
 def _check(model: object) -> None:
@@ -111,95 +161,42 @@ def _check(model: object) -> None:
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
 
 
-def _key_of(module: Any) -> str | None:
-    """The adapter for ``module``: a class's (or its nearest base's) name, or a structure's."""
-    origin = _origin(type(module))
+def _key_of(module: Any, base: Any) -> str | dataflow.NotTaken | None:
+    """The adapter for ``module``: a class's (or its nearest base's) name, or a structure's.
+
+    Or why there is none, for what looks like a block.
+    """
+    origin = classes.origin_of(base)
     if origin is not None:
-        return _qualified_name(origin)
-    return next((name for name, a in STRUCTURES.items() if a.fits and a.fits(module)), None)
+        return f"{origin.__module__}.{origin.__qualname__}"
+    for name, adapter in STRUCTURES.items():
+        try:
+            if adapter.fits and adapter.fits(module):
+                return name
+        except AttributeError:  # it lacks something
+            continue
+    return dataflow.key_of(module) if type(module) is base else None
 
 
-def _adapter(key: str) -> Adapter:
-    adapter = ADAPTERS.get(key) or STRUCTURES.get(key)
-    if adapter is None:  # a pickle from a version that knew more classes
-        raise TypeError(f"{key} is nothing that chattn_cuda can accelerate")
-    return adapter
-
-
-def _origin(cls: Any) -> Any:
-    """``cls`` or its nearest base that has an adapter."""
-    return next((base for base in cls.__mro__ if _qualified_name(base) in ADAPTERS), None)
-
-
-def _qualified_name(cls: type) -> str:
-    return f"{cls.__module__}.{cls.__qualname__}"
-
-
-def _obstacle(module: Any, key: str) -> str | None:
-    """Why ``module`` must keep its own forward."""
-    cls: Any = type(module)
-    adapter = _adapter(key)
+def _obstacle(module: Any, base: Any, key: str) -> str | None:
+    """Why ``module``, of the class ``base``, must keep its own forward."""
+    adapter = classes.adapter_for(key)
     if "forward" in module.__dict__:
         return "it has a forward of its own"
-    if key in ADAPTERS:
-        origin = _origin(cls)
-        for method in adapter.methods:
-            if getattr(cls, method, None) is not getattr(origin, method):
-                return f"it overrides the {method} of {origin.__name__}"
+    reason = classes.replaced(key, base)
+    if reason is not None:
+        return reason
+    more = classes.calls_more_than(base, adapter.mixin)
+    if more is not None:
+        return f"its forward takes ({more})"
     own = {*module.__dict__, *module._parameters, *module._buffers, *module._modules}
+    own -= {"_backend"} if type(module) is not base else set()
     for name in dir(adapter.mixin):
         if name.startswith("__") or name == "forward":
             continue
-        if name in own or hasattr(cls, name):
+        if name in own or hasattr(base, name):
             return f"it has an attribute {name!r} of its own"
-    reason = adapter.obstacle(module)
-    if reason is None and key in STRUCTURES:
-        reason = probe.difference(module, _accelerated(cls, key))
-    return reason
-
-
-def _base(cls: Any) -> Any:
-    """The class that an accelerated class was made from; any other class itself."""
-    return cls.__dict__.get("_accelerated_from", cls)
-
-
-@functools.cache
-def _accelerated(cls: Any, key: str) -> Any:
-    """The accelerated subclass of ``cls``, always the same one."""
-    return type(
-        f"Accelerated{cls.__name__}",
-        (_adapter(key).mixin, cls),
-        {
-            "__module__": cls.__module__,
-            "__doc__": cls.__doc__,
-            "__reduce_ex__": _reduce,
-            "eager_forward": _renamed(cls.forward, "eager_forward"),
-            "_accelerated_from": cls,
-            "_accelerated_as": key,
-        },
-    )
-
-
-def _renamed(function: Any, name: str) -> Any:
-    """The same function under another name: TorchScript compiles a method by its own name."""
-    if not isinstance(function, types.FunctionType):
-        return function
-    copy = types.FunctionType(
-        function.__code__, function.__globals__, name, function.__defaults__, function.__closure__
-    )
-    copy.__kwdefaults__ = function.__kwdefaults__
-    copy.__annotations__ = function.__annotations__
-    return copy
-
-
-def _reduce(self: Any, protocol: Any) -> Any:
-    """Pickle by the original class: the accelerated one is in no module."""
-    base = _base(type(self))
-    _, _, *state = base.__reduce_ex__(self, protocol)
-    return _rebuild, (base, type(self)._accelerated_as), *state
-
-
-def _rebuild(base: Any, key: str) -> Any:
-    """An empty accelerated module, for pickle to fill."""
-    cls = _accelerated(base, key)
-    return cls.__new__(cls)
+    try:
+        return adapter.obstacle(module)
+    except AttributeError as error:
+        return f"it has no {error.name}" if error.name else str(error)

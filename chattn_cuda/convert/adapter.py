@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
+import types
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from torch import nn
+
 from chattn_cuda.modules.fused import FusedForward
 
-__all__ = ["ADAPTERS", "STRUCTURES", "Adapter", "se_obstacle"]
+__all__ = ["ADAPTERS", "STRUCTURES", "Adapter", "methods_called", "se_obstacle"]
 
 
 @dataclass(frozen=True)
@@ -19,14 +23,15 @@ class Adapter:
         mixin: The forward to put in front; it reads the class's own submodules. What it does not
             cover runs the class's own forward.
         obstacle: ``obstacle(module)`` returns why this instance would never take the fused path;
-            what can go away by itself (hooks, batch statistics) is seen when it runs.
-        methods: What a subclass must not override.
+            what can go away by itself (hooks, batch statistics) is seen when it runs. It raises
+            AttributeError where the module lacks something.
+        parts: Names of other classes whose forwards the mixin stands for, where they are in use.
         fits: For modules known by structure: whether this is one.
     """
 
     mixin: type[FusedForward]
     obstacle: Callable[[Any], str | None]
-    methods: tuple[str, ...] = ("forward",)
+    parts: tuple[str, ...] = ()
     fits: Callable[[Any], bool] | None = None
 
 
@@ -40,3 +45,16 @@ STRUCTURES: dict[str, Adapter] = {}
 def se_obstacle(mixin: Any) -> Callable[[Any], str | None]:
     """The ``obstacle`` of a forward of the SE family, from its layers."""
     return lambda module: mixin.fused_layers(module).why_never_fused()
+
+
+def methods_called(cls: Any, name: str = "forward") -> tuple[str, ...]:
+    """``name`` and the methods of ``cls`` that it calls, and they call."""
+    found = [name]
+    for method in found:
+        code = getattr(inspect.unwrap(getattr(cls, method)), "__code__", None)
+        for other in () if code is None else code.co_names:
+            function = getattr(cls, other, None)
+            own = isinstance(function, types.FunctionType) and not hasattr(nn.Module, other)
+            if own and other not in found:
+                found.append(other)
+    return tuple(found)

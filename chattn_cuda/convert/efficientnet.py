@@ -1,4 +1,7 @@
-"""The adapter for lukemelas' EfficientNet, whose blocks compute SE inside their forward."""
+"""The adapter for lukemelas' EfficientNet, whose blocks compute SE inside their forward.
+
+The same in segmentation_models_pytorch, where a block without expansion has Identities for it.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,7 @@ _SWISHES = ("Swish", "MemoryEfficientSwish")
 class _WithoutSE:
     """A block as its own forward sees it: without SE, which ``_project_conv`` does beforehand."""
 
-    has_se = False
+    has_se = _has_se = False
 
     def __init__(self, block: Any) -> None:
         self.block = block
@@ -36,7 +39,12 @@ class _WithoutSE:
 
     def _project_conv(self, x: Tensor) -> Tensor:
         block = self.block
-        return block._project_conv(block.excite(x) if block.has_se else x)
+        return block._project_conv(block.excite(x) if _has_se(block) else x)
+
+
+def _has_se(block: Any) -> bool:
+    own = block.__dict__
+    return bool(own["has_se"] if "has_se" in own else own.get("_has_se", False))
 
 
 class _MBConvBlock(SqueezeExciteForward):
@@ -52,18 +60,9 @@ class _MBConvBlock(SqueezeExciteForward):
         _swish: Any
         _modules: Any
 
-    def forward(self, inputs: Tensor, drop_connect_rate: Any = None) -> Tensor:
-        """The block on a map (N, C, H, W)."""
-        if torch.jit.is_scripting():
-            return self.eager_forward(inputs, drop_connect_rate)
-        return self._without_se(inputs, drop_connect_rate)
-
-    if TYPE_CHECKING:
-
-        def eager_forward(self, x: Tensor, drop_connect_rate: Any = None) -> Tensor: ...
-
     @torch.jit.unused
-    def _without_se(self, inputs: Tensor, drop_connect_rate: Any) -> Tensor:
+    def _fused_or_eager(self, inputs: Tensor, drop_connect_rate: Any = None) -> Tensor:
+        """The block on a map (N, C, H, W)."""
         own: Any = type(self).eager_forward
         return own(_WithoutSE(self), inputs, drop_connect_rate)
 
@@ -94,8 +93,8 @@ class _MBConvBlock(SqueezeExciteForward):
     @torch.jit.unused
     def probe_channels(self) -> int:
         """Of the block's input."""
-        first = self._modules.get("_expand_conv", self._depthwise_conv)
-        return first.in_channels
+        first = self._modules.get("_expand_conv")
+        return getattr(first, "in_channels", self._depthwise_conv.in_channels)
 
     @classmethod
     def fits(cls, module: Any) -> bool:
@@ -103,7 +102,7 @@ class _MBConvBlock(SqueezeExciteForward):
         return (
             names in (_ALWAYS, _ALWAYS | _EXPANDED)
             and not module._parameters
-            and module.__dict__.get("has_se") is True
+            and _has_se(module)
             and all(isinstance(m, nn.Conv2d) for m in (module._se_reduce, module._se_expand))
         )
 

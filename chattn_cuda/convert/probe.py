@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import copy
-import itertools
+import types
+import weakref
+from collections.abc import Iterator
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
-__all__ = ["difference"]
+__all__ = ["as_key", "configuration", "difference", "plain_copy", "sizes", "undisturbed"]
 
 _SIZES = {1: ((6,), (13,)), 2: ((3, 2), (1, 11)), 3: ((3, 2, 2), (1, 9, 10))}
 _LARGER = ((9, 7), (5, 12))  # for a block with convolutions
 _SCALES = (1.0, 6.0)  # of the numbers: gates in the middle of their range, and at its ends
 _POOLS = {nn.AdaptiveAvgPool1d: 1, nn.AdaptiveAvgPool2d: 2, nn.AdaptiveAvgPool3d: 3}
+_USUAL = {*nn.Module().__dict__}  # attributes: parameters, buffers, submodules, hooks, the mode
+
+_FOUND: weakref.WeakKeyDictionary[Any, dict[Any, str | None]] = weakref.WeakKeyDictionary()
+"""What was found out, by accelerated class and configuration."""
 
 
 def difference(module: Any, accelerated: Any) -> str | None:
@@ -23,50 +32,121 @@ def difference(module: Any, accelerated: Any) -> str | None:
 
     A float64 copy with random weights runs both ways on some small maps, in eval and in train mode;
     outputs, gradients and buffers must agree, and nothing may be left in an attribute. Neither the
-    module nor the global random state changes, and no hook runs.
+    module nor the global random state changes, and no hook runs. Modules of one class that differ
+    in their numbers alone are tried out once.
     """
-    try:
-        # whatever mode it is called in
-        modes = torch.inference_mode(False), torch.enable_grad(), torch.device("cpu")
-        with torch.random.fork_rng(devices=[]), modes[0], modes[1], modes[2]:
-            torch.default_generator.manual_seed(0)
-            plain, fused = _copies(module, accelerated)
-            channels = max(p.shape[0] for p in plain.parameters())
-            if hasattr(fused, "fused_layers"):
-                channels = fused.fused_layers().second.weight.shape[0]
-            if hasattr(fused, "probe_channels"):  # the input has others than the gate
-                channels = fused.probe_channels()
-            dims = next((_POOLS[type(m)] for m in plain.modules() if type(m) in _POOLS), 2)
-            sizes = _LARGER if hasattr(fused, "probe_channels") else _SIZES[dims]
-            before = _attributes(plain)
-            for training, size, scale in itertools.product((False, True), sizes, _SCALES):
-                x = scale * torch.randn(2, channels, *size, dtype=torch.float64)
-                plain.train(training), fused.train(training)
-                for a, b in zip(_run(plain, x), _run(fused, x), strict=True):
-                    if not torch.allclose(a, b, rtol=1e-9, atol=1e-12):
-                        return "it is built like the block, but computes something else"
-            after = _attributes(plain)
-            for name, value in after.items():
-                if name not in before or before[name] is not value:
-                    return f"it is built like the block, but its forward sets {name}"
-    except Exception as error:
-        return f"it is built like the block, but fails on a small map: {error}"
+    key = configuration(module)
+    if key is None:
+        return _try_out(module, accelerated)
+    found = _FOUND.setdefault(accelerated, {})
+    if key not in found:
+        found[key] = _try_out(module, accelerated)
+    return found[key]
+
+
+def _try_out(module: Any, accelerated: Any) -> str | None:
+    with undisturbed():
+        try:
+            plain = plain_copy(module)
+            fused = copy.deepcopy(plain)
+            fused.__class__ = accelerated
+            fused.backend = "reference"
+        except Exception as error:
+            return f"it is built like the block, but no copy can be made to try it out: {error}"
+        try:
+            return _difference(plain, fused)
+        except Exception as error:
+            return f"it is built like the block, but fails on a small map: {error}"
+
+
+@contextlib.contextmanager
+def undisturbed() -> Iterator[None]:
+    """Whatever mode it is called in; on one thread, which is faster for small maps."""
+    threads = torch.get_num_threads()
+    modes = torch.inference_mode(False), torch.enable_grad(), torch.device("cpu")
+    with torch.random.fork_rng(devices=[]), modes[0], modes[1], modes[2]:
+        torch.default_generator.manual_seed(0)
+        torch.set_num_threads(1)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(threads)
+
+
+def _difference(plain: Any, fused: Any) -> str | None:
+    channels = max(p.shape[0] for p in plain.parameters())
+    if hasattr(fused, "fused_layers"):
+        channels = fused.fused_layers().second.weight.shape[0]
+    if hasattr(fused, "probe_channels"):  # the input has others than the gate
+        channels = fused.probe_channels()
+    planes = _LARGER if hasattr(fused, "probe_channels") else sizes(plain)
+    before = _attributes(plain)
+    for training in (False, True):
+        plain.train(training), fused.train(training)
+        for size, scale in zip(planes, _SCALES, strict=True):
+            x = scale * torch.randn(2, channels, *size, dtype=torch.float64)
+            with _ExactGradients():
+                expected = _run(plain, x)
+            for a, b in zip(expected, _run(fused, x), strict=True):
+                if not torch.allclose(a, b, rtol=1e-9, atol=1e-12):
+                    return "it is built like the block, but computes something else"
+        planes = planes[::-1]
+    for name, value in _attributes(plain).items():
+        if name not in before or before[name] is not value:
+            return f"it is built like the block, but its forward sets {name}"
     return None
+
+
+class _ExactGradients(TorchFunctionMode):
+    """Torch's hard sigmoid has a gradient with a float32 1/6."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is F.hardsigmoid:
+            return F.relu6(args[0] + 3) / 6
+        return func(*args, **(kwargs or {}))
 
 
 def _attributes(module: Any) -> dict[str, Any]:
     """What its modules hold that is no parameter, buffer, submodule, hook or mode."""
-    usual = {*nn.Module().__dict__}
     return {
         f"{prefix}.{name}".lstrip("."): value
         for prefix, m in module.named_modules()
         for name, value in m.__dict__.items()
-        if name not in usual
+        if name not in _USUAL
     }
 
 
-def _copies(module: Any, accelerated: Any) -> tuple[Any, Any]:
-    """The module without hooks, on the CPU in float64, with random numbers; and accelerated."""
+def configuration(module: Any) -> Any:
+    """All that the outcome depends on beside the class; None where that cannot be told."""
+    parts: list[Any] = [
+        (name, None if m is module else weakref.ref(type(m))) for name, m in module.named_modules()
+    ]
+    try:
+        parts += [(name, as_key(value)) for name, value in _attributes(module).items()]
+    except TypeError:
+        return None
+    for name, t in (*module.named_parameters(), *module.named_buffers()):
+        parts.append((name, tuple(t.shape), t.is_floating_point()))
+    return tuple(parts)
+
+
+def as_key(value: Any) -> Any:
+    """A key for a setting.
+
+    Raises:
+        TypeError: It may change, or hold anything.
+    """
+    if isinstance(value, (tuple, list)):
+        return type(value), *map(as_key, value)
+    if value is None or isinstance(value, (bool, int, float, str, torch.dtype, torch.device)):
+        return type(value), value
+    if isinstance(value, (types.FunctionType, types.BuiltinFunctionType)):
+        return weakref.ref(value)
+    raise TypeError
+
+
+def plain_copy(module: Any) -> Any:
+    """The module without hooks, on the CPU in float64, with random numbers."""
     memo: dict[int, Any] = {}
     for m in module.modules():
         for name, value in m.__dict__.items():
@@ -78,11 +158,12 @@ def _copies(module: Any, accelerated: Any) -> tuple[Any, Any]:
     for b in module.buffers():  # statistics, that is: 0.5 to 1.5 is good for means and variances
         values = torch.rand(b.shape, dtype=torch.float64) + 0.5
         memo[id(b)] = values if b.is_floating_point() else torch.zeros(b.shape, dtype=b.dtype)
-    plain = copy.deepcopy(module, memo)
-    fused = copy.deepcopy(plain)
-    fused.__class__ = accelerated
-    fused.backend = "reference"
-    return plain, fused
+    return copy.deepcopy(module, memo)
+
+
+def sizes(module: Any) -> tuple[tuple[int, ...], ...]:
+    """Of the planes of some small maps that it may take."""
+    return _SIZES[next((_POOLS[type(m)] for m in module.modules() if type(m) in _POOLS), 2)]
 
 
 def _run(module: Any, x: Tensor) -> list[Tensor]:

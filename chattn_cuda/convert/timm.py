@@ -53,10 +53,21 @@ class _ChannelsLast(SqueezeExciteForward):
 
 
 def _eca_obstacle(module: Any) -> str | None:
+    if module.conv2 is not None:
+        return "the kernels do not know the gate with an MLP (use_mlp)"
+    return _conv_obstacle(module)
+
+
+def _ceca_obstacle(module: Any) -> str | None:
+    padding = module.padding
+    if type(module.conv) is nn.Conv1d and padding != module.conv.kernel_size[0] // 2:
+        return f"padding is {padding}"
+    return _conv_obstacle(module)
+
+
+def _conv_obstacle(module: Any) -> str | None:
     if type(module.conv) is not nn.Conv1d:
         return submodule_obstacle(module.conv, "conv", nn.Conv1d)
-    if getattr(module, "conv2", None) is not None:
-        return "the kernels do not know the gate with an MLP (use_mlp)"
     if module.conv.bias is not None:
         return "conv has a bias"
     gate = activations.resolve(module.gate)
@@ -76,5 +87,5 @@ ADAPTERS: dict[str, Adapter] = {
     "timm.models._efficientnet_blocks.SqueezeExcite": _se(_EfficientNet),
     "timm.models.senet.SEModule": _se(_Legacy),
     "timm.layers.eca.EcaModule": Adapter(EfficientChannelAttentionForward, _eca_obstacle),
-    "timm.layers.eca.CecaModule": Adapter(CircularEfficientChannelAttentionForward, _eca_obstacle),
+    "timm.layers.eca.CecaModule": Adapter(CircularEfficientChannelAttentionForward, _ceca_obstacle),
 }

@@ -34,6 +34,6 @@ class _SqueezeExcitation(SqueezeExciteForward):
 
 ADAPTERS: dict[str, Adapter] = {
     "torchvision.ops.misc.SqueezeExcitation": Adapter(
-        _SqueezeExcitation, se_obstacle(_SqueezeExcitation), methods=("forward", "_scale")
+        _SqueezeExcitation, se_obstacle(_SqueezeExcitation)
     ),
 }

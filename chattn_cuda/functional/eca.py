@@ -87,7 +87,8 @@ def efficient_channel_attention(
             the wrong type.
         ValueError: Wrong shape, device, or type mix; an even k, or one beyond 2 * C + 1 with
             circular padding; unknown activation, padding mode or backend; a named backend that
-            cannot run here.
+            cannot run here. (What its kernels do not
+            cover runs by the formulas on any backend; `chattn_cuda.explain` says so.)
 
     Complexity: at most 2 reads and 1 write of x's size forward, 3 reads and 1 write backward; one
     read forward where the map, or the channels around a gate, stay on chip. Kept for the backward:

@@ -105,7 +105,8 @@ def squeeze_excite(
         TypeError: A tensor argument is not a dense floating-point tensor, or a specification is of
             the wrong type.
         ValueError: Wrong shape, device, or type mix; unknown activation or backend; a named backend
-            that cannot run here.
+            that cannot run here. (What its kernels do not
+            cover runs by the formulas on any backend; `chattn_cuda.explain` says so.)
 
     Complexity: at most 2 reads and 1 write of x's size forward, 3 reads and 1 write backward. Kept
     for the backward: x and at most N * (3 * C + rd) numbers.

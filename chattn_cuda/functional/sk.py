@@ -76,7 +76,8 @@ def selective_kernel(
         TypeError: ``branches`` is no sequence, an argument is not a dense floating-point tensor, or
             a specification is of the wrong type.
         ValueError: No or more than 4 branches, wrong shape, device, or type mix; unknown activation
-            or backend; a named backend that cannot run here.
+            or backend; a named backend that cannot run here. (What its kernels do not
+            cover runs by the formulas on any backend; `chattn_cuda.explain` says so.)
 
     Complexity: 2 * M reads and 1 write of a branch's size forward, M + 2 reads and M writes
     backward. Memory besides the results: (M + 1) * N * C numbers at once and the hidden values; in

@@ -94,7 +94,7 @@ def gate_profile(
     Hu et al., arXiv 1709.01507, section 7.2 ("The role of excitation"): in early stages the gates
     hardly depend on the class, in later ones they do, and near the end they saturate. Of selective
     kernels and split attention every branch's gate is measured, where the module is called
-    (``SelectiveKernelAttn.fuse`` is no call). The model runs in eval mode without gradients and is
+    (``SelectiveKernelAttn.weigh`` is no call). The model runs in eval mode without gradients and is
     left as it was: mode of every module, statistics, hooks. While it is measured, its blocks run
     their submodules one by one.
 

@@ -181,7 +181,12 @@ class FusedForward:
         last = self._channel_dim == -1
         m = functional.to_map(x, self._channel_dim)
         view = m.movedim(1, -1) if last else m
-        y = None if must_be_plain(self._backend) else self.fused_forward(view)
+        try:
+            y = None if must_be_plain(self._backend) else self.fused_forward(view)
+        except ValueError as error:  # with the shape that the user made
+            raise ValueError(
+                str(error).replace(f"{tuple(view.shape)}", f"{tuple(x.shape)}")
+            ) from None
         if y is None:
             if self._eager_any_rank:
                 return self.eager_forward(x)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+import warnings
 
 from chattn_cuda import validation
 
-__all__ = ["make_divisible", "reduced_channels"]
+__all__ = ["check_ratio", "make_divisible", "reduced_channels"]
 
 
 def make_divisible(value: float, divisor: int, round_limit: float = 0.0) -> int:
@@ -40,4 +41,17 @@ def reduced_channels(
         raise TypeError(f"rd_ratio must be a number, got {type(rd_ratio).__name__}")
     if not (rd_ratio > 0 and math.isfinite(rd_ratio)):
         raise ValueError(f"rd_ratio must be positive and finite, got {rd_ratio}")
-    return make_divisible(channels * rd_ratio, rd_divisor, round_limit)
+    rd = make_divisible(channels * rd_ratio, rd_divisor, round_limit)
+    check_ratio(rd_ratio, rd, channels)
+    return rd
+
+
+def check_ratio(rd_ratio: float, rd_channels: int, channels: int) -> None:
+    """Warn where a ratio looks like a divisor, as other libraries take one."""
+    if rd_ratio > 1:
+        warnings.warn(
+            f"rd_ratio={rd_ratio} makes {rd_channels} hidden channels of {channels}: it is a "
+            f"factor, such as {1 / 16}, not a divisor; rd_channels={rd_channels} says that so many "
+            "are meant",
+            stacklevel=4,
+        )

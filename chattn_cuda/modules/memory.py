@@ -116,7 +116,9 @@ def _add_steps(memory: _Memory, parent: Any, index: dict[int, int]) -> bool:
         if "forward" in own or any(own[hooks] for hooks in _HOOKS):
             return False
         get, names = itemgetter(*_HOOKS, *settings), tuple(layer._modules) or None
-        memory.steps.append((at, name, type(layer), get, get(own), names))
+        # Not the layer's own dictionaries of hooks: those will have the hooks that come.
+        values = ({},) * len(_HOOKS) + get(own)[len(_HOOKS) :]
+        memory.steps.append((at, name, type(layer), get, values, names))
         index[id(layer)] = len(memory.steps)
         if names and not _add_steps(memory, layer, index):
             return False

@@ -115,7 +115,7 @@ class SelectiveKernelAttnForward(FusedForward):
         return torch.softmax(z, 1).to(x.dtype)[:, :, :, None, None]
 
     @torch.jit.unused
-    def fuse(self, branches: Sequence[Tensor]) -> Tensor:
+    def weigh(self, branches: Sequence[Tensor]) -> Tensor:
         """Y of the branches, a list of ``num_paths`` maps (N, C, H, W), which are never stacked.
 
         Raises:
@@ -252,7 +252,7 @@ class SelectiveKernelForward(FusedForward):
 class SelectiveKernelAttn(SelectiveKernelAttnForward, nn.Module):
     """Fuse and select with the constructor, parameters and result of timm's SelectiveKernelAttn.
 
-    Li et al., arXiv 1903.06586. ``fuse(branches)`` gives y; called with the stacked branches
+    Li et al., arXiv 1903.06586. ``weigh(branches)`` gives y; called with the stacked branches
     (N, M, C, H, W) it returns the gate (N, M, C, 1, 1), as timm's does. The layers between the
     passes are ordinary submodules: hooks on them run, and other classes may replace them.
 
@@ -273,7 +273,7 @@ class SelectiveKernelAttn(SelectiveKernelAttnForward, nn.Module):
         ValueError: A size below 1, an unknown activation or backend.
 
     Example:
-        >>> y = SelectiveKernelAttn(64).eval().fuse([torch.randn(2, 64, 8, 8) for _ in range(2)])
+        >>> y = SelectiveKernelAttn(64).eval().weigh([torch.randn(2, 64, 8, 8) for _ in range(2)])
     """
 
     def __init__(

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from chattn_cuda import activations, validation
 from chattn_cuda.activations import ActivationSpec
-from chattn_cuda.modules.make_divisible import make_divisible
+from chattn_cuda.modules.make_divisible import check_ratio, make_divisible
 from chattn_cuda.modules.selective_kernel import SelectiveKernelAttn, SelectiveKernelForward
 
 __all__ = ["SKConv", "SKNet", "SKUnit", "SelectiveKernel", "SelectiveKernelConv"]
@@ -131,6 +131,7 @@ class SelectiveKernel(SelectiveKernelForward, nn.Module):
             for k, d in form
         )  # fmt: skip
         d = rd_channels or make_divisible(out_channels * rd_ratio, rd_divisor, round_limit=0.9)
+        check_ratio(0 if rd_channels else rd_ratio, d, out_channels)
         self.attn = SelectiveKernelAttn(
             out_channels,
             self.num_paths,

@@ -13,6 +13,7 @@ from chattn_cuda.explanation import Explanation, explain_call
 from chattn_cuda.hooks import are_as_their_classes, own_behaviour
 from chattn_cuda.modules.fused import FusedForward, child, children
 from chattn_cuda.modules.inner_network import inner_network
+from chattn_cuda.modules.make_divisible import check_ratio
 from chattn_cuda.modules.selective_kernel import before_norm, fuse, in_format_of
 
 __all__ = ["RadixSoftmax", "SplitAttn", "SplitAttnForward"]
@@ -187,6 +188,7 @@ class SplitAttn(SplitAttnForward, nn.Module):
             width = in_channels * radix * rd_ratio
             hidden = max(32, int(width + rd_divisor / 2) // rd_divisor * rd_divisor)
             hidden += rd_divisor if hidden < 0.9 * width else 0
+            check_ratio(rd_ratio, hidden, in_channels)
         else:
             validation.check_positive(rd_channels, "rd_channels")
             hidden = rd_channels * radix

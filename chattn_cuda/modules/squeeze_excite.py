@@ -123,6 +123,15 @@ def _why_unknown(spec: Any, name: str) -> str:
     return f"the kernels do not know {name} ({kind})" if own is None else f"{name} {own}"
 
 
+def _check_samples(norm: Any, x: Tensor) -> None:
+    """Raise where torch would, with what to do."""
+    if type(norm) is nn.BatchNorm2d and norm.training and x.dim() == 4 and x.shape[0] == 1:
+        raise ValueError(
+            "bn cannot normalise with the statistics of one sample; train with N >= 2, set "
+            "bn.eval(), or build the module without it: norm_layer=None"
+        )
+
+
 def pooled(x: Tensor, add_maxpool: bool) -> Tensor:
     """The squeeze (N, C, 1, 1), by torch's operations."""
     s = x.mean((2, 3), keepdim=True)
@@ -178,6 +187,7 @@ class SqueezeExciteForward(FusedForward):
         if isinstance(resolved, str) or layers.why_not_fused() is not None:
             if isinstance(x, Tensor):
                 backends.select(self.backend, x.device.type)
+                _check_samples(layers.norm, x)
             return None
         tensors, names = layers.weights(), layers.weight_names()
         given, norm = tensors[:4], tensors[4:]

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TypeVar
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "compatibility.md"
-MODULES = ("graphs", "precision", "training", "saving", "runtime")
+MODULES = ("graphs", "precision", "training", "saving", "surgery", "runtime")
 _Test = TypeVar("_Test", bound=Callable[..., None])
 
 
@@ -81,12 +81,19 @@ weights must give the block's formula in float64, or the module is left alone:
 | `avg_pool`, `f_ex` (Conv2d, act, Conv2d, gate) | pycls `SE` |
 | `global_avgpool`, `conv1`, `conv2` (each conv, activate) | mmpretrain, mmdet `SELayer` |
 | `avg_pool`, `conv` (Conv1d over channels), `sigmoid` | BangguWu `eca_layer` |
-| `_depthwise_conv`, `_se_reduce`, `_se_expand`, ... | lukemelas EfficientNet `MBConvBlock` |
+| `_depthwise_conv`, `_se_reduce`, `_se_expand`, ... | `MBConvBlock` of lukemelas and smp |
+
+Any other SE block it knows by what the forward does on a small map, whatever the names: a global
+mean, one or two layers (Linear or 1x1 convolution, with a batch norm between or none), a gate, a
+product, and perhaps a residual (`x + x * s`). So it knows the `SEModule` of pretrained-models and
+segmentation_models_pytorch, MobileOne's `SEBlock`, and those with a `squeeze` and an `excitation`.
 
 Left alone, and named in the report: subclasses that override `forward`, gates and activations that
 the kernels do not know, layers that were replaced by other classes (LoRA, quantisation). An
 `MBConvBlock` computes SE inside its forward: it keeps that forward, which is shown a block without
 SE, and SE runs before the projection.
+
+[porting.md](porting.md) has ten lines that port what was left.
 """
 
 

@@ -1,0 +1,245 @@
+"""The classes that `accelerate` gives to modules.
+
+Such a class stands for the forward that its base had, and for the methods that this one calls. It
+looks at every call whether they are still the same ones: somebody may have patched the class.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import linecache
+import sys
+import types
+import zlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from chattn_cuda.convert import dataflow, probe
+from chattn_cuda.convert.adapter import ADAPTERS, STRUCTURES, Adapter, methods_called
+
+__all__ = [
+    "accelerated",
+    "adapter_for",
+    "base_of",
+    "calls_more_than",
+    "is_stale",
+    "origin_of",
+    "replaced",
+]
+
+
+def base_of(cls: Any) -> Any:
+    """The class that an accelerated class was made from; any other class itself."""
+    return cls.__dict__.get("_accelerated_from", cls)
+
+
+def adapter_for(key: str) -> Adapter:
+    """The adapter of a class's or a structure's name.
+
+    Raises:
+        TypeError: There is none, as for a pickle from a version that knew more.
+    """
+    adapter = ADAPTERS.get(key) or STRUCTURES.get(key)
+    if adapter is None and key.startswith(dataflow.PREFIX):
+        adapter = dataflow.adapter(key)
+    if adapter is None:
+        raise TypeError(f"{key} is nothing that chattn_cuda can accelerate")
+    return adapter
+
+
+def origin_of(cls: Any) -> Any:
+    """``cls`` or its nearest base that has an adapter."""
+    return next((base for base in cls.__mro__ if _qualified_name(base) in ADAPTERS), None)
+
+
+def accelerated(cls: Any, key: str) -> Any:
+    """The accelerated subclass of ``cls``: the same one, while there are modules of it."""
+    for sub in type.__subclasses__(cls):  # which keeps none of them alive
+        if base_of(sub) is cls and sub.__dict__["_accelerated_as"] == key and not is_stale(sub):
+            return sub
+    return _make(cls, key)
+
+
+def is_stale(cls: Any) -> bool:
+    """Whether a class has been patched since ``cls`` was made from it."""
+    return any(getattr(owner, name, None) is not known for owner, name, known in cls._stands_for)
+
+
+def replaced(key: str, cls: Any) -> str | None:
+    """Why the methods of ``cls`` are not those that the adapter stands for; None: they are."""
+    origin = origin_of(cls) if key in ADAPTERS else cls
+    for owner, name, function in _methods(key, cls):
+        if function is None:
+            if owner is cls and getattr(cls, name, None) is not getattr(origin, name):
+                return f"it overrides the {name} of {origin.__name__}"
+            owner = origin if owner is cls else owner
+            return f"the {name} of {owner.__name__} was replaced"
+    return None
+
+
+def calls_more_than(cls: Any, mixin: Any) -> str | None:
+    """The parameters of a forward, where they are not what ``mixin`` takes."""
+    try:
+        own = list(inspect.signature(cls.forward).parameters.values())[1:]
+    except (TypeError, ValueError):
+        return "unknown"
+    takes = len(inspect.signature(mixin._fused_or_eager).parameters) - 1
+    plain = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    if len(own) == takes and all(p.kind in plain for p in own):
+        return None
+    return ", ".join(str(p.replace(annotation=p.empty)) for p in own) or "nothing"
+
+
+def _methods(key: str, cls: Any) -> Iterator[tuple[Any, str, Any]]:
+    """Class, name and function of all that an accelerated ``cls`` stands for.
+
+    None in place of the function where the adapter is for a library's class, and the function is
+    not that of its source.
+    """
+    origin = origin_of(cls) if key in ADAPTERS else None
+    for name in methods_called(origin or cls):
+        function = getattr(cls, name, None)
+        own = origin is None or (function is getattr(origin, name) and _is_own(origin, name))
+        yield cls, name, function if own else None
+    for part in adapter_for(key).parts:
+        module, _, name = part.rpartition(".")
+        owner = getattr(sys.modules.get(module), name, None)
+        if owner is not None:
+            yield owner, "forward", owner.forward if _is_own(owner, "forward") else None
+
+
+def _is_own(cls: Any, name: str) -> bool:
+    """Whether a method is the one in the source of the class that defines it."""
+    owner = next(base for base in cls.__mro__ if name in base.__dict__)
+    function, module = owner.__dict__[name], sys.modules.get(owner.__module__)
+    return (
+        isinstance(function, types.FunctionType)
+        and function.__globals__ is getattr(module, "__dict__", None)
+        and function.__qualname__ == f"{owner.__qualname__}.{name}"
+    )
+
+
+def _make(cls: Any, key: str) -> Any:
+    mixin = adapter_for(key).mixin
+    # What is nobody's own function is never the same: the class's forward runs.
+    stands_for = tuple((o, n, object() if f is None else f) for o, n, f in _methods(key, cls))
+    body = {
+        "__module__": cls.__module__,
+        "__doc__": cls.__doc__,
+        "__reduce_ex__": _reduce,
+        "explain": _explain,
+        "forward": _forward(cls, mixin, stands_for),
+        "eager_forward": _renamed(cls.forward, "eager_forward"),
+        "_accelerated_from": cls,
+        "_accelerated_as": key,
+        "_stands_for": stands_for,
+    }
+    if key not in ADAPTERS:
+        body["__setstate__"] = _set_state
+    return type(f"Accelerated{cls.__name__}", (mixin, cls), body)
+
+
+_FORWARD = """\
+def make(_fast, _base, {knowns}):
+    def forward(self, {parameters}):
+        if not torch.jit.is_scripting():
+            if {unchanged}:
+                return _fast(self, {arguments})
+            return _base.forward(self, {arguments})
+        return self.eager_forward({arguments})
+    return forward
+"""
+
+
+def _forward(cls: Any, mixin: Any, stands_for: tuple[tuple[Any, str, Any], ...]) -> Any:
+    """The forward, with the names of the parameters that the class has.
+
+    TorchScript, torch.fx and torch.export read them from the source or the code, so it is made from
+    source, as dataclasses are.
+    """
+    own = cls.forward
+    if calls_more_than(cls, mixin) or any(type(known) is object for *_, known in stands_for):
+        return lambda self, *args, **kwargs: cls.forward(self, *args, **kwargs)
+    parameters = list(inspect.signature(own).parameters.values())[1:]
+    arguments = [p.name for p in parameters]
+    count = sum(p.kind is p.POSITIONAL_ONLY for p in parameters)
+    tests, values = [], {"_fast": mixin._fused_or_eager, "_base": cls}
+    for i, (owner, name, known) in enumerate(stands_for):
+        values[f"_owner{i}"], values[f"_known{i}"] = owner, known
+        if owner is cls and name != "forward":  # somebody may set it on this class, or a module
+            tests.append(f"type(self).{name} is _known{i} and {name!r} not in self.__dict__")
+        else:
+            tests.append(f"_owner{i}.{name} is _known{i}")
+    source = _FORWARD.format(
+        knowns=", ".join(list(values)[2:]),
+        parameters=", ".join([*arguments[:count], *["/"] * (count > 0), *arguments[count:]]),
+        arguments=", ".join(arguments),
+        unchanged=" and ".join(tests),
+    )
+    file = f"<chattn_cuda forward {zlib.crc32(source.encode()):08x}>"
+    linecache.cache[file] = (len(source), None, source.splitlines(True), file)
+    scope: dict[str, Any] = {}
+    exec(compile(source, file, "exec"), {"torch": torch}, scope)
+    forward = scope["make"](**values)
+    for attribute in ("__doc__", "__defaults__", "__annotations__"):
+        setattr(forward, attribute, getattr(own, attribute, None) or getattr(forward, attribute))
+    forward.__module__, forward.__qualname__ = cls.__module__, f"{cls.__qualname__}.forward"
+    return forward
+
+
+def _renamed(function: Any, name: str) -> Any:
+    """The same function under another name: TorchScript compiles a method by its own name."""
+    if not isinstance(function, types.FunctionType):
+        return function
+    copy = types.FunctionType(
+        function.__code__, function.__globals__, name, function.__defaults__, function.__closure__
+    )
+    copy.__kwdefaults__ = function.__kwdefaults__
+    copy.__annotations__ = function.__annotations__
+    return copy
+
+
+def _qualified_name(cls: type) -> str:
+    return f"{cls.__module__}.{cls.__qualname__}"
+
+
+@torch.jit.unused
+def _explain(self: Any, *args: Any, **kwargs: Any) -> Any:
+    """How the forward would run; see `chattn_cuda.explain`."""
+    cls = type(self)
+    own = base_of(cls)
+    found = dataclasses.replace(
+        adapter_for(cls._accelerated_as).mixin.explain(self, *args, **kwargs), cls=own.__name__
+    )
+    for owner, name, known in cls._stands_for:
+        if getattr(owner, name, None) is not known or (owner is own and name in self.__dict__):
+            reason = f"the {name} of {owner.__name__} was replaced"
+            return dataclasses.replace(
+                found, backend="reference", path="eager", reasons=(reason,), notes=()
+            )
+    return found
+
+
+def _reduce(self: Any, protocol: Any) -> Any:
+    """Pickle by the original class: the accelerated one is in no module."""
+    base = base_of(type(self))
+    _, _, *state = base.__reduce_ex__(self, protocol)
+    return _rebuild, (base, type(self)._accelerated_as), *state
+
+
+def _rebuild(base: Any, key: str) -> Any:
+    """An empty accelerated module, for pickle to fill."""
+    cls = accelerated(base, key)
+    return cls.__new__(cls)
+
+
+def _set_state(self: Any, state: Any) -> None:
+    """Fill a module known by structure: where it is loaded, its class may compute another thing."""
+    cls = type(self)
+    self.__class__ = base_of(cls)
+    self.__setstate__(state)
+    if probe.difference(self, cls) is None:
+        self.__class__ = cls
