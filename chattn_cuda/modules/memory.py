@@ -111,12 +111,14 @@ def _add_steps(memory: _Memory, parent: Any, index: dict[int, int]) -> bool:
         own, settings = layer.__dict__, _SETTINGS.get(type(layer))
         if settings is None:
             settings = tuple(n for n, v in own.items() if n[0] != "_" and _is_plain(v))
-        elif not all(_is_plain(own.get(n)) for n in settings):
+        elif not all(n in own and _is_plain(own[n]) for n in settings):
             return False
         if "forward" in own or any(own[hooks] for hooks in _HOOKS):
             return False
         get, names = itemgetter(*_HOOKS, *settings), tuple(layer._modules) or None
-        memory.steps.append((at, name, type(layer), get, get(own), names))
+        # not the hooks' own dictionaries, which would always equal themselves
+        values = ({}, {}, {}, {}, *(own[n] for n in settings))
+        memory.steps.append((at, name, type(layer), get, values, names))
         index[id(layer)] = len(memory.steps)
         if names and not _add_steps(memory, layer, index):
             return False
