@@ -22,11 +22,13 @@ from chattn_cuda.functional import checked
 from chattn_cuda.modules import (
     EfficientChannelAttention,
     GatherExcite,
+    SelectiveKernel,
     SpatialChannelSqueezeExcite,
     SqueezeExcite,
     SqueezeExciteCl,
     memory,
 )
+from chattn_cuda.modules.selective_kernel import SelectiveKernelForward
 from tests import cases
 from tests.peers import SELayer, eca_layer
 
@@ -40,6 +42,8 @@ def _needs_cpu() -> None:
 
 
 def is_remembered(module: Any, x: Tensor = X) -> bool:
+    if isinstance(module, SelectiveKernelForward):
+        return memory.recall(module) is not None
     return module._repeat(x) is not None
 
 
@@ -73,15 +77,20 @@ MODULES: dict[str, Callable[[], Any]] = {
     "ECA": lambda: EfficientChannelAttention(C).eval(),
     "SELayer": lambda: accelerated(SELayer(C)),
     "eca_layer": lambda: accelerated(eca_layer(C)),
+    "SK": lambda: SelectiveKernel(C, attn_bias=True).eval(),
+    "timm SK": lambda: accelerated(pytest.importorskip("timm").layers.SelectiveKernel(C)),
 }
 
 
 def inner(module: Any) -> list[tuple[str, Any]]:
     """Everything that is called inside, by name."""
-    return [(name, m) for name, m in module.named_modules() if name]
+    return [
+        (name, m) for name, m in module.named_modules() if name and not isinstance(m, nn.ModuleList)
+    ]
 
 
 @pytest.mark.parametrize("name", MODULES)
+@torch.no_grad()
 def test_a_hook_on_any_layer_runs(name: str) -> None:
     for layer, _ in inner(MODULES[name]()):
         module = MODULES[name]()
@@ -98,6 +107,7 @@ def test_a_hook_on_any_layer_runs(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", MODULES)
+@torch.no_grad()
 def test_a_forward_on_any_layer_runs(name: str) -> None:
     for layer, _ in inner(MODULES[name]()):
         module = MODULES[name]()
@@ -110,6 +120,7 @@ def test_a_forward_on_any_layer_runs(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", MODULES)
+@torch.no_grad()
 def test_any_layer_may_be_replaced(name: str) -> None:
     for layer, _ in inner(MODULES[name]()):
         module = MODULES[name]()
@@ -196,6 +207,32 @@ def test_a_norm_is_noticed() -> None:
     warm(module.eval())
     module.bn.running_mean = module.bn.running_var = None
     same_as_eager(module)
+
+
+def test_a_selective_kernels_settings_are_noticed() -> None:
+    module = MODULES["SK"]()
+    with torch.no_grad():
+        warm(module)
+        for bn in (module.paths[1].bn, module.attn.bn):
+            bn.running_mean.add_(1)
+            bn.eps = 0.5
+            same_as_eager(module)
+        warm(module)
+        module.paths[0].bn.train()
+        same_as_eager(module)
+        module.eval(), warm(module)
+        module.attn.fc_select.weight = nn.Parameter(torch.randn_like(module.attn.fc_select.weight))
+        same_as_eager(module)
+    module.train()
+    x = X.clone().requires_grad_()
+    expected = copy.deepcopy(module)
+    y, z = module(x), expected.eager_forward(x)
+    torch.testing.assert_close(y, z, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(module.attn.bn.running_var, expected.attn.bn.running_var)
+    with pytest.raises(ValueError, match="statistics of one sample"):
+        module(X[:1])
+    with pytest.raises(ValueError, match="x must have shape"):
+        module(X[:, 1:])
 
 
 def test_an_mlp_that_is_added_is_noticed() -> None:

@@ -37,7 +37,7 @@ def inner_network(
     if cardinality == 1 and not torch.compiler.is_compiling():
         form = network_form(reduce, norm, act, select)
         if form is not None:
-            tensors = tensors_at(form.places(reduce, norm, select))
+            tensors = tensors_at(form.places(reduce, norm, act, select))
             plain = form.network(branches, u.shape[0], u.dtype, *tensors)
             if plain is not None:
                 return plain
@@ -63,7 +63,7 @@ class NetworkForm(NamedTuple):
     relu: bool
     norm: tuple[bool, bool, float | None, float] | None
 
-    def places(self, reduce: Any, norm: Any, select: Any) -> list[tuple[Any, str]]:
+    def places(self, reduce: Any, norm: Any, act: Any, select: Any) -> list[tuple[Any, str]]:
         """Where the tensors are that `network` takes."""
         places = [(reduce, "weight"), (reduce, "bias"), (select, "weight"), (select, "bias")]
         if self.norm is not None:
