@@ -154,7 +154,7 @@ def recall(owner: Any) -> tuple[Any, list[Any]] | None:
                 return None
             if names is not None and tuple(own["_modules"]) != names:
                 return None
-        tensors = []
+        tensors: list[Any] = []
         for place in memory.places:
             if place is None:
                 tensors.append(None)

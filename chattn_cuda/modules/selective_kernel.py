@@ -260,7 +260,8 @@ class SelectiveKernelForward(FusedForward):
         form = network_form(*layers)
         if form is None or type(self).branches is not SelectiveKernelForward.branches:
             return
-        places, eps = form.places(*layers), ()
+        places = form.places(*layers)
+        eps: tuple[float, ...] = ()
         stages = self._stages()
         if stages is not None and (prologue := as_prologue([behind for _, behind in stages])):
             eps = tuple(norm[-1] for norm in prologue.norms)
