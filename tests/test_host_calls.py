@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import operator
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -14,13 +15,22 @@ import torch
 from torch import nn
 
 from chattn_cuda import accelerate, functional
-from chattn_cuda.modules import SelectiveKernelAttn
+from chattn_cuda.modules import (
+    CircularEfficientChannelAttention,
+    EffectiveSqueezeExcite,
+    EfficientChannelAttention,
+    GatherExcite,
+    SelectiveKernelAttn,
+    SqueezeExcite,
+    SqueezeExciteCl,
+)
 from tests import cases
 
-MOST = 40
+MOST = 40  # of a selective kernel
+INFERENCE, TRAINING, FUNCTION = 25, 30, 15
 
 
-def python_calls(call: Callable[[], Any]) -> int:
+def python_calls(call: Callable[[], Any], also_layers: bool = False) -> int:
     """Functions entered by ``call``, but for those of nn.Module and its layers."""
     call()
     entered, layers = 0, 0
@@ -38,7 +48,66 @@ def python_calls(call: Callable[[], Any]) -> int:
     finally:
         sys.setprofile(None)
     assert entered > 5
-    return entered - 1
+    return entered - 1 + (layers if also_layers else 0)
+
+
+def _of(library: str, name: str, *arguments: int) -> Callable[[], nn.Module]:
+    """A class of another library, by its place there."""
+    return lambda: operator.attrgetter(name)(pytest.importorskip(library))(64, *arguments)
+
+
+MODULES: dict[str, Callable[[], nn.Module]] = {
+    "SE": lambda: SqueezeExcite(64),
+    "SE with a norm": lambda: SqueezeExcite(64, norm_layer=nn.BatchNorm2d),
+    "SE of Linear": lambda: SqueezeExciteCl(64),
+    "GE": lambda: GatherExcite(64),
+    "effective SE": lambda: EffectiveSqueezeExcite(64),
+    "ECA": lambda: EfficientChannelAttention(64),
+    "circular ECA": lambda: CircularEfficientChannelAttention(64),
+    "timm SEModule": _of("timm", "layers.SEModule"),
+    "timm EffectiveSEModule": _of("timm", "layers.EffectiveSEModule"),
+    "timm EcaModule": _of("timm", "layers.EcaModule"),
+    "timm CecaModule": _of("timm", "layers.CecaModule"),
+    "timm SqueezeExcite": _of("timm", "models._efficientnet_blocks.SqueezeExcite"),
+    "torchvision SqueezeExcitation": _of("torchvision", "ops.SqueezeExcitation", 8),
+}
+
+
+@pytest.mark.parametrize("mode", ["no_grad", "inference_mode", "autocast", "training"])
+@pytest.mark.parametrize("name", MODULES)
+def test_module(name: str, mode: str) -> None:
+    """All of them, those of nn.Module included."""
+    cases.require("cpu")
+    module, training = MODULES[name](), mode == "training"
+    if "." in type(module).__module__ and not type(module).__module__.startswith("chattn_cuda"):
+        assert accelerate(module, "cpu").changed
+    module.train(training and "norm" not in name)
+    x = torch.randn((2, 2, 2, 64) if isinstance(module, SqueezeExciteCl) else (2, 64, 2, 2))
+    if mode == "autocast":  # float32 weights beside a bfloat16 map
+        x = x.bfloat16()
+    with (
+        torch.inference_mode(mode == "inference_mode"),
+        torch.set_grad_enabled(training),
+        torch.autocast("cpu", torch.bfloat16, enabled=mode == "autocast"),
+    ):
+        entered = python_calls(lambda: module(x.requires_grad_(training)), also_layers=True)
+    assert entered <= (TRAINING if training else INFERENCE)
+
+
+@pytest.mark.parametrize("grad", [False, True], ids=["inference", "training"])
+def test_functions(grad: bool) -> None:
+    cases.require("cpu")
+    x = torch.randn(2, 64, 4, 4)
+    w1, b1, w2, b2 = torch.randn(8, 64), torch.randn(8), torch.randn(64, 8), torch.randn(64)
+    full, kernel = torch.randn(64, 64), torch.randn(1, 1, 3)
+    for call in (
+        lambda: functional.squeeze_excite(x, w1, b1, w2, b2),
+        lambda: functional.effective_squeeze_excite(x, full, b2),
+        lambda: functional.efficient_channel_attention(x, kernel),
+    ):
+        with torch.set_grad_enabled(grad):
+            x.requires_grad_(grad)
+            assert python_calls(call) <= (FUNCTION if not grad else FUNCTION + 2)
 
 
 @pytest.mark.parametrize("grad", [False, True], ids=["inference", "training"])

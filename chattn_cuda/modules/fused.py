@@ -32,6 +32,7 @@ __all__ = [
     "parameter",
     "pointwise_obstacle",
     "submodule_obstacle",
+    "tensors_at",
 ]
 
 _POOLS = (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)
@@ -169,8 +170,7 @@ class FusedForward:
         """
         if torch.compiler.is_compiling():
             return
-        tensors = [None if layer is None else parameter(layer, name) for layer, name in places]
-        key, _ = checked.find(call, m, tensors)
+        key, _ = checked.find(call, m, tensors_at(places))
         if key is not None:
             checked.remember(key, backend, *call.constants)
             memory.remember(self, places, self._reads, call)
@@ -215,6 +215,21 @@ def parameter(module: Any, name: str) -> Any:
         if name in tensors:
             return tensors[name]
     return getattr(module, name)
+
+
+def tensors_at(places: Sequence[memory.Place]) -> list[Any]:
+    """`parameter` for several places; None where there is no layer."""
+    found: list[Any] = []
+    for layer, name in places:
+        if layer is None:
+            found.append(None)
+        elif name in layer._parameters:
+            found.append(layer._parameters[name])
+        elif name in layer._buffers:
+            found.append(layer._buffers[name])
+        else:
+            found.append(getattr(layer, name))
+    return found
 
 
 def must_be_plain(backend: str) -> bool:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from chattn_cuda import activations, ops, reference
 from chattn_cuda.hooks import are_as_their_classes
-from chattn_cuda.modules.fused import are_pointwise, children, parameter, pointwise_obstacle
+from chattn_cuda.modules.fused import are_pointwise, children, pointwise_obstacle, tensors_at
 
 __all__ = ["NetworkForm", "inner_network", "network_form"]
 
@@ -37,7 +37,7 @@ def inner_network(
     if cardinality == 1 and not torch.compiler.is_compiling():
         form = network_form(reduce, norm, act, select)
         if form is not None:
-            tensors = [parameter(layer, name) for layer, name in form.places(reduce, norm, select)]
+            tensors = tensors_at(form.places(reduce, norm, act, select))
             plain = form.network(branches, u.shape[0], u.dtype, *tensors)
             if plain is not None:
                 return plain
@@ -63,14 +63,14 @@ class NetworkForm(NamedTuple):
     relu: bool
     norm: tuple[bool, bool, float | None, float] | None
 
-    def places(self, reduce: Any, norm: Any, select: Any) -> list[tuple[Any, str]]:
+    def places(self, reduce: Any, norm: Any, act: Any, select: Any) -> list[tuple[Any, str]]:
         """Where the tensors are that `network` takes."""
-        places = [(layer, name) for layer in (reduce, select) for name in ("weight", "bias")]
+        places = [(reduce, "weight"), (reduce, "bias"), (select, "weight"), (select, "bias")]
         if self.norm is not None:
-            names = ["weight", "bias", "running_mean", "running_var"]
-            if norm.track_running_stats:
-                names.append("num_batches_tracked")
-            places += [(norm, name) for name in names]
+            places += ((norm, "weight"), (norm, "bias"))
+            places += ((norm, "running_mean"), (norm, "running_var"))
+            if self.norm[:2] == (True, True):  # the count of updates
+                places.append((norm, "num_batches_tracked"))
         return places
 
     def network(

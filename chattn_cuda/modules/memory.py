@@ -111,7 +111,7 @@ def _add_steps(memory: _Memory, parent: Any, index: dict[int, int]) -> bool:
         own, settings = layer.__dict__, _SETTINGS.get(type(layer))
         if settings is None:
             settings = tuple(n for n, v in own.items() if n[0] != "_" and _is_plain(v))
-        elif not all(_is_plain(own.get(n)) for n in settings):
+        elif not all(n in own and _is_plain(own[n]) for n in settings):
             return False
         if "forward" in own or any(own[hooks] for hooks in _HOOKS):
             return False
@@ -154,7 +154,7 @@ def recall(owner: Any) -> tuple[Any, list[Any]] | None:
                 return None
             if names is not None and tuple(own["_modules"]) != names:
                 return None
-        tensors = []
+        tensors: list[Any] = []
         for place in memory.places:
             if place is None:
                 tensors.append(None)

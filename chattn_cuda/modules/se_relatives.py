@@ -309,6 +309,10 @@ class GatherExcite(SqueezeExciteForward, nn.Module):
     def fused_layers(self) -> SqueezeExciteLayers:
         """The layers of the MLP."""
         mlp, names = self.mlp, ("mlp.fc1", "mlp.fc2")
+        if type(mlp) is not _Mlp:
+            return SqueezeExciteLayers(
+                None, None, "identity", None, "identity", changed=f"mlp is a {type(mlp).__name__}"
+            )
         return SqueezeExciteLayers(
             mlp.fc1, None, mlp.act, mlp.fc2, self.gate, self.add_maxpool, names, (mlp,)
         )

@@ -12,9 +12,10 @@ from chattn_cuda import activations, backends, functional, ops, validation
 from chattn_cuda.activations import ActivationSpec
 from chattn_cuda.explanation import Explanation, explain_call
 from chattn_cuda.hooks import are_as_their_classes, own_behaviour
+from chattn_cuda.modules import memory
 from chattn_cuda.modules.batch_norm import as_prologue
-from chattn_cuda.modules.fused import FusedForward
-from chattn_cuda.modules.inner_network import inner_network
+from chattn_cuda.modules.fused import FusedForward, children
+from chattn_cuda.modules.inner_network import NetworkForm, inner_network, network_form
 
 __all__ = [
     "SelectiveKernelAttn",
@@ -190,22 +191,30 @@ class SelectiveKernelForward(FusedForward):
         """As `before_norm`; the stages are the paths, where their layers are known."""
         if type(self).branches is not SelectiveKernelForward.branches:
             return self.branches(x), None
+        stages = self._stages()
+        if stages is None:
+            return self.branches(x), None
+        if not self.split_input:
+            return before_norm(stages, [x] * self.num_paths)
+        return before_norm(stages, torch.chunk(x, self.num_paths, 1))
+
+    @torch.jit.unused
+    def _stages(self) -> list[tuple[Any, list[Any]]] | None:
+        """Of each path the convolution and the layers behind it; None where they are not known."""
         paths = self._modules["paths"]._modules.values()
         if not are_as_their_classes(*paths):
-            return self.branches(x), None
+            return None
         stages = []
         for path in paths:
             kind = type(path)
             if (kind.__module__, kind.__qualname__) not in _PATHS:
-                return self.branches(x), None
+                return None
             own, layers = path._modules, []
             for name in ("bn", "drop", "act", "aa"):
                 if name in own:
                     layers.append(own[name])
             stages.append((own["conv"], layers))
-        if not self.split_input:
-            return before_norm(stages, [x] * self.num_paths)
-        return before_norm(stages, torch.chunk(x, self.num_paths, 1))
+        return stages
 
     def eager_forward(self, x: Tensor) -> Tensor:
         """The block by its submodules, one after the other."""
@@ -232,12 +241,57 @@ class SelectiveKernelForward(FusedForward):
     def fused_forward(self, x: Tensor) -> Tensor | None:
         """The block, with what follows the paths by the operators."""
         validation.check_map(x, self.in_channels)
+        known = None if torch.compiler.is_compiling() else memory.recall(self)
+        if known is not None:
+            return self._as_known(x, *known)
         if self.obstacle() is not None:
             backends.select(self._backend, x.device.type)
             return in_format_of(x, self.eager_forward(x))  # the checks need not run again
         branches, prologue = self.branches_before_norm(x)
         network = _attn_network(self._modules["attn"], branches[0])
+        if type(network) is ops.Network:
+            self._remember_layers()
         return fuse(branches, network, self._backend, prologue=prologue)
+
+    @torch.jit.unused
+    def _remember_layers(self) -> None:
+        """Let `_as_known` run for as long as the layers are these; see `memory`."""
+        layers = children(self._modules["attn"], *_LAYERS)
+        form = network_form(*layers)
+        if form is None or type(self).branches is not SelectiveKernelForward.branches:
+            return
+        places = form.places(*layers)
+        eps: tuple[float, ...] = ()
+        stages = self._stages()
+        if stages is not None and (prologue := as_prologue([behind for _, behind in stages])):
+            eps = tuple(norm[-1] for norm in prologue.norms)
+            for _, (norm, *_) in stages:
+                places += ((norm, "weight"), (norm, "bias"))
+                places += ((norm, "running_mean"), (norm, "running_var"))
+        memory.remember(self, places, ("in_channels", "num_paths", "split_input"), (form, eps))
+
+    @torch.jit.unused
+    def _as_known(self, x: Tensor, found: tuple[NetworkForm, Any], tensors: list[Any]) -> Tensor:
+        """The block by what an earlier call found; in inference as `before_norm`."""
+        (form, eps), count = found, self.num_paths
+        maps = list(torch.chunk(x, count, 1) if self.split_input else [x] * count)
+        paths, prologue = self._modules["paths"]._modules.values(), None
+        first = len(tensors) - 4 * len(eps)  # of the paths' norms
+        if eps and not torch.is_grad_enabled():
+            norms: list[ops.Norm] = []
+            for m, path in enumerate(paths):
+                maps[m] = path._modules["conv"](maps[m])
+                weight, bias, mean, var = tensors[first + 4 * m : first + 4 * m + 4]
+                norms.append((weight, bias, mean, var, eps[m]))
+            prologue = ops.Prologue(None, norms)
+        else:
+            for m, path in enumerate(paths):
+                maps[m] = path(maps[m])
+        u = maps[0]
+        network = form.network(count, u.shape[0], u.dtype, *tensors[:first])
+        if network is None:
+            return fuse(maps, _attn_network(self._modules["attn"], u), self._backend, 1, prologue)
+        return fuse(maps, network, self._backend, 1, prologue)
 
     @torch.jit.unused
     def explain(self, x: Tensor) -> Explanation:

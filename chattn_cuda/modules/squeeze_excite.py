@@ -17,9 +17,9 @@ from chattn_cuda.modules.fused import (
     FusedForward,
     child,
     is_global_average_pool,
-    parameter,
     pointwise_obstacle,
     submodule_obstacle,
+    tensors_at,
 )
 from chattn_cuda.modules.make_divisible import reduced_channels
 
@@ -103,9 +103,8 @@ class SqueezeExciteLayers(NamedTuple):
         return places
 
     def weights(self) -> list[Tensor | None]:
-        """The tensors in these places; None for those of a layer that there is not."""
-        found = self.places()
-        return [None if layer is None else parameter(layer, name) for layer, name in found]
+        """The tensors in these places."""
+        return tensors_at(self.places())
 
     def is_normalised(self) -> bool:
         """Whether there is a normalisation."""
