@@ -114,11 +114,6 @@ struct Forward {
               at<A>(p.logits, n0 * rows), n1 - n0, rows, i0, i1, d);
   }
 
-  void squeeze(index_t n, index_t c0, index_t c1) const { passes.squeeze(x, p.pooled, n, c0, c1); }
-  void select(index_t n, index_t c0, index_t c1) const {
-    passes.select(x, p.logits, p.y, n, c0, c1);
-  }
-
   void run(const Parallel& parallel) {
     if (!prologue.empty()) x.prologue = prologue.data();
     const index_t samples = p.map.n;
@@ -127,24 +122,23 @@ struct Forward {
       parallel.run(0, samples, 1, [&](index_t first, index_t last) {
         for (index_t n0 = first; n0 < last; n0 += schedule.tile) {
           const index_t n1 = std::min(last, n0 + schedule.tile);
-          for (index_t n = n0; n < n1; ++n) squeeze(n, 0, c);
+          for (index_t n = n0; n < n1; ++n) passes.squeeze_sample(x, p.pooled, n);
           hidden(n0, n1, 0, d);
           activate(n0, n1);
           logits(n0, n1, 0, rows);
-          for (index_t n = n1; n-- > n0;) select(n, 0, c);
+          for (index_t n = n1; n-- > n0;) passes.select_sample(x, p.logits, p.y, n);
         }
       });
       return;
     }
-    for_channels(p.map, parallel, [&](index_t n, index_t c0, index_t c1) { squeeze(n, c0, c1); });
+    passes.squeeze(x, p.pooled, parallel);
     parallel.run(0, d, grain(samples * c),
                  [&](index_t j0, index_t j1) { hidden(0, samples, j0, j1); });
     if (network.norm == Norm::of_batch) statistics();
     activate(0, samples);
     parallel.run(0, rows, grain(samples * d),
                  [&](index_t i0, index_t i1) { logits(0, samples, i0, i1); });
-    for_channels(
-        p.map, parallel, [&](index_t n, index_t c0, index_t c1) { select(n, c0, c1); }, true);
+    passes.select(x, p.logits, p.y, parallel);
   }
 };
 
@@ -213,9 +207,7 @@ struct Backward {
   }
 
   void run(const Parallel& parallel) const {
-    for_channels(p.map, parallel, [&](index_t n, index_t c0, index_t c1) {
-      passes.dot(p.x, p.dy, p.logits, p.dlogits, dz, n, c0, c1);
-    });
+    passes.dot(p.x, p.dy, p.logits, p.dlogits, dz, parallel);
     parallel.run(0, d, std::max<index_t>(16, grain(samples * rows)),
                  [&](index_t j0, index_t j1) { hidden(j0, j1); });
     if (network.norm != Norm::none) before_norm();
@@ -223,10 +215,7 @@ struct Backward {
       parallel.run(0, c, std::max<index_t>(16, grain(samples * d)), [&](index_t c0, index_t c1) {
         reduce.columns(dh, network.reduce.w, dp, samples, d, c, c0, c1);
       });
-      const auto body = [&](index_t n, index_t c0, index_t c1) {
-        passes.gradient(p.dy, p.logits, dp, p.dx, n, c0, c1);
-      };
-      for_channels(p.map, parallel, body, true);
+      passes.gradient(p.dy, p.logits, dp, p.dx, parallel);
     }
     weights(parallel);
   }
