@@ -62,7 +62,9 @@ class Figure(NamedTuple):
 @functools.cache
 def flush() -> Callable[[], object]:
     """A function that reads more memory than the last cache holds."""
-    sizes = [p.read_text().strip() for p in Path("/sys/devices/system/cpu/cpu0/cache").glob("*/size")]
+    sizes = [
+        p.read_text().strip() for p in Path("/sys/devices/system/cpu/cpu0/cache").glob("*/size")
+    ]
     units = {"K": 2**10, "M": 2**20}
     largest = max((int(s[:-1]) * units[s[-1]] for s in sizes), default=32 * 2**20)
     return torch.ones(min(4 * largest, 2**29) // 4).sum
