@@ -82,6 +82,21 @@ def _timm_eca(channels: int) -> nn.Module:
     return EcaModule(channels)
 
 
+def _timm_ese(channels: int) -> nn.Module:
+    from timm.layers import EffectiveSEModule
+
+    return EffectiveSEModule(channels)
+
+
+def _timm_split_attn(channels: int) -> nn.Module:
+    """What follows the convolution; its map has the channels of both branches."""
+    from timm.layers import SplitAttn
+
+    module = SplitAttn(channels // 2, groups=2, norm_layer=nn.BatchNorm2d)
+    module.conv = nn.Identity()
+    return module
+
+
 class _Branches(nn.Module):
     """timm's attention of two branches."""
 
@@ -112,6 +127,21 @@ BLOCKS: dict[str, Block] = {
             _Branches,
             tuple((8, c, h, h) for c, h in ((128, 56), (256, 28), (512, 14), (1024, 7))),
             maps=2,
+        ),
+        Block(
+            "ese",
+            "Effective Squeeze-and-Excitation",
+            "timm EffectiveSEModule",
+            ("timm",),
+            _timm_ese,
+        ),
+        Block(
+            "split_attn",
+            "Split attention",
+            "timm SplitAttn",
+            ("timm",),
+            _timm_split_attn,
+            tuple((8, c, h, h) for c, h in ((128, 56), (256, 28), (512, 14), (1024, 7))),
         ),
     )
 }

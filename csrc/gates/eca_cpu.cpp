@@ -126,6 +126,11 @@ void for_tiles(const MapShape& map, const ConvGate& gate, index_t maps, Reduce&&
   // Short rows of a channels_last map would waste what is fetched around them.
   const index_t least = map.channels_last ? 2048 / size_of(map.dtype) : 1;
   const index_t tile = std::max(kCachedBytes / plane_bytes, least), reach = gate.reach();
+  if (map.channels_last && map.c <= kWholeRow) {
+    reduce(0, map.c);
+    write(0, map.c);
+    return;
+  }
   // The first gates of a circular convolution need the last channels.
   const index_t end = gate.circular ? std::max<index_t>(map.c - reach, 0) : map.c;
   if (end < map.c) reduce(end, map.c);
@@ -138,6 +143,18 @@ void for_tiles(const MapShape& map, const ConvGate& gate, index_t maps, Reduce&&
   }
 }
 
+// body(region) over channels [c0, c1) of a sample, which the pass before has read: in channels_last
+// the last positions first, as all of them may be more than the cache holds.
+template <class Body>
+void tile_backwards(const MapShape& map, index_t n, index_t c0, index_t c1, Body&& body) {
+  Region r = region(map, n, c0, c1);
+  for (index_t p0 = (map.hw - 1) / r.span * r.span; p0 >= 0; p0 -= r.span) {
+    r.p0 = p0;
+    body(r);
+    r.p1 = p0;
+  }
+}
+
 template <class A>
 struct Forward {
   const EcaForward& p;
@@ -146,18 +163,20 @@ struct Forward {
   const index_t c = p.map.c;
   const Convolution<A> convolution{p.gate, c, p.weight};
 
-  void squeeze(index_t n, index_t c0, index_t c1) const {
+  void pool(index_t n, index_t c0, index_t c1) const {
     A* sum = at<A>(p.pooled, n * c);
-    pass.squeeze(p.map, p.x, n, c0, c1, sum, nullptr);
     const A scale = A(1) / static_cast<A>(p.map.hw);
     for (index_t i = c0; i < c1; ++i) sum[i] *= scale;
   }
 
-  void rescale(index_t n, index_t c0, index_t c1, bool stream) const {
+  void gates(index_t n, index_t c0, index_t c1) const {
     A* s = at<A>(p.scale, n * c);
     convolution.apply(at<A>(p.pooled, n * c), s, c0, c1, false);
     matrix.activate(p.gate.gate, 0, s + c0, c1 - c0);
-    pass.rescale(p.map, p.x, n, c0, c1, s, p.y, stream);
+  }
+
+  void rescale(const Region& r, bool stream) const {
+    pass.rescale(p.map, p.x, r, at<A>(p.scale, r.n * c), p.y, stream);
   }
 
   void run(const Parallel& parallel) const {
@@ -166,14 +185,30 @@ struct Forward {
       parallel.run(0, p.map.n, 1, [&](index_t first, index_t last) {
         for (index_t n = first; n < last; ++n)
           for_tiles(
-              p.map, p.gate, 1, [&](index_t c0, index_t c1) { squeeze(n, c0, c1); },
-              [&](index_t c0, index_t c1) { rescale(n, c0, c1, schedule.stream); });
+              p.map, p.gate, 1,
+              [&](index_t c0, index_t c1) {
+                pass.squeeze(p.map, p.x, region(p.map, n, c0, c1), at<A>(p.pooled, n * c), nullptr);
+                pool(n, c0, c1);
+              },
+              [&](index_t c0, index_t c1) {
+                gates(n, c0, c1);
+                tile_backwards(p.map, n, c0, c1,
+                               [&](const Region& r) { rescale(r, schedule.stream); });
+              });
       });
       return;
     }
-    for_channels(p.map, parallel, [&](index_t n, index_t c0, index_t c1) { squeeze(n, c0, c1); });
-    for_channels(p.map, parallel,
-                 [&](index_t n, index_t c0, index_t c1) { rescale(n, c0, c1, schedule.stream); });
+    const SpanSums<A> sums(p.map, 1);
+    for_regions(p.map, parallel, [&](const Region& r) {
+      pass.squeeze(p.map, p.x, r, sums.at(r, at<A>(p.pooled, r.n * c)), nullptr);
+    });
+    for_planes(p.map, parallel, sums.count(), [&](index_t n, index_t c0, index_t c1) {
+      sums.merge(n, c0, c1, 0, 1, at<A>(p.pooled, n * c));
+      pool(n, c0, c1);
+    });
+    for_planes(p.map, parallel, p.gate.taps + 8,
+               [&](index_t n, index_t c0, index_t c1) { gates(n, c0, c1); });
+    for_regions(p.map, parallel, [&](const Region& r) { rescale(r, schedule.stream); }, true);
   }
 };
 
@@ -186,22 +221,25 @@ struct Backward {
   std::vector<A> dz = std::vector<A>(static_cast<std::size_t>(p.map.planes()));
   std::vector<A> dmean = std::vector<A>(p.dx ? static_cast<std::size_t>(p.map.planes()) : 0);
 
-  void reduce(index_t n, index_t c0, index_t c1) {
+  // dz of planes whose dots are there.
+  void before_gate(index_t n, index_t c0, index_t c1) {
     A* d = dz.data() + n * c;
     const A* dgate = at<A>(p.dgate, n * c);
     const A* s = at<A>(p.scale, n * c);
-    pass.dot(p.map, p.dy, p.x, n, c0, c1, d, nullptr, nullptr);
     for (index_t i = c0; i < c1; ++i)
       d[i] = gate_gradient(p.gate.gate, s[i], dgate ? d[i] + dgate[i] : d[i]);
   }
 
-  void gradient(index_t n, index_t c0, index_t c1, bool stream) {
+  void means(index_t n, index_t c0, index_t c1) {
     A* mean = dmean.data() + n * c;
     convolution.apply(dz.data() + n * c, mean, c0, c1, true);
     const A scale = A(1) / static_cast<A>(p.map.hw);
     for (index_t i = c0; i < c1; ++i) mean[i] *= scale;
-    pass.gradient(p.map, p.dy, p.x, n, c0, c1, at<A>(p.scale, n * c), mean, nullptr, nullptr, p.dx,
-                  stream);
+  }
+
+  void gradient(const Region& r, bool stream) const {
+    pass.gradient(p.map, p.dy, p.x, r, at<A>(p.scale, r.n * c), dmean.data() + r.n * c, nullptr,
+                  nullptr, p.dx, stream);
   }
 
   // The samples' gradients are added in their order, whatever the number of threads.
@@ -228,17 +266,33 @@ struct Backward {
       parallel.run(0, p.map.n, 1, [&](index_t first, index_t last) {
         for (index_t n = first; n < last; ++n)
           for_tiles(
-              p.map, p.gate, 2, [&](index_t c0, index_t c1) { reduce(n, c0, c1); },
+              p.map, p.gate, 2,
               [&](index_t c0, index_t c1) {
-                if (p.dx) gradient(n, c0, c1, schedule.stream);
+                pass.dot(p.map, p.dy, p.x, region(p.map, n, c0, c1), dz.data() + n * c, nullptr,
+                         nullptr);
+                before_gate(n, c0, c1);
+              },
+              [&](index_t c0, index_t c1) {
+                if (!p.dx) return;
+                means(n, c0, c1);
+                tile_backwards(p.map, n, c0, c1,
+                               [&](const Region& r) { gradient(r, schedule.stream); });
               });
       });
     } else {
-      for_channels(p.map, parallel, [&](index_t n, index_t c0, index_t c1) { reduce(n, c0, c1); });
-      if (p.dx)
-        for_channels(p.map, parallel, [&](index_t n, index_t c0, index_t c1) {
-          gradient(n, c0, c1, schedule.stream);
-        });
+      const SpanSums<A> sums(p.map, 1);
+      for_regions(p.map, parallel, [&](const Region& r) {
+        pass.dot(p.map, p.dy, p.x, r, sums.at(r, dz.data() + r.n * c), nullptr, nullptr);
+      });
+      for_planes(p.map, parallel, sums.count(), [&](index_t n, index_t c0, index_t c1) {
+        sums.merge(n, c0, c1, 0, 1, dz.data() + n * c);
+        before_gate(n, c0, c1);
+      });
+      if (p.dx) {
+        for_planes(p.map, parallel, p.gate.taps,
+                   [&](index_t n, index_t c0, index_t c1) { means(n, c0, c1); });
+        for_regions(p.map, parallel, [&](const Region& r) { gradient(r, schedule.stream); }, true);
+      }
     }
     if (p.dweight) weight_gradients(parallel);
   }

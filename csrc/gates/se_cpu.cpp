@@ -34,10 +34,10 @@ struct Forward {
         c(p.map.c),
         rd(p.gate.rd) {}
 
-  void squeeze(index_t n, index_t c0, index_t c1) const {
+  // The pooled values of planes whose sums and maxima are there.
+  void pool(index_t n, index_t c0, index_t c1) const {
     A* sum = at<A>(p.pooled, n * c);
-    A* peak = at<A>(p.peak, n * c);
-    pass.squeeze(p.map, p.x, n, c0, c1, sum, peak);
+    const A* peak = at<A>(static_cast<const void*>(p.peak), n * c);
     const A scale = A(1) / static_cast<A>(p.map.hw);
     for (index_t i = c0; i < c1; ++i)
       sum[i] = peak ? A(0.5) * (sum[i] * scale + peak[i]) : sum[i] * scale;
@@ -63,8 +63,24 @@ struct Forward {
     for (index_t n = 0; n < n1 - n0; ++n) matrix.activate(p.gate.gate, 0, s + n * c + c0, c1 - c0);
   }
 
-  void rescale(index_t n, index_t c0, index_t c1, bool stream) const {
-    pass.rescale(p.map, p.x, n, c0, c1, at<A>(p.scale, n * c), p.y, stream);
+  void rescale(const Region& r, bool stream) const {
+    pass.rescale(p.map, p.x, r, at<A>(p.scale, r.n * c), p.y, stream);
+  }
+
+  // All threads together.
+  void squeeze(const Parallel& parallel) const {
+    const SpanSums<A> sums(p.map, 1), peaks(p.map, p.peak ? 1 : 0);
+    for_regions(p.map, parallel, [&](const Region& r) {
+      pass.squeeze(p.map, p.x, r, sums.at(r, at<A>(p.pooled, r.n * c)),
+                   peaks.at(r, at<A>(p.peak, r.n * c)));
+    });
+    for_planes(p.map, parallel, sums.count(), [&](index_t n, index_t c0, index_t c1) {
+      sums.merge(n, c0, c1, 0, 1, at<A>(p.pooled, n * c));
+      if (p.peak)
+        peaks.merge(n, c0, c1, 0, 1, at<A>(p.peak, n * c),
+                    [](A a, A b) { return b > a || b != b ? b : a; });  // NaN wins
+      pool(n, c0, c1);
+    });
   }
 
   void run(const Parallel& parallel) const {
@@ -75,24 +91,28 @@ struct Forward {
         std::vector<A> activated(static_cast<std::size_t>(schedule.tile * rd));
         for (index_t n0 = first; n0 < last; n0 += schedule.tile) {
           const index_t n1 = std::min(last, n0 + schedule.tile);
-          for (index_t n = n0; n < n1; ++n) squeeze(n, 0, c);
+          for (index_t n = n0; n < n1; ++n) {
+            pass.squeeze(p.map, p.x, region(p.map, n, 0, c), at<A>(p.pooled, n * c),
+                         at<A>(p.peak, n * c));
+            pool(n, 0, c);
+          }
           hidden(n0, n1, 0, rd);
           activate_hidden(n0, n1, activated.data());
           gate(activated.data(), n0, n1, 0, c);
-          for (index_t n = n0; n < n1; ++n) rescale(n, 0, c, schedule.stream);
+          for (index_t n = n1; n-- > n0;)
+            backwards(p.map, n, [&](const Region& r) { rescale(r, schedule.stream); });
         }
       });
       return;
     }
-    for_channels(p.map, parallel, [&](index_t n, index_t c0, index_t c1) { squeeze(n, c0, c1); });
+    squeeze(parallel);
     const index_t grain = std::max<index_t>(1, 16384 / c);
     parallel.run(0, rd, grain, [&](index_t j0, index_t j1) { hidden(0, samples, j0, j1); });
     std::vector<A> activated(static_cast<std::size_t>(samples * rd));
     activate_hidden(0, samples, activated.data());
     parallel.run(0, c, std::max<index_t>(1, 16384 / rd),
                  [&](index_t c0, index_t c1) { gate(activated.data(), 0, samples, c0, c1); });
-    for_channels(p.map, parallel,
-                 [&](index_t n, index_t c0, index_t c1) { rescale(n, c0, c1, schedule.stream); });
+    for_regions(p.map, parallel, [&](const Region& r) { rescale(r, schedule.stream); }, true);
   }
 };
 
@@ -123,9 +143,9 @@ struct Backward {
     count = p.peak ? activated + units : nullptr;
   }
 
-  void reduce(index_t n, index_t c0, index_t c1) {
+  // dz of planes whose dots are there.
+  void before_gate(index_t n, index_t c0, index_t c1) {
     A* ds = dz + n * c;
-    pass.dot(p.map, p.dy, p.x, n, c0, c1, ds, at<A>(p.peak, n * c), at<A>(count, n * c));
     const index_t first = n * c + c0;
     matrix.gate_backward(p.gate.gate, at<A>(p.scale, first), at<A>(p.dgate, first), ds + c0,
                          c1 - c0);
@@ -153,9 +173,25 @@ struct Backward {
       }
   }
 
-  void gradient(index_t n, index_t c0, index_t c1, bool stream) const {
-    pass.gradient(p.map, p.dy, p.x, n, c0, c1, at<A>(p.scale, n * c), dp + n * c,
-                  at<A>(p.peak, n * c), at<A>(count, n * c), p.dx, stream);
+  void gradient(const Region& r, bool stream) const {
+    const index_t first = r.n * c;
+    pass.gradient(p.map, p.dy, p.x, r, at<A>(p.scale, first), dp + first, at<A>(p.peak, first),
+                  at<A>(count, first), p.dx, stream);
+  }
+
+  // All threads together.
+  void reduce(const Parallel& parallel) {
+    const SpanSums<A> sums(p.map, 1), counts(p.map, p.peak ? 1 : 0);
+    for_regions(p.map, parallel, [&](const Region& r) {
+      const index_t first = r.n * c;
+      pass.dot(p.map, p.dy, p.x, r, sums.at(r, dz + first), at<A>(p.peak, first),
+               counts.at(r, at<A>(count, first)));
+    });
+    for_planes(p.map, parallel, sums.count(), [&](index_t n, index_t c0, index_t c1) {
+      sums.merge(n, c0, c1, 0, 1, dz + n * c);
+      if (p.peak) counts.merge(n, c0, c1, 0, 1, count + n * c);
+      before_gate(n, c0, c1);
+    });
   }
 
   void run(const Parallel& parallel) {
@@ -165,23 +201,26 @@ struct Backward {
       parallel.run(0, samples, 1, [&](index_t first, index_t last) {
         for (index_t n0 = first; n0 < last; n0 += schedule.tile) {
           const index_t n1 = std::min(last, n0 + schedule.tile);
-          for (index_t n = n0; n < n1; ++n) reduce(n, 0, c);
+          for (index_t n = n0; n < n1; ++n) {
+            pass.dot(p.map, p.dy, p.x, region(p.map, n, 0, c), dz + n * c, at<A>(p.peak, n * c),
+                     at<A>(count, n * c));
+            before_gate(n, 0, c);
+          }
           hidden(n0, n1, 0, rd);
           if (!p.dx) continue;
           pooled(n0, n1, 0, c);
-          for (index_t n = n0; n < n1; ++n) gradient(n, 0, c, schedule.stream);
+          for (index_t n = n1; n-- > n0;)
+            backwards(p.map, n, [&](const Region& r) { gradient(r, schedule.stream); });
         }
       });
     } else {
-      for_channels(p.map, parallel, [&](index_t n, index_t c0, index_t c1) { reduce(n, c0, c1); });
+      reduce(parallel);
       const index_t grain = std::max<index_t>(16, 16384 / c);
       parallel.run(0, rd, grain, [&](index_t j0, index_t j1) { hidden(0, samples, j0, j1); });
       if (p.dx) {
         parallel.run(0, c, std::max<index_t>(16, 16384 / rd),
                      [&](index_t c0, index_t c1) { pooled(0, samples, c0, c1); });
-        for_channels(p.map, parallel, [&](index_t n, index_t c0, index_t c1) {
-          gradient(n, c0, c1, schedule.stream);
-        });
+        for_regions(p.map, parallel, [&](const Region& r) { gradient(r, schedule.stream); }, true);
       }
     }
     if (!p.dw2) return;

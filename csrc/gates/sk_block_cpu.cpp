@@ -27,16 +27,16 @@ Schedule schedule_of(const MapShape& map, int branches, const SkNetwork& network
   return s;
 }
 
-// The norm of the hidden values; of_batch: mean and variance are still to be found.
-template <class A>
+// The norm of the hidden values; of_batch: mean and variance are still to be found. In float64,
+// which costs nothing for so few numbers: what is left of a value after its mean has few digits.
 struct HiddenNorm {
-  std::vector<A> mean, variance, weight, bias;
+  std::vector<double> mean, variance, weight, bias;
 
   explicit HiddenNorm(const SkNetwork& n)
-      : mean(numbers<A>(n.mean, n.statistics_dtype, n.d, 0)),
-        variance(numbers<A>(n.variance, n.statistics_dtype, n.d, 1)),
-        weight(numbers<A>(n.weight, n.affine_dtype, n.d, 1)),
-        bias(numbers<A>(n.bias, n.affine_dtype, n.d, 0)) {}
+      : mean(numbers<double>(n.mean, n.statistics_dtype, n.d, 0)),
+        variance(numbers<double>(n.variance, n.statistics_dtype, n.d, 1)),
+        weight(numbers<double>(n.weight, n.affine_dtype, n.d, 1)),
+        bias(numbers<double>(n.bias, n.affine_dtype, n.d, 0)) {}
 };
 
 template <class A>
@@ -44,7 +44,7 @@ struct Forward {
   const SkForward& p;
   const SkNetwork& network = p.network;
   SkPasses<A> passes{p.map, p.x.count};
-  HiddenNorm<A> norm{network};
+  HiddenNorm norm{network};
   std::vector<A> prologue =
       p.norms.count ? prologue_of<A>(p.norms, p.x.count, p.map.c) : std::vector<A>{};
   Branches x = p.x;
@@ -59,38 +59,36 @@ struct Forward {
               n1 - n0, d, j0, j1, c);
   }
 
-  // Summed in double, as PyTorch does: many samples of a large mean lose digits otherwise.
   void statistics() {
     const A* h = at<A>(p.hidden, 0);
     const index_t samples = p.map.n;
     const double count = static_cast<double>(samples);
-    std::vector<double> mean(static_cast<std::size_t>(d)), square(mean);
+    std::fill(norm.mean.begin(), norm.mean.end(), 0);
+    std::fill(norm.variance.begin(), norm.variance.end(), 0);
     for (index_t n = 0; n < samples; ++n)
-      for (std::size_t j = 0; j < mean.size(); ++j) mean[j] += h[n * d + static_cast<index_t>(j)];
-    for (double& m : mean) m /= count;
+      for (std::size_t j = 0; j < norm.mean.size(); ++j)
+        norm.mean[j] += h[n * d + static_cast<index_t>(j)];
+    for (double& m : norm.mean) m /= count;
     for (index_t n = 0; n < samples; ++n)
-      for (std::size_t j = 0; j < mean.size(); ++j) {
-        const double v = h[n * d + static_cast<index_t>(j)] - mean[j];
-        square[j] += v * v;
+      for (std::size_t j = 0; j < norm.mean.size(); ++j) {
+        const double v = h[n * d + static_cast<index_t>(j)] - norm.mean[j];
+        norm.variance[j] += v * v;
       }
-    std::transform(mean.begin(), mean.end(), norm.mean.begin(),
-                   [](double v) { return static_cast<A>(v); });
-    std::transform(square.begin(), square.end(), norm.variance.begin(),
-                   [&](double v) { return static_cast<A>(v / count); });
-    std::copy(norm.mean.begin(), norm.mean.end(), at<A>(p.mean, 0));
-    std::copy(norm.variance.begin(), norm.variance.end(), at<A>(p.variance, 0));
-    update(p.running_mean, norm.mean, A(1));
-    update(p.running_variance, norm.variance, static_cast<A>(count / (count - 1)));
+    for (double& v : norm.variance) v /= count;
+    const auto rounded = [](double v) { return static_cast<A>(v); };
+    std::transform(norm.mean.begin(), norm.mean.end(), at<A>(p.mean, 0), rounded);
+    std::transform(norm.variance.begin(), norm.variance.end(), at<A>(p.variance, 0), rounded);
+    update(p.running_mean, norm.mean, 1);
+    update(p.running_variance, norm.variance, count / (count - 1));
     if (p.updates) ++*static_cast<std::int64_t*>(p.updates);
   }
 
-  void update(void* running, const std::vector<A>& of_batch, A factor) const {
+  void update(void* running, const std::vector<double>& of_batch, double factor) const {
     if (!running) return;
-    const A share = static_cast<A>(p.momentum);
-    const auto before = numbers<A>(running, network.statistics_dtype, d, 0);
+    const auto before = numbers<double>(running, network.statistics_dtype, d, 0);
     for (std::size_t j = 0; j < before.size(); ++j)
       put(running, network.statistics_dtype, static_cast<index_t>(j),
-          (A(1) - share) * before[j] + share * factor * of_batch[j]);
+          (1 - p.momentum) * before[j] + p.momentum * factor * of_batch[j]);
   }
 
   void activate(index_t n0, index_t n1) const {
@@ -98,9 +96,9 @@ struct Forward {
     if (network.norm != Norm::none) {
       const A* h = at<A>(p.hidden, 0);
       for (std::size_t j = 0; j < norm.mean.size(); ++j) {
-        const A scale = inverse_deviation(norm.variance[j], network.eps) * norm.weight[j];
+        const double scale = inverse_deviation(norm.variance[j], network.eps) * norm.weight[j];
         for (index_t i = n0 * d + static_cast<index_t>(j); i < n1 * d; i += d)
-          a[i] = (h[i] - norm.mean[j]) * scale + norm.bias[j];
+          a[i] = static_cast<A>((h[i] - norm.mean[j]) * scale + norm.bias[j]);
       }
     }
     if (network.relu)
@@ -114,11 +112,6 @@ struct Forward {
               at<A>(p.logits, n0 * rows), n1 - n0, rows, i0, i1, d);
   }
 
-  void squeeze(index_t n, index_t c0, index_t c1) const { passes.squeeze(x, p.pooled, n, c0, c1); }
-  void select(index_t n, index_t c0, index_t c1) const {
-    passes.select(x, p.logits, p.y, n, c0, c1);
-  }
-
   void run(const Parallel& parallel) {
     if (!prologue.empty()) x.prologue = prologue.data();
     const index_t samples = p.map.n;
@@ -127,24 +120,23 @@ struct Forward {
       parallel.run(0, samples, 1, [&](index_t first, index_t last) {
         for (index_t n0 = first; n0 < last; n0 += schedule.tile) {
           const index_t n1 = std::min(last, n0 + schedule.tile);
-          for (index_t n = n0; n < n1; ++n) squeeze(n, 0, c);
+          for (index_t n = n0; n < n1; ++n) passes.squeeze_sample(x, p.pooled, n);
           hidden(n0, n1, 0, d);
           activate(n0, n1);
           logits(n0, n1, 0, rows);
-          for (index_t n = n1; n-- > n0;) select(n, 0, c);
+          for (index_t n = n1; n-- > n0;) passes.select_sample(x, p.logits, p.y, n);
         }
       });
       return;
     }
-    for_channels(p.map, parallel, [&](index_t n, index_t c0, index_t c1) { squeeze(n, c0, c1); });
+    passes.squeeze(x, p.pooled, parallel);
     parallel.run(0, d, grain(samples * c),
                  [&](index_t j0, index_t j1) { hidden(0, samples, j0, j1); });
     if (network.norm == Norm::of_batch) statistics();
     activate(0, samples);
     parallel.run(0, rows, grain(samples * d),
                  [&](index_t i0, index_t i1) { logits(0, samples, i0, i1); });
-    for_channels(
-        p.map, parallel, [&](index_t n, index_t c0, index_t c1) { select(n, c0, c1); }, true);
+    passes.select(x, p.logits, p.y, parallel);
   }
 };
 
@@ -154,7 +146,7 @@ struct Backward {
   const SkBackward& p;
   const SkNetwork& network = p.network;
   SkPasses<A> passes{p.map, p.x.count};
-  HiddenNorm<A> norm{network};
+  HiddenNorm norm{network};
   const MatrixKernels& reduce = kernels().matrix(network.reduce.dtype);
   const MatrixKernels& select = kernels().matrix(network.select.dtype);
   index_t c = p.map.c, d = network.d, rows = p.x.count * c, samples = p.map.n;
@@ -178,7 +170,7 @@ struct Backward {
     const bool of_batch = network.norm == Norm::of_batch;
     for (std::size_t j = 0; j < norm.mean.size(); ++j) {
       const auto unit = static_cast<index_t>(j);
-      const A inverse = inverse_deviation(norm.variance[j], network.eps);
+      const double inverse = inverse_deviation(norm.variance[j], network.eps);
       const auto normal = [&](index_t i) { return (h[i] - norm.mean[j]) * inverse; };
       double sum = 0, product = 0;
       for (index_t i = unit; i < samples * d; i += d) {
@@ -187,12 +179,13 @@ struct Backward {
       }
       if (p.dweight) put(p.dweight, network.affine_dtype, unit, product);
       if (p.dbias) put(p.dbias, network.affine_dtype, unit, sum);
-      const A scale = inverse * norm.weight[j];
-      const A mean_sum = static_cast<A>(sum / static_cast<double>(samples));
-      const A mean_product = static_cast<A>(product / static_cast<double>(samples));
+      const double scale = inverse * norm.weight[j];
+      const double mean_sum = sum / static_cast<double>(samples);
+      const double mean_product = product / static_cast<double>(samples);
       // Fixed statistics hand on nothing, not even a NaN of another sample.
       for (index_t i = unit; i < samples * d; i += d)
-        dh[i] = scale * (of_batch ? dh[i] - mean_sum - normal(i) * mean_product : dh[i]);
+        dh[i] = static_cast<A>(scale *
+                               (of_batch ? dh[i] - mean_sum - normal(i) * mean_product : dh[i]));
     }
   }
 
@@ -213,9 +206,7 @@ struct Backward {
   }
 
   void run(const Parallel& parallel) const {
-    for_channels(p.map, parallel, [&](index_t n, index_t c0, index_t c1) {
-      passes.dot(p.x, p.dy, p.logits, p.dlogits, dz, n, c0, c1);
-    });
+    passes.dot(p.x, p.dy, p.logits, p.dlogits, dz, parallel);
     parallel.run(0, d, std::max<index_t>(16, grain(samples * rows)),
                  [&](index_t j0, index_t j1) { hidden(j0, j1); });
     if (network.norm != Norm::none) before_norm();
@@ -223,10 +214,7 @@ struct Backward {
       parallel.run(0, c, std::max<index_t>(16, grain(samples * d)), [&](index_t c0, index_t c1) {
         reduce.columns(dh, network.reduce.w, dp, samples, d, c, c0, c1);
       });
-      const auto body = [&](index_t n, index_t c0, index_t c1) {
-        passes.gradient(p.dy, p.logits, dp, p.dx, n, c0, c1);
-      };
-      for_channels(p.map, parallel, body, true);
+      passes.gradient(p.dy, p.logits, dp, p.dx, parallel);
     }
     weights(parallel);
   }

@@ -9,8 +9,6 @@
 namespace chattn::cpu {
 namespace {
 
-constexpr bool kBackwards = true;
-
 // body(passes in the maps' accumulation type)
 template <class Body>
 void by_accumulator(const MapShape& map, int branches, Body&& body) {
@@ -25,39 +23,27 @@ void by_accumulator(const MapShape& map, int branches, Body&& body) {
 
 template <>
 void run(const SkSqueeze& p, const Parallel& parallel) {
-  by_accumulator(p.map, p.x.count, [&](const auto& passes) {
-    for_channels(p.map, parallel, [&](index_t n, index_t c0, index_t c1) {
-      passes.squeeze(p.x, p.pooled, n, c0, c1);
-    });
-  });
+  by_accumulator(p.map, p.x.count,
+                 [&](const auto& passes) { passes.squeeze(p.x, p.pooled, parallel); });
 }
 
 template <>
 void run(const SkSelect& p, const Parallel& parallel) {
-  by_accumulator(p.map, p.x.count, [&](const auto& passes) {
-    const auto body = [&](index_t n, index_t c0, index_t c1) {
-      passes.select(p.x, p.logits, p.y, n, c0, c1);
-    };
-    for_channels(p.map, parallel, body, kBackwards);
-  });
+  by_accumulator(p.map, p.x.count,
+                 [&](const auto& passes) { passes.select(p.x, p.logits, p.y, parallel); });
 }
 
 template <>
 void run(const SkDot& p, const Parallel& parallel) {
   by_accumulator(p.map, p.x.count, [&](const auto& passes) {
-    for_channels(p.map, parallel, [&](index_t n, index_t c0, index_t c1) {
-      passes.dot(p.x, p.dy, p.logits, nullptr, p.dlogits, n, c0, c1);
-    });
+    passes.dot(p.x, p.dy, p.logits, nullptr, p.dlogits, parallel);
   });
 }
 
 template <>
 void run(const SkGradient& p, const Parallel& parallel) {
   by_accumulator(p.map, p.dx.count, [&](const auto& passes) {
-    const auto body = [&](index_t n, index_t c0, index_t c1) {
-      passes.gradient(p.dy, p.logits, p.dpooled, p.dx, n, c0, c1);
-    };
-    for_channels(p.map, parallel, body, kBackwards);
+    passes.gradient(p.dy, p.logits, p.dpooled, p.dx, parallel);
   });
 }
 

@@ -11,6 +11,8 @@
 namespace chattn::CHATTN_ISA {
 namespace {
 
+using cpu::Region;
+
 // body(a constant equal to the number of branches)
 template <int M = 1, class Body>
 void with_count(int count, Body&& body) {
@@ -35,33 +37,32 @@ struct Passes {
   static const A* acc(const void* p) { return static_cast<const A*>(p); }
   static A* acc(void* p) { return static_cast<A*>(p); }
 
-  static void squeeze(const MapShape& s, const Branches& x, index_t n, index_t c0, index_t c1,
-                      void* sum, void* peak) {
+  static void squeeze(const MapShape& s, const Branches& x, const Region& at, void* sum,
+                      void* peak) {
     with_prologue(x, [&](auto prologue) {
-      CHATTN_ISA::squeeze<T, prologue()>(s, x, n, c0, c1, acc(sum), acc(peak));
+      CHATTN_ISA::squeeze<T, prologue()>(s, x, at, acc(sum), acc(peak));
     });
   }
-  static void dot(const MapShape& s, const void* g, const Branches& x, index_t n, index_t c0,
-                  index_t c1, void* out, const void* peak, void* count) {
+  static void dot(const MapShape& s, const void* g, const Branches& x, const Region& at, void* out,
+                  const void* peak, void* count) {
     with_count(x.count, [&](auto m) {
-      CHATTN_ISA::dot<T, m()>(s, in(g), {s, x, n}, n, c0, c1, acc(out), acc(peak), acc(count));
+      CHATTN_ISA::dot<T, m()>(s, in(g), {s, x, at.n}, at, acc(out), acc(peak), acc(count));
     });
   }
-  static void rescale(const MapShape& s, const Branches& x, index_t n, index_t c0, index_t c1,
-                      const void* gate, void* y, bool stream) {
+  static void rescale(const MapShape& s, const Branches& x, const Region& at, const void* gate,
+                      void* y, bool stream) {
     with_count(x.count, [&](auto m) {
       with_prologue(x, [&](auto prologue) {
-        CHATTN_ISA::rescale<T, m(), prologue()>(s, x, n, c0, c1, acc(gate), static_cast<T*>(y),
-                                                stream);
+        CHATTN_ISA::rescale<T, m(), prologue()>(s, x, at, acc(gate), static_cast<T*>(y), stream);
       });
     });
   }
-  static void gradient(const MapShape& s, const void* g, const void* x, index_t n, index_t c0,
-                       index_t c1, const void* gate, const void* dmean, const void* peak,
-                       const void* dpeak, const MutableBranches& dx, bool stream) {
+  static void gradient(const MapShape& s, const void* g, const void* x, const Region& at,
+                       const void* gate, const void* dmean, const void* peak, const void* dpeak,
+                       const MutableBranches& dx, bool stream) {
     with_count(dx.count, [&](auto m) {
-      CHATTN_ISA::gradient<T, m()>(s, in(g), in(x), n, c0, c1, acc(gate), acc(dmean), acc(peak),
-                                   acc(dpeak), {s, dx, n}, stream);
+      CHATTN_ISA::gradient<T, m()>(s, in(g), in(x), at, acc(gate), acc(dmean), acc(peak),
+                                   acc(dpeak), {s, dx, at.n}, stream);
     });
   }
   static constexpr cpu::PassKernels table() { return {squeeze, dot, rescale, gradient}; }

@@ -8,23 +8,32 @@
 
 namespace chattn::cpu {
 
-// All passes work on one sample `n` and its channels [c0, c1). Arrays over channels are in the
-// accumulation type and indexed by the channel itself (so they start at channel 0 of the sample).
-// With M branches, `gate` and `dot` have M rows of C. A maximum (`peak`) is of one map. `squeeze`
-// and `rescale` read branches through their prologue, if any.
+// What one call of a pass covers: channels [c0, c1) and positions [p0, p1) of sample n. Only
+// channels_last maps are divided by positions, and only where a multiple of `span` ends: sums are
+// made of the sums of spans, whoever computes them, so that the number of threads cannot change
+// them.
+struct Region {
+  index_t n, c0, c1, p0, p1, span;
+};
+
+// Rows of at most so many channels are never divided: several positions may be taken as one row.
+constexpr index_t kWholeRow = 256;
+
+// Arrays over channels are in the accumulation type and indexed by the channel itself (so they
+// start at channel 0 of the sample). With M branches, `gate` and `dot` have M rows of C. A maximum
+// (`peak`) is of one map. `squeeze` and `rescale` read branches through their prologue, if any.
 struct PassKernels {
   // sum[c] = sum_hw sum_m x_m; with `peak`, also peak[c] = max_hw x.
-  void (*squeeze)(const MapShape&, const Branches& x, index_t n, index_t c0, index_t c1, void* sum,
-                  void* peak);
+  void (*squeeze)(const MapShape&, const Branches& x, const Region&, void* sum, void* peak);
   // dot[m][c] = sum_hw g*x_m; with `peak`, also count[c] = number of positions where x == peak[c].
-  void (*dot)(const MapShape&, const void* g, const Branches& x, index_t n, index_t c0, index_t c1,
-              void* dot, const void* peak, void* count);
+  void (*dot)(const MapShape&, const void* g, const Branches& x, const Region&, void* dot,
+              const void* peak, void* count);
   // y = sum_m gate[m][c]*x_m. `stream`: write past the caches.
-  void (*rescale)(const MapShape&, const Branches& x, index_t n, index_t c0, index_t c1,
-                  const void* gate, void* y, bool stream);
+  void (*rescale)(const MapShape&, const Branches& x, const Region&, const void* gate, void* y,
+                  bool stream);
   // dx_m = gate[m][c]*g + dmean[c]; with `peak`, also + dpeak[c] where x == peak[c].
-  void (*gradient)(const MapShape&, const void* g, const void* x, index_t n, index_t c0, index_t c1,
-                   const void* gate, const void* dmean, const void* peak, const void* dpeak,
+  void (*gradient)(const MapShape&, const void* g, const void* x, const Region&, const void* gate,
+                   const void* dmean, const void* peak, const void* dpeak,
                    const MutableBranches& dx, bool stream);
 };
 

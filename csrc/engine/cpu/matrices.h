@@ -11,7 +11,7 @@ constexpr int kTile = 8;
 // Rows of a matrix lie a power of two apart as a rule, so that the same column of all of them falls
 // into one set of the first-level cache and evicts itself. Tiles of rows are therefore packed: what
 // is read together lies together.
-constexpr index_t kPacked = 512;  // columns of a packed tile
+constexpr index_t kPacked = 512;  // columns of a packed tile of kTile rows, and of a partial sum
 
 // packed[v * R + r] = vector v of row r, zero beyond `length`.
 template <int R, class V, class A>
@@ -28,34 +28,39 @@ CHATTN_INLINE void rows_tile(const acc_t<W>* a, const W* w, const W* bias, acc_t
   using SA = Simd<acc_t<W>>;
   using V = typename S::V;
   constexpr index_t kL = S::kLanes;
-  V packed[kPacked / kL * R];
-  for (index_t k0 = 0; k0 < k; k0 += kPacked) {
-    const index_t length = k - k0 < kPacked ? k - k0 : kPacked;
-    pack_vectors<R>(a + k0, k, length, packed);
+  V packed[kPacked / kL * kTile];
+  // Where all columns fit, rows of weights are read from end to end.
+  const index_t panel = k * R <= kPacked * kTile - kL * R ? k : kPacked;
+  for (index_t b0 = 0; b0 < k; b0 += panel) {
+    const index_t b1 = k - b0 < panel ? k : b0 + panel;
+    pack_vectors<R>(a + b0, k, b1 - b0, packed);
     for (index_t i = i0; i < i1; i += kL) {
       const index_t outputs = i1 - i < kL ? i1 - i : kL;
-      V parts[R][kL];
-      for (index_t p = 0; p < kL; ++p) {
-        // Beyond the last output the lanes are not stored.
-        const W* row = w + (p < outputs ? i + p : i) * k + k0;
-        const V* column = packed;
-        Tile<V, R> sums;
-        for_vectors<kL>(length, [&](index_t j, index_t count) {
-          const V v = S::load_some(row + j, count);
-          sums.each([&](index_t r, V& sum) { sum += v * column[r]; });
-          column += R;
-        });
-        sums.each([&](index_t r, V& sum) { parts[r][p] = sum; });
-      }
-      for (index_t r = 0; r < R; ++r) {
-        acc_t<W>* o = out + r * out_stride + i;
-        V v = S::sums(parts[r]);
-        if (k0 > 0) {
-          v += SA::load_some(o, outputs);
-        } else if (bias) {
-          v += S::load_some(bias + i, outputs);
+      for (index_t k0 = b0; k0 < b1; k0 += kPacked) {
+        const index_t length = b1 - k0 < kPacked ? b1 - k0 : kPacked;
+        V parts[R][kL];
+        for (index_t p = 0; p < kL; ++p) {
+          // Beyond the last output the lanes are not stored.
+          const W* row = w + (p < outputs ? i + p : i) * k + k0;
+          const V* column = packed + (k0 - b0) / kL * R;
+          Tile<V, R> sums;
+          for_vectors<kL>(length, [&](index_t j, index_t count) {
+            const V v = S::load_some(row + j, count);
+            sums.each([&](index_t r, V& sum) { sum += v * column[r]; });
+            column += R;
+          });
+          sums.each([&](index_t r, V& sum) { parts[r][p] = sum; });
         }
-        SA::store_some(o, v, outputs);
+        for (index_t r = 0; r < R; ++r) {
+          acc_t<W>* o = out + r * out_stride + i;
+          V v = S::sums(parts[r]);
+          if (k0 > 0) {
+            v += SA::load_some(o, outputs);
+          } else if (bias) {
+            v += S::load_some(bias + i, outputs);
+          }
+          SA::store_some(o, v, outputs);
+        }
       }
     }
   }

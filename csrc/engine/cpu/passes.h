@@ -1,14 +1,17 @@
-// The passes over the map, for one sample and a range of its channels. Compiled per instruction
-// set.
+// The passes over the map, each over a region of it. Compiled per instruction set.
 //
 // M branches share a pass (a selective kernel has several): the squeeze sums over them, the rescale
 // weighs them, the dot multiplies each with g, the gradient writes all. `gate` has M rows of C.
 // kPrologue: the branches are relu(scale*x + shift), see Branches.
 #pragma once
+#include <algorithm>
+
+#include "engine/cpu/kernels.h"
 #include "engine/cpu/simd.h"
-#include "engine/map.h"
 
 namespace chattn::CHATTN_ISA {
+
+using cpu::Region;
 
 // One sample of M branches, from the `first` on: branch m starts at base[m], and in channels_last
 // its positions are `pitch` elements apart.
@@ -163,133 +166,200 @@ CHATTN_INLINE void write_run(T* out, index_t length, bool stream, Value&& value)
 
 // ---- (N, HW, C): a position is a contiguous row of channels
 
-// out[r][c] = sum of value(r, position, channel, count) over positions, for channels in [c0, c1)
-// and r in [0, R).
+// Several positions are one row where the channels of one are few, or end within a vector.
+constexpr index_t kLongestRow = 2048;
+
+// How many positions make a row.
+template <class T>
+CHATTN_INLINE index_t positions_per_row(const MapShape& s, bool dense) {
+  constexpr index_t kL = Simd<T>::kLanes, kShortest = 16 * kL;
+  if (!dense || s.c > cpu::kWholeRow) return 1;
+  const index_t twos = s.c & -s.c;  // the largest power of two in C
+  index_t fold = twos < kL ? kL / twos : 1;
+  while (s.c * fold < kShortest) fold *= 2;
+  return s.c * fold <= kLongestRow ? fold : 1;
+}
+
+// Accumulators per channel, R rows of them, repeated for every position of a row.
+template <class A, int R>
+struct Repeated {
+  const A* first;
+  index_t stride;
+  A copy[R * kLongestRow];
+
+  CHATTN_INLINE Repeated(const A* values, index_t c, index_t fold)
+      : first(fold > 1 && values ? copy : values), stride(fold > 1 ? c * fold : c) {
+    if (first != copy) return;
+    for (index_t r = 0; r < R; ++r)
+      for (index_t i = 0; i < stride; ++i)
+        copy[r * stride + i] = i < c ? values[r * c + i] : copy[r * stride + i - c];
+  }
+};
+
+// out[r][i] = sum of value(r + m, position, i, count) over the rows that start at positions p0,
+// p0 + fold, ... before p1 and over `parts` maps m, for columns [c0, c1) and r in [0, R).
 //
 // Rows are read from end to end. One at a time, so that the prefetcher of a page follows one stream
 // (two streams in a page cost up to half of the bandwidth), unless rows are longer than a page:
 // then each starts with misses, which four at a time overlap. Partial sums of a chunk of rows stay
 // in the first-level cache; the error grows with the number of chunks and not of positions.
 template <class T, int R, class Value>
-CHATTN_INLINE void column_sums(const MapShape& s, index_t c0, index_t c1, acc_t<T>* out, bool add,
-                               Value&& value) {
+CHATTN_INLINE void row_sums(const MapShape& s, index_t fold, index_t p0, index_t p1, index_t c0,
+                            index_t c1, int parts, acc_t<T>* out, index_t stride, bool add,
+                            Value&& value) {
   using SA = Simd<acc_t<T>>;
   using V = typename SA::V;
-  constexpr index_t kL = SA::kLanes, kVectors = 64, kPageBytes = 4096;
-  // Sums of sums of sums: of a chunk of rows, of a span of chunks, of all.
-  constexpr index_t kChunk = 64;
-  const index_t span = kChunk * part_of_sum(s.hw / kChunk, 8);
+  constexpr index_t kL = SA::kLanes, kVectors = 64, kChunk = 64, kPageBytes = 4096;
   const bool long_rows = s.c * static_cast<index_t>(sizeof(T)) > kPageBytes;
+  const index_t chunk = kChunk * fold;
   V sums[R][kVectors], totals[R][kVectors];
   for (index_t b0 = c0; b0 < c1; b0 += kVectors * kL) {
     const index_t width = c1 - b0 < kVectors * kL ? c1 - b0 : kVectors * kL;
-    for (index_t p0 = 0; p0 < s.hw; p0 += kChunk) {
-      const index_t p1 = p0 + kChunk < s.hw ? p0 + kChunk : s.hw;
+    for (index_t q0 = p0; q0 < p1; q0 += chunk) {
+      const index_t q1 = q0 + chunk < p1 ? q0 + chunk : p1;
       for (auto& row : sums)
         for (V& sum : row) sum = V{};
-      index_t p = p0;
-      for (; long_rows && p + 4 <= p1; p += 4)
-        for_vectors<kL>(width, [&](index_t i, index_t count) {
-          const index_t c = b0 + i;
-          for (int r = 0; r < R; ++r)
-            sums[r][i / kL] += (value(r, p, c, count) + value(r, p + 1, c, count)) +
-                               (value(r, p + 2, c, count) + value(r, p + 3, c, count));
-        });
-      for (; p < p1; ++p)
-        for_vectors<kL>(width, [&](index_t i, index_t count) {
-          for (int r = 0; r < R; ++r) sums[r][i / kL] += value(r, p, b0 + i, count);
-        });
-      const bool starts = p0 % span == 0, ends = p1 % span == 0 || p1 == s.hw;
+      index_t p = q0;
+      for (; long_rows && p + 4 <= q1; p += 4)
+        for (int m = 0; m < parts; ++m)
+          for_vectors<kL>(width, [&](index_t i, index_t count) {
+            const index_t c = b0 + i;
+            for (int r = 0; r < R; ++r)
+              sums[r][i / kL] += (value(r + m, p, c, count) + value(r + m, p + 1, c, count)) +
+                                 (value(r + m, p + 2, c, count) + value(r + m, p + 3, c, count));
+          });
+      for (; p < q1; p += fold) {
+        // The last row may have fewer positions.
+        const index_t end = (q1 - p) * s.c - b0;
+        const index_t there = fold == 1 || end > width ? width : end;
+        for (int m = 0; m < parts; ++m)
+          for_vectors<kL>(there, [&](index_t i, index_t count) {
+            for (int r = 0; r < R; ++r) sums[r][i / kL] += value(r + m, p, b0 + i, count);
+          });
+      }
       for_vectors<kL>(width, [&](index_t i, index_t count) {
         for (int r = 0; r < R; ++r) {
           V& total = totals[r][i / kL];
-          total = starts ? sums[r][i / kL] : total + sums[r][i / kL];
-          acc_t<T>* o = out + r * s.c + b0 + i;
-          const bool there = add || p1 > span;
-          if (ends) SA::store_some(o, there ? SA::load_some(o, count) + total : total, count);
+          total = q0 == p0 ? sums[r][i / kL] : total + sums[r][i / kL];
+          acc_t<T>* o = out + r * stride + b0 + i;
+          if (q1 == p1) SA::store_some(o, add ? SA::load_some(o, count) + total : total, count);
         }
       });
     }
   }
 }
 
+// out[r][c] = sum of value(r + m, position, channel, count) over the region's positions and `parts`
+// maps m: sums of chunks, of spans, of all. `dense`: positions follow each other without gaps.
+template <class T, int R, class Value>
+CHATTN_INLINE void column_sums(const MapShape& s, const Region& at, bool dense, int parts,
+                               acc_t<T>* out, Value&& value) {
+  const index_t fold = positions_per_row<T>(s, dense);
+  acc_t<T> row[R * kLongestRow];
+  if (fold > 1)
+    std::fill_n(row, R * kLongestRow, acc_t<T>(0));  // GCC cannot see that it is written
+  for (index_t p0 = at.p0; p0 < at.p1; p0 += at.span) {
+    const index_t p1 = p0 + at.span < at.p1 ? p0 + at.span : at.p1;
+    if (fold == 1) {
+      row_sums<T, R>(s, 1, p0, p1, at.c0, at.c1, parts, out, s.c, p0 > at.p0, value);
+      continue;
+    }
+    const index_t width = s.c * fold;
+    row_sums<T, R>(s, fold, p0, p1, 0, width, parts, row, width, false, value);
+    for (int r = 0; r < R; ++r)
+      for (index_t c = 0; c < s.c; ++c) {
+        acc_t<T> total = row[r * width + c];
+        for (index_t i = c + s.c; i < width; i += s.c) total += row[r * width + i];
+        out[r * s.c + c] = p0 > at.p0 ? out[r * s.c + c] + total : total;
+      }
+  }
+}
+
 // ---- the table's functions
 
-// peak[c] = the maximum of a sample's channel.
+// peak[c] = the maximum of a channel.
 template <class T>
-void maxima(const MapShape& s, const T* x, index_t c0, index_t c1, acc_t<T>* peak) {
+void maxima(const MapShape& s, const T* x, const Region& at, acc_t<T>* peak) {
   using S = Simd<T>;
   using SA = Simd<acc_t<T>>;
   if (!s.channels_last) {
-    for (index_t c = c0; c < c1; ++c) peak[c] = plane_max(x + c * s.hw, s.hw);
+    for (index_t c = at.c0; c < at.c1; ++c) peak[c] = plane_max(x + c * s.hw, s.hw);
     return;
   }
-  for (index_t p = 0; p < s.hw; ++p) {
-    const T* row = x + p * s.c;
-    for_vectors<S::kLanes>(c1 - c0, [&](index_t i, index_t count) {
-      auto v = S::load_some(row + c0 + i, count);
-      if (p > 0) v = S::max(SA::load_some(peak + c0 + i, count), v);
-      SA::store_some(peak + c0 + i, v, count);
+  for (index_t p = at.p0; p < at.p1; ++p) {
+    const T* row = x + p * s.c + at.c0;
+    for_vectors<S::kLanes>(at.c1 - at.c0, [&](index_t i, index_t count) {
+      auto v = S::load_some(row + i, count);
+      acc_t<T>* o = peak + at.c0 + i;
+      if (p > at.p0) v = S::max(SA::load_some(o, count), v);
+      SA::store_some(o, v, count);
     });
   }
 }
 
-// Branch after branch: one stream at a time.
 template <class T, bool kPrologue>
-void squeeze(const MapShape& s, const Branches& x, index_t n, index_t c0, index_t c1, acc_t<T>* sum,
+void squeeze(const MapShape& s, const Branches& x, const Region& at, acc_t<T>* sum,
              acc_t<T>* peak) {
   using S = Simd<T>;
   const Prologues<T, kPrologue> prologue(s, x);
+  const T* base[kMaxBranches];
+  index_t pitch = s.c;
   for (int m = 0; m < x.count; ++m) {
-    const Sample<const T*, 1> u(s, x, n, m);
-    const T* base = u.base[0];
-    if (!s.channels_last) {
-      plane_sums<T, 1>(s, c0, c1, sum, m > 0, [&](int, index_t c, index_t offset, index_t count) {
-        return prologue.of_channel(m, c)(S::load_some(base + offset, count), count);
-      });
-    } else {
-      column_sums<T, 1>(s, c0, c1, sum, m > 0, [&](int, index_t p, index_t c, index_t count) {
-        const auto v = S::load_some(base + p * u.pitch + c, count);
-        return prologue.of_channels(m, c, count)(v, count);
-      });
-    }
+    const Sample<const T*, 1> u(s, x, at.n, m);
+    base[m] = u.base[0];
+    pitch = u.pitch;
   }
-  if (peak) maxima(s, static_cast<const T*>(x.at[0]) + n * s.c * s.hw, c0, c1, peak);
+  if (!s.channels_last) {
+    // Branch after branch: one stream at a time.
+    for (int m = 0; m < x.count; ++m)
+      plane_sums<T, 1>(
+          s, at.c0, at.c1, sum, m > 0, [&](int, index_t c, index_t offset, index_t count) {
+            return prologue.of_channel(m, c)(S::load_some(base[m] + offset, count), count);
+          });
+  } else {
+    const bool dense = !kPrologue && pitch == s.c;
+    column_sums<T, 1>(s, at, dense, x.count, sum, [&](int m, index_t p, index_t c, index_t count) {
+      const auto v = S::load_some(base[m] + p * pitch + c, count);
+      return prologue.of_channels(m, c, count)(v, count);
+    });
+  }
+  if (peak) maxima(s, base[0], at, peak);
 }
 
 template <class T, int M>
-void dot(const MapShape& s, const T* g, const Sample<const T*, M>& u, index_t n, index_t c0,
-         index_t c1, acc_t<T>* out, const acc_t<T>* peak, acc_t<T>* count_out) {
+void dot(const MapShape& s, const T* g, const Sample<const T*, M>& u, const Region& at,
+         acc_t<T>* out, const acc_t<T>* peak, acc_t<T>* count_out) {
   using S = Simd<T>;
-  g += n * s.c * s.hw;
+  g += at.n * s.c * s.hw;
   const T* x = u.base[0];
   if (!s.channels_last) {
-    plane_sums<T, M>(s, c0, c1, out, false, [&](int m, index_t, index_t offset, index_t count) {
-      return S::load_some(g + offset, count) * S::load_some(u.base[m] + offset, count);
-    });
+    plane_sums<T, M>(
+        s, at.c0, at.c1, out, false, [&](int m, index_t, index_t offset, index_t count) {
+          return S::load_some(g + offset, count) * S::load_some(u.base[m] + offset, count);
+        });
     if (!peak) return;
-    for (index_t c = c0; c < c1; ++c) count_out[c] = plane_count(x + c * s.hw, s.hw, peak[c]);
+    for (index_t c = at.c0; c < at.c1; ++c) count_out[c] = plane_count(x + c * s.hw, s.hw, peak[c]);
     return;
   }
-  column_sums<T, M>(s, c0, c1, out, false, [&](int m, index_t p, index_t c, index_t count) {
+  column_sums<T, M>(s, at, u.pitch == s.c, 1, out, [&](int m, index_t p, index_t c, index_t count) {
     return S::load_some(g + p * s.c + c, count) * S::load_some(u.base[m] + p * u.pitch + c, count);
   });
   if (!peak) return;
-  for (index_t c = c0; c < c1; ++c) count_out[c] = 0;
-  for (index_t p = 0; p < s.hw; ++p)
-    for (index_t c = c0; c < c1; ++c) count_out[c] += to_acc(x[p * s.c + c]) == peak[c];
+  for (index_t c = at.c0; c < at.c1; ++c) count_out[c] = 0;
+  for (index_t p = at.p0; p < at.p1; ++p)
+    for (index_t c = at.c0; c < at.c1; ++c) count_out[c] += to_acc(x[p * s.c + c]) == peak[c];
 }
 
 template <class T, int M, bool kPrologue>
-void rescale(const MapShape& s, const Branches& x, index_t n, index_t c0, index_t c1,
-             const acc_t<T>* gate, T* y, bool stream) {
+void rescale(const MapShape& s, const Branches& x, const Region& at, const acc_t<T>* gate, T* y,
+             bool stream) {
   using S = Simd<T>;
   using SA = Simd<acc_t<T>>;
-  const Sample<const T*, M> u(s, x, n);
+  const Sample<const T*, M> u(s, x, at.n);
   const Prologues<T, kPrologue> prologue(s, x);
-  y += n * s.c * s.hw;
+  y += at.n * s.c * s.hw;
   if (!s.channels_last) {
-    for (index_t c = c0; c < c1; ++c) {
+    for (index_t c = at.c0; c < at.c1; ++c) {
       const index_t offset = c * s.hw;
       typename S::V g[M];
       for (int m = 0; m < M; ++m) g[m] = S::broadcast(gate[m * s.c + c]);
@@ -304,13 +374,16 @@ void rescale(const MapShape& s, const Branches& x, index_t n, index_t c0, index_
     }
     return;
   }
-  for (index_t p = 0; p < s.hw; ++p) {
-    const index_t offset = p * u.pitch + c0;
-    write_run(y + p * s.c + c0, c1 - c0, stream, [&](index_t i, index_t count) {
+  const index_t fold = positions_per_row<T>(s, !kPrologue && u.pitch == s.c);
+  const Repeated<acc_t<T>, M> gates(gate, s.c, fold);
+  for (index_t p = at.p0; p < at.p1; p += fold) {
+    const index_t offset = p * u.pitch + at.c0;
+    const index_t width = fold == 1 ? at.c1 - at.c0 : s.c * (fold < at.p1 - p ? fold : at.p1 - p);
+    write_run(y + p * s.c + at.c0, width, stream, [&](index_t i, index_t count) {
       const auto weighed = [&](int m) CHATTN_INLINE_LAMBDA {
         const auto v = S::load_some(u.base[m] + offset + i, count);
-        return SA::load_some(gate + m * s.c + c0 + i, count) *
-               prologue.of_channels(m, c0 + i, count)(v, count);
+        return SA::load_some(gates.first + m * gates.stride + at.c0 + i, count) *
+               prologue.of_channels(m, at.c0 + i, count)(v, count);
       };
       auto v = weighed(0);
       for (int m = 1; m < M; ++m) v += weighed(m);
@@ -320,17 +393,18 @@ void rescale(const MapShape& s, const Branches& x, index_t n, index_t c0, index_
 }
 
 template <class T, int M>
-void gradient(const MapShape& s, const T* g, const T* x, index_t n, index_t c0, index_t c1,
-              const acc_t<T>* gate, const acc_t<T>* dmean, const acc_t<T>* peak,
-              const acc_t<T>* dpeak, const Sample<T*, M>& dx, bool stream) {
+void gradient(const MapShape& s, const T* g, const T* x, const Region& at, const acc_t<T>* gate,
+              const acc_t<T>* dmean, const acc_t<T>* peak, const acc_t<T>* dpeak,
+              const Sample<T*, M>& dx, bool stream) {
   using S = Simd<T>;
   using SA = Simd<acc_t<T>>;
   using V = typename S::V;
+  using A = acc_t<T>;
   const V zero{};
-  g += n * s.c * s.hw;
-  if (peak) x += n * s.c * s.hw;
+  g += at.n * s.c * s.hw;
+  if (peak) x += at.n * s.c * s.hw;
   if (!s.channels_last) {
-    for (index_t c = c0; c < c1; ++c) {
+    for (index_t c = at.c0; c < at.c1; ++c) {
       const index_t offset = c * s.hw;
       const V mean = S::broadcast(dmean[c]);
       for (int m = 0; m < M; ++m) {
@@ -350,15 +424,21 @@ void gradient(const MapShape& s, const T* g, const T* x, index_t n, index_t c0, 
     }
     return;
   }
-  for (index_t p = 0; p < s.hw; ++p) {
-    const index_t offset = p * s.c + c0;
+  const index_t fold = positions_per_row<T>(s, dx.pitch == s.c);
+  const Repeated<A, M> gates(gate, s.c, fold);
+  const Repeated<A, 1> means(dmean, s.c, fold), tops(peak, s.c, fold), shares(dpeak, s.c, fold);
+  for (index_t p = at.p0; p < at.p1; p += fold) {
+    const index_t offset = p * s.c + at.c0;
+    const index_t width = fold == 1 ? at.c1 - at.c0 : s.c * (fold < at.p1 - p ? fold : at.p1 - p);
     for (int m = 0; m < M; ++m)
-      write_run(dx.base[m] + p * dx.pitch + c0, c1 - c0, stream, [&](index_t i, index_t count) {
-        V v = SA::load_some(gate + m * s.c + c0 + i, count) * S::load_some(g + offset + i, count) +
-              SA::load_some(dmean + c0 + i, count);
+      write_run(dx.base[m] + p * dx.pitch + at.c0, width, stream, [&](index_t i, index_t count) {
+        const index_t c = at.c0 + i;
+        V v = SA::load_some(gates.first + m * gates.stride + c, count) *
+                  S::load_some(g + offset + i, count) +
+              SA::load_some(means.first + c, count);
         if (peak) {
-          const V top = SA::load_some(peak + c0 + i, count);
-          v += S::load_some(x + offset + i, count) == top ? SA::load_some(dpeak + c0 + i, count)
+          const V top = SA::load_some(tops.first + c, count);
+          v += S::load_some(x + offset + i, count) == top ? SA::load_some(shares.first + c, count)
                                                           : zero;
         }
         return v;

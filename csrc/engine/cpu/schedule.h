@@ -1,10 +1,10 @@
 // How a block's passes are spread over threads and caches.
 #pragma once
 #include <algorithm>
-#include <functional>
+#include <memory>
 
+#include "engine/cpu/kernels.h"
 #include "engine/cpu/parallel.h"
-#include "engine/map.h"
 
 namespace chattn::cpu {
 
@@ -36,30 +36,135 @@ struct Schedule {
   }
 };
 
-// body(sample, first channel, last channel) over the whole map; a task is a run of channels. A pass
-// that finds in the cache what the pass before it read last goes `backwards`.
-inline void for_channels(const MapShape& map, const Parallel& parallel,
-                         const std::function<void(index_t, index_t, index_t)>& body,
-                         bool backwards = false) {
+// How the positions of a channels_last sample are divided: by the shape alone. Planes are not.
+struct Spans {
+  index_t count = 1, length = 1;
+
+  // Enough for the threads of most machines, and long enough that a row of sums for each costs
+  // little beside what is read; where the map is huge, so many that its sums stay precise.
+  static Spans of(const MapShape& map) {
+    constexpr index_t kShortest = 24, kMost = 16, kChunk = 64;
+    const index_t hw = std::max<index_t>(1, map.hw);
+    if (!map.channels_last) return {1, hw};
+    index_t longest = kChunk * kChunk;
+    while (longest / kChunk * (longest / kChunk) < hw / kChunk) longest *= 2;
+    const index_t count = std::max(std::clamp<index_t>(hw / kShortest, 1, kMost), hw / longest);
+    const index_t length = (hw + count - 1) / count;
+    return {(hw + length - 1) / length, length};
+  }
+};
+
+// All of a sample's positions.
+inline Region region(const MapShape& map, index_t n, index_t c0, index_t c1) {
+  return {n, c0, c1, 0, map.hw, Spans::of(map).length};
+}
+
+// body(region) over the whole map, shared by all threads. A task is a run of channels of a sample,
+// or in channels_last of one of its spans, so that a thread reads rows from end to end. A pass that
+// finds in the cache what the pass before it read last goes `backwards`.
+template <class Body>
+void for_regions(const MapShape& map, const Parallel& parallel, Body&& body,
+                 bool backwards = false) {
+  const Spans spans = Spans::of(map);
   // channels_last: a task keeps at least a cache line of every row.
-  const index_t width = map.channels_last ? 32 : 1;
+  const index_t width = !map.channels_last ? 1 : map.c > kWholeRow ? 32 : map.c;
   const index_t blocks = (map.c + width - 1) / width;
-  const index_t block_bytes = width * map.hw * size_of(map.dtype);
+  const index_t block_bytes = width * std::min(spans.length, map.hw) * size_of(map.dtype);
   const index_t grain = std::max<index_t>(1, 65536 / std::max<index_t>(1, block_bytes));
-  parallel.run(0, map.n * blocks, grain, [&](index_t first, index_t last) {
+  // Blocks [b0, b1) of a span.
+  const auto call = [&](index_t span, index_t b0, index_t b1) {
+    const index_t p0 = span % spans.count * spans.length;
+    body(Region{span / spans.count, b0 * width, std::min(map.c, b1 * width), p0,
+                std::min(map.hw, p0 + spans.length), spans.length});
+  };
+  parallel.run(0, map.n * spans.count * blocks, grain, [&](index_t first, index_t last) {
+    // Backwards, a run of planes is taken in parts, the last first.
+    const index_t most = map.channels_last ? blocks : grain;
     while (backwards && first < last) {
-      const index_t n = (last - 1) / blocks, b1 = last - n * blocks;
-      const index_t b0 = std::max<index_t>(0, b1 - (last - first));
-      body(n, b0 * width, std::min(map.c, b1 * width));
+      const index_t span = (last - 1) / blocks, b1 = last - span * blocks;
+      const index_t b0 = std::max<index_t>(0, b1 - std::min(most, last - first));
+      call(span, b0, b1);
       last -= b1 - b0;
     }
     while (first < last) {
-      const index_t n = first / blocks, b0 = first % blocks;
-      const index_t b1 = std::min(blocks, b0 + (last - first));
-      body(n, b0 * width, std::min(map.c, b1 * width));
+      const index_t span = first / blocks, b0 = first % blocks;
+      const index_t b1 = std::min(blocks, b0 + last - first);
+      call(span, b0, b1);
       first += b1 - b0;
     }
   });
 }
+
+// body(region) over one sample, on one thread, from its end.
+template <class Body>
+void backwards(const MapShape& map, index_t n, Body&& body) {
+  MapShape sample = map;
+  sample.n = 1;
+  for_regions(
+      sample, Parallel{},
+      [&](Region r) {
+        r.n = n;
+        body(r);
+      },
+      true);
+}
+
+// body(sample, first channel, last channel) over what is one number a plane, or `cost` of them.
+template <class Body>
+void for_planes(const MapShape& map, const Parallel& parallel, index_t cost, Body&& body) {
+  parallel.run(0, map.planes(), std::max<index_t>(64, 32768 / cost),
+               [&](index_t first, index_t last) {
+                 while (first < last) {
+                   const index_t n = first / map.c, c0 = first % map.c;
+                   const index_t c1 = std::min(map.c, c0 + last - first);
+                   body(n, c0, c1);
+                   first += c1 - c0;
+                 }
+               });
+}
+
+// Sums over a map whose regions are shared by all threads: of every span by itself, until `merge`
+// adds them in their order. `rows` numbers a plane.
+template <class A>
+class SpanSums {
+ public:
+  SpanSums(const MapShape& map, index_t rows) : spans_(Spans::of(map)), row_(map.c), rows_(rows) {
+    if (spans_.count > 1)
+      sums_ = std::make_unique_for_overwrite<A[]>(
+          static_cast<std::size_t>(map.n * spans_.count * rows * row_));
+  }
+
+  index_t count() const { return spans_.count; }
+
+  // Where a region's sums go: `out`, of its sample, if there is nothing to merge.
+  A* at(const Region& r, A* out) const {
+    return out && sums_ ? of(r.n, r.p0 / spans_.length) : out;
+  }
+
+  // out[r][c] = what `add` makes of all spans' numbers, for rows [r0, r1).
+  template <class Add>
+  void merge(index_t n, index_t c0, index_t c1, index_t r0, index_t r1, A* out, Add&& add) const {
+    if (!sums_) return;
+    for (index_t r = r0; r < r1; ++r) {
+      A* const o = out + (r - r0) * row_;
+      const A* part = of(n, 0) + r * row_;
+      std::copy(part + c0, part + c1, o + c0);
+      for (index_t q = 1; q < spans_.count; ++q) {
+        part += rows_ * row_;
+        for (index_t c = c0; c < c1; ++c) o[c] = add(o[c], part[c]);
+      }
+    }
+  }
+  void merge(index_t n, index_t c0, index_t c1, index_t r0, index_t r1, A* out) const {
+    merge(n, c0, c1, r0, r1, out, [](A a, A b) { return a + b; });
+  }
+
+ private:
+  Spans spans_;
+  index_t row_, rows_;
+  std::unique_ptr<A[]> sums_;
+
+  A* of(index_t n, index_t q) const { return sums_.get() + (n * spans_.count + q) * rows_ * row_; }
+};
 
 }  // namespace chattn::cpu

@@ -135,6 +135,19 @@ struct Simd {
       return (V)_mm512_mask_mov_ps((__m512)filled, mask, (__m512)load(lanes));
     }
 #else
+#if defined(__AVX2__)
+    if constexpr (std::is_same_v<T, float>) {
+      const __m256i lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+      const __m256i mask = _mm256_cmpgt_epi32(_mm256_set1_epi32(count), lanes);
+      return (V)_mm256_blendv_ps((__m256)broadcast(fill), _mm256_maskload_ps(p, mask),
+                                 (__m256)mask);
+    } else if constexpr (std::is_same_v<T, double>) {
+      const __m256i lanes = _mm256_setr_epi64x(0, 1, 2, 3);
+      const __m256i mask = _mm256_cmpgt_epi64(_mm256_set1_epi64x(count), lanes);
+      return (V)_mm256_blendv_pd((__m256d)broadcast(fill), _mm256_maskload_pd(p, mask),
+                                 (__m256d)mask);
+    }
+#endif
     V v = broadcast(fill);
     for (int i = 0; i < count; ++i) v[i] = to_acc(p[i]);
     return v;
