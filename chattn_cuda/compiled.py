@@ -1,9 +1,9 @@
 """What a block hands to torch.compile: its operator, or its formula for Inductor to fuse.
 
-To Inductor an operator is a wall: a batch norm in front of it is written to memory, and what follows
-reads the result again. The formula of squeeze-and-excitation and its relatives falls apart into a
-reduction that joins what comes before and a product that joins what comes after. docs/design.md has
-the counts and the measurements behind `RULE`.
+To Inductor an operator is a wall: a batch norm in front of it is written to memory, and what
+follows reads the result again. The formula of squeeze-and-excitation and its relatives falls apart
+into a reduction that joins what comes before and a product that joins what comes after.
+docs/design.md has the counts and the measurements behind `RULE`.
 """
 
 from __future__ import annotations
