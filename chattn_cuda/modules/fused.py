@@ -7,6 +7,7 @@ it calls them, as the module that it replaces would.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Proxy
 
-from chattn_cuda import backends, functional, ops, validation
+from chattn_cuda import backends, compiled, functional, ops, validation
 from chattn_cuda.explanation import Explanation, explain_call
 from chattn_cuda.functional import checked
 from chattn_cuda.hooks import own_behaviour
@@ -67,6 +68,7 @@ class FusedForward:
     _unbatched = False  # whether eager_forward takes (C, H, W)
     _channel_dim = 1  # or -1
     _reads: tuple[str, ...] = ()  # its attributes, besides the backend, that the result depends on
+    _fusible = False  # whether the rule of `chattn_cuda.compiled` is for it
 
     @property
     def backend(self) -> str:
@@ -122,7 +124,10 @@ class FusedForward:
             if backends.select("auto", x.device.type, x.dtype) == "reference":
                 uncovered = "no fused backend can run here"
         block = self._block or type(self).__name__
-        return explain_call(block, self.backend, x.device.type, x.dtype, uncovered, "eager")
+        device = x.device.type
+        tensors = itertools.chain((x,), self.parameters())  # type: ignore[attr-defined]
+        note = compiled.note(self.backend, device, tensors) if self._fusible else None
+        return explain_call(block, self.backend, device, x.dtype, uncovered, "eager", compiled=note)
 
     @torch.jit.unused
     def _fused_or_eager(self, x: Tensor) -> Tensor:
@@ -174,6 +179,15 @@ class FusedForward:
         if key is not None:
             checked.remember(key, backend, *call.constants)
             memory.remember(self, places, self._reads, call)
+        y = None if must_be_plain() or self._is_formula(x) else self.fused_forward(x)
+        return self.eager_forward(x) if y is None else y
+
+    @torch.jit.unused
+    def _is_formula(self, x: Tensor) -> bool:
+        if not torch.compiler.is_compiling() or not self._fusible or not isinstance(x, Tensor):
+            return False
+        tensors = itertools.chain((x,), self.parameters())  # type: ignore[attr-defined]
+        return compiled.takes_formula(self.backend, x.device.type, tensors)
 
     @torch.jit.unused
     def _on_map(self, x: Tensor) -> Tensor:
@@ -181,7 +195,7 @@ class FusedForward:
         last = self._channel_dim == -1
         m = functional.to_map(x, self._channel_dim)
         view = m.movedim(1, -1) if last else m
-        y = None if must_be_plain(self._backend) else self.fused_forward(view)
+        y = None if self._is_plain(x) else self.fused_forward(view)
         if y is None:
             if self._eager_any_rank:
                 return self.eager_forward(x)
