@@ -96,6 +96,7 @@ class Subject:
         inputs: Bytes of its inputs, which count as its memory.
         rounds: At most so many are measured.
         repeat: Calls in a sample.
+        backend: For `accelerate`: a named one insists on the operators under torch.compile.
     """
 
     table: str
@@ -106,6 +107,7 @@ class Subject:
     inputs: int
     rounds: int
     repeat: int
+    backend: str = "auto"
 
     def variant(self, name: str) -> Any:
         """The network in that variant."""
@@ -113,7 +115,7 @@ class Subject:
         if name in (OURS, BOTH):
             import chattn_cuda
 
-            chattn_cuda.accelerate(module)
+            chattn_cuda.accelerate(module, self.backend)
         if name in (COMPILED, BOTH):
             return Ahead(module, self.call).module
         return module

@@ -137,7 +137,7 @@ class FusedForward:
             return self.eager_forward(x)
         if self._any_rank and isinstance(x, Tensor) and x.dim() in (3, 5):
             return self._on_map(x)
-        y = None if must_be_plain(self._backend) else self.fused_forward(x)
+        y = None if self._is_plain(x) else self.fused_forward(x)
         return self.eager_forward(x) if y is None else y
 
     @torch.jit.unused
@@ -179,11 +179,12 @@ class FusedForward:
         if key is not None:
             checked.remember(key, backend, *call.constants)
             memory.remember(self, places, self._reads, call)
-        y = None if must_be_plain() or self._is_formula(x) else self.fused_forward(x)
-        return self.eager_forward(x) if y is None else y
 
     @torch.jit.unused
-    def _is_formula(self, x: Tensor) -> bool:
+    def _is_plain(self, x: Tensor) -> bool:
+        """Whether a graph that is being made gets plain operations."""
+        if must_be_plain(self._backend):
+            return True
         if not torch.compiler.is_compiling() or not self._fusible or not isinstance(x, Tensor):
             return False
         tensors = itertools.chain((x,), self.parameters())  # type: ignore[attr-defined]
