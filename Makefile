@@ -1,4 +1,4 @@
-# make demo | test | test-torch | sanitize | bench | doctor | lint | types | clean      (make help explains them)
+# make demo | test | test-torch | sanitize | bench | bench-models | doctor | lint | types | clean     (make help)
 #
 # Everything runs in .venv, which the first target makes. VENV=path and PYTHON=python3.x choose others;
 # TORCH="torch torchvision" gives a new .venv another torch than the one that figures are taken with.
@@ -11,7 +11,7 @@ BIN := $(VENV)/bin
 SOURCES := $(shell find csrc -type f) setup.py pyproject.toml
 CPP := $(shell find csrc tests/cuda_host -name '*.h' -o -name '*.cuh' -o -name '*.cpp' -o -name '*.cu')
 
-.PHONY: help demo test test-torch sanitize bench gpu-check gpu-models doctor lint format types clean
+.PHONY: help demo test test-torch sanitize bench bench-models gpu-check gpu-models doctor lint format types clean
 
 help:
 	@echo "make demo       build, then run a real model with and without chattn_cuda (main job)"
@@ -19,6 +19,7 @@ help:
 	@echo "make test-torch TORCH=torch==2.12.1   the tests with another torch; TESTS=short: what depends on it"
 	@echo "make sanitize   the slow tests: races, sanitizers, mutants of the CUDA kernels, whole models"
 	@echo "make bench      build, then compare with eager PyTorch and torch.compile (pytest-benchmark)"
+	@echo "make bench-models  whole models, eager, accelerated, compiled and both (25 min on 2 cores)"
 	@echo "make gpu-check  on a machine with a GPU: build with \$$PYTHON, measure, check, test (6 min)"
 	@echo "make gpu-models there: whole models, eager, accelerated, compiled and both (6 min)"
 	@echo "make doctor     what is built and what can run here"
@@ -35,17 +36,32 @@ $(VENV)/.packages: pyproject.toml
 	touch $@
 
 # The package itself, in place, with what its tests and demo need.
+INSTALL = $(BIN)/python -m pip install --verbose --no-build-isolation --editable ".[test]" > build.log 2>&1 \
+	|| { grep 'chattn_cuda:' build.log; echo "the build failed; all of it is in build.log"; exit 1; }; \
+	grep -E 'chattn_cuda: (CPU|CUDA)' build.log | sed 's/^ *//'
+
+# With CUDA kernels where there is an nvcc. That holds the CPU kernels, too.
 $(VENV)/.built: $(VENV)/.packages $(SOURCES)
-	$(BIN)/python -m pip install --verbose --no-build-isolation --editable ".[test]" > build.log 2>&1 \
-		|| { grep 'chattn_cuda:' build.log; echo "the build failed; all of it is in build.log"; exit 1; }
-	@grep -E 'chattn_cuda: (CPU|CUDA)' build.log | sed 's/^ *//'
+	@$(INSTALL)
+	touch $@ $(VENV)/.built-cpu
+
+# The CPU kernels alone, in half a minute; both builds share their object files.
+$(VENV)/.built-cpu: $(VENV)/.packages $(SOURCES)
+	@echo "no NVIDIA driver here: building the CPU kernels only, in half a minute;"
+	@echo "with an nvcc, make test or CHATTN_BUILD_CUDA=1 make demo compiles the CUDA kernels, too"
+	rm -f $(VENV)/.built
+	@export CHATTN_BUILD_CUDA=0; $(INSTALL)
 	touch $@
+
+# What can run here. Of the driver there is one of these files; the last is that of WSL.
+DRIVER := $(wildcard /dev/nvidiactl /proc/driver/nvidia/version /dev/dxg)
+RUNNABLE := $(VENV)/.built$(if $(DRIVER)$(filter 1,$(CHATTN_BUILD_CUDA)),,-cpu)
 
 $(VENV)/.lint: $(VENV)/.built
 	$(BIN)/python -m pip install --quiet --group lint
 	touch $@
 
-demo: $(VENV)/.built
+demo: $(RUNNABLE)
 	$(BIN)/python -m chattn_cuda demo
 
 # After so many failures something is broken that all of them show.
@@ -62,7 +78,7 @@ test: $(VENV)/.built
 # What depends on torch (TESTS=short): numerics of all blocks on every backend, modules, accelerate,
 # torch.compile, export.
 SHORT := $(addprefix tests/,test_numerics.py test_modules.py test_eca_modules.py test_se_relatives.py \
-	test_module_uses.py test_convert.py test_sk_layers.py test_sk_network.py \
+	test_module_uses.py test_compile_rule.py test_convert.py test_sk_layers.py test_sk_network.py \
 	$(addprefix test_packaging.py::test_,operators_compile_with_the_headers_of_this_torch \
 		binary_uses_only_the_stable_abi) \
 	$(addprefix test_autograd.py::test_,compile_without_graph_break_or_recompilation \
@@ -90,8 +106,12 @@ test-torch:
 sanitize: $(VENV)/.built
 	$(BIN)/$(PYTEST) tests -m "sanitize or slow"
 
-bench: $(VENV)/.built
+bench: $(RUNNABLE)
 	$(BIN)/python -m pytest bench -q
+	$(BIN)/python tools/bench_models.py --show
+
+bench-models: $(RUNNABLE)
+	$(BIN)/python tools/bench_models.py
 
 # No .venv: a machine with a GPU brings its own torch, and may have no network.
 gpu-check:
@@ -100,7 +120,7 @@ gpu-check:
 gpu-models:
 	$(PYTHON) tools/gpu_models.py
 
-doctor: $(VENV)/.built
+doctor: $(RUNNABLE)
 	$(BIN)/python -m chattn_cuda doctor
 
 lint: $(VENV)/.lint
@@ -119,4 +139,4 @@ types: $(VENV)/.lint
 clean:
 	rm -rf build dist *.egg-info build.log bench/results .pytest_cache .mypy_cache .ruff_cache
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
-	rm -f chattn_cuda/_C*.so $(VENV)/.built
+	rm -f chattn_cuda/_C*.so $(VENV)/.built $(VENV)/.built-cpu

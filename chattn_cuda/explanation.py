@@ -153,6 +153,7 @@ def explain_call(
     uncovered: str | None,
     fallback: str,
     notes: Mapping[str, str] | None = None,
+    compiled: str | None = None,
 ) -> Explanation:
     """The explanation of one call.
 
@@ -164,6 +165,7 @@ def explain_call(
         uncovered: Why the fused path does not cover this call; None where it does.
         fallback: The path of a call that is not covered: "reference" or "eager".
         notes: By backend, what it does besides on the fused path.
+        compiled: What else there is to say of the fused path: how it runs under torch.compile.
     """
     reasons = []
     try:
@@ -201,5 +203,6 @@ def explain_call(
                 if requested != "auto"
                 else "it could run, but is not the first choice here"
             )
-    said = [(notes or {}).get(backend)] if backend is not None and path == "fused" else []
+    fused = backend is not None and path == "fused"
+    said = [(notes or {}).get(backend or ""), compiled] if fused else []
     return Explanation(block, backend, path, tuple(reasons), others, tuple(filter(None, said)))

@@ -10,13 +10,14 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from chattn_cuda import _native, backends
-from chattn_cuda.cli import cases, chart, demo, doctor, main, measure, report
+from chattn_cuda.cli import breakdown, cases, chart, demo, doctor, main, measure, report
 from chattn_cuda.cli.environment import Environment, architecture_runs, environment
 from chattn_cuda.cli.measure import Entry, Result
 from chattn_cuda.cli.terminal import Table, Terminal
@@ -347,6 +348,18 @@ def test_lines_end_between_words(
             assert len(lines) == 2
 
 
+def test_panels_say_what_they_are_of() -> None:
+    rows = [cases.Row(block, SMALL) for block in ("se", "sk")]
+    entries = {"eager": Entry([1.0]), "cpu": Entry([1.0])}
+    made = report.Report([Result(row, entries) for row in rows], CONDITIONS, "")
+    titles = [panel.title for panel in made.panels()]
+    assert titles == [
+        "Squeeze-and-Excitation, nchw, forward", "Selective Kernel, two branches, nchw, forward"
+    ]  # fmt: skip
+    made.results.append(Result(replace(rows[0], dtype=torch.bfloat16), entries))
+    assert made.panels()[2].title == "Squeeze-and-Excitation, bfloat16, nchw, forward"
+
+
 def test_plain_table() -> None:
     table = Table("", ["name", "ms"], [["a", "1.5"], None, ["long name", "12"]])
     assert table.plain().splitlines() == [
@@ -462,6 +475,7 @@ TINY = demo.Plan(
     block_seconds=0,
     model_seconds=0,
     model_rounds=1,
+    profiled=1,
 )
 
 
@@ -481,8 +495,58 @@ def test_demo(
     out = capsys.readouterr().out
     assert "16 modules accelerated" in out
     assert "outputs and gradients agree" in out and "DISAGREE" not in out
+    assert out.count("Where the time goes") == 2 and out.count("If they took none") == 2
     assert f"chart: {path}" in out
     assert path.read_bytes().startswith(b"\x89PNG")
+
+
+@needs_cpu_kernels
+@pytest.mark.parametrize("training", [False, True])
+def test_where_the_time_goes(training: bool) -> None:
+    """Every part gets the time of its own modules, in the backward, too."""
+
+    class Slow(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor, seconds: float) -> Tensor:
+            ctx.seconds = seconds
+            time.sleep(seconds)
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None]:
+            time.sleep(2 * ctx.seconds)
+            return g, None
+
+    def slow(module: type[nn.Module], seconds: float) -> nn.Module:
+        class Slowed(module):  # type: ignore[misc, valid-type]
+            def forward(self, x: Tensor) -> Tensor:
+                return Slow.apply(super().forward(x), seconds)
+
+        return Slowed(4, 4, 1) if module is nn.Conv2d else Slowed(4)
+
+    class Residual(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.bn = slow(nn.Conv2d, 0.04), slow(nn.BatchNorm2d, 0.01)
+            self.se = nn.Sequential(slow(nn.Conv2d, 0.02))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return Slow.apply(x + self.se(self.bn(self.conv(x))), 0.01)
+
+    model = nn.Sequential(Residual(), nn.Flatten()).train(training)
+    x = torch.randn(2, 4, 3, 3)
+
+    def call() -> None:
+        with torch.set_grad_enabled(training):
+            y = Slow.apply(model(x), 0.03)
+        if training:
+            y.sum().backward()
+
+    (times,) = breakdown.breakdown([(model, call)], ["0.se"], "cpu", 1)
+    factor = 3 if training else 1
+    expected = {breakdown.CONVOLUTIONS: 40, breakdown.TAIL: 20, breakdown.BLOCKS: 20}
+    for part, ms in {**expected, breakdown.REST: 30}.items():
+        assert times[part] >= factor * ms, (part, times)  # what one part lacks, another has
 
 
 @needs_timm

@@ -28,6 +28,7 @@ import gpu_runner  # noqa: E402
 import gpu_summary  # noqa: E402
 import gpu_tests  # noqa: E402
 import gpu_turns  # noqa: E402
+import variants  # noqa: E402
 from gpu_results import read  # noqa: E402
 
 
@@ -152,7 +153,7 @@ class Scale(nn.Module):
         return (x * self.weight).sin()
 
 
-def subject(training: bool = False) -> gpu_turns.Subject:
+def subject(training: bool = False) -> variants.Subject:
     x = torch.linspace(0, 1, 8)
 
     def call(module: Any) -> Sequence[torch.Tensor]:
@@ -162,7 +163,7 @@ def subject(training: bool = False) -> gpu_turns.Subject:
         y = module(x)
         return [y, *torch.autograd.grad(y.sum(), list(module.parameters()))]
 
-    return gpu_turns.Subject("models", "net", "ms", Scale(), call, 0, rounds=5, repeat=1)
+    return variants.Subject("models", "net", "ms", Scale(), call, 0, rounds=5, repeat=1)
 
 
 @pytest.mark.parametrize("training", [False, True])
@@ -185,7 +186,7 @@ def test_compiling_ahead_runs_nothing(training: bool, monkeypatch: pytest.Monkey
     backend = aot_autograd(fw_compiler=compiler, bw_compiler=compiler)
     monkeypatch.setattr(torch._dynamo, "lookup_backend", lambda name: backend)
     of_row = subject(training)
-    ahead = gpu_turns.Ahead(of_row.module, of_row.call)
+    ahead = variants.Ahead(of_row.module, of_row.call)
     assert ahead.graphs == 1 and not ran
     assert len(compiled) == (2 if training else 1)
     for got, want in zip(of_row.call(ahead.module), of_row.call(of_row.module), strict=True):
@@ -195,11 +196,11 @@ def test_compiling_ahead_runs_nothing(training: bool, monkeypatch: pytest.Monkey
 
 
 def test_a_row_is_measured(records: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu_turns, "COMPILER", "aot_eager")
+    monkeypatch.setattr(variants, "COMPILER", "aot_eager")
     of_row = subject()
-    assert gpu_turns.measure_in_turn(of_row, gpu_turns.make_ready(of_row, gpu_turns.VARIANTS), 0.1)
+    assert gpu_turns.measure_in_turn(of_row, variants.make_ready(of_row, variants.VARIANTS), 0.1)
     ((unit, times),) = gpu_results.rows(read(records)).values()
-    assert unit == "ms" and list(times) == list(gpu_turns.VARIANTS)
+    assert unit == "ms" and list(times) == list(variants.VARIANTS)
     assert all(t.count == 5 or t.count >= 3 for t in times.values())
     assert all(t.error == 0 for t in times.values())
     torch._dynamo.reset()
@@ -214,7 +215,7 @@ def test_a_variant_that_fails_is_a_problem_and_the_others_are_measured(records: 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             raise RuntimeError("out of\nmemory")
 
-    gpu_turns.measure(of_row, {"eager": Scale(), "accelerated": Broken(), "both": off}, 0.1)
+    variants.measure(of_row, {"eager": Scale(), "accelerated": Broken(), "both": off}, 0.1)
     found = read(records)
     assert [r["text"] for r in found if r["what"] == "problem"] == [
         "net, accelerated: RuntimeError: out of memory",

@@ -31,7 +31,8 @@ def name_of(block: str, shape: tuple[int, ...], direction: str) -> str:
 def step(rehearse: bool) -> int:
     """All rows."""
     import torch
-    from gpu_turns import device, turn
+    from gpu_turns import turn
+    from variants import device
 
     from chattn_cuda.cli.cases import EAGER, Row, fused_backends
     from chattn_cuda.cli.measure import measure

@@ -52,7 +52,8 @@ def call_of(module: Any, maps: list[torch.Tensor], dy: torch.Tensor, way: str) -
 def step(rehearse: bool) -> int:
     """All rows."""
     import torch
-    from gpu_turns import device, turn
+    from gpu_turns import turn
+    from variants import device
 
     import chattn_cuda
     from chattn_cuda.cli.cases import BLOCKS

@@ -14,7 +14,8 @@ from statistics import median
 
 import torch
 from gpu_results import emit, left
-from gpu_turns import device, turn
+from gpu_turns import turn
+from variants import device
 
 TABLE = "kernels"
 STAGES = ((256, 56), (512, 28), (1024, 14), (2048, 7))

@@ -131,7 +131,7 @@ def architecture() -> str | None:
 
 def step_import() -> int:
     """Imports the package, says what this machine is, and lets those go on who wait for that."""
-    from gpu_turns import device
+    from variants import device
 
     from chattn_cuda.cli.environment import environment as conditions
 

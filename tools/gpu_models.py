@@ -23,7 +23,7 @@ from gpu_results import left
 from gpu_runner import SHARED, Step
 
 if TYPE_CHECKING:
-    import gpu_turns
+    import variants
 
 SECONDS = 340  # with what comes before the first step, six minutes
 TABLE = "models"
@@ -73,24 +73,17 @@ def by_value(found: list[Row]) -> list[Row]:
 
 
 # ---- processes ----------------------------------------------------------------------------------
-def subject(row: Row, rehearse: bool) -> gpu_turns.Subject:
+def subject(row: Row, rehearse: bool) -> variants.Subject:
     """The row's network, on the device."""
-    import timm
     import torch
-    from gpu_turns import Subject, device
     from torch import nn
+    from variants import Subject, device, network
 
-    torch.manual_seed(0)
+    name, options = row.name, {}
     if rehearse:
         gate = {"attn_layer": TINY[row.name]} if row.name in TINY else {}
-        model = timm.create_model("resnet18", layers=(1, 1, 1, 1), block_args=gate)
-    else:
-        model = timm.create_model(row.name)
-    for module in model.modules():
-        # timm's ResNets begin with branches that are zero, on which nothing shows.
-        if isinstance(module, nn.BatchNorm2d) and not module.weight.any():
-            nn.init.constant_(module.weight, 0.5)
-    model = model.to(device()).to(memory_format=torch.channels_last).train(row.training)
+        name, options = "resnet18", {"layers": (1, 1, 1, 1), "block_args": gate}
+    model = network(name, row.training, torch.channels_last, **options)
     size = 32 if rehearse else 224
     x = torch.randn(row.batch, 3, size, size, device=device())
     x = x.contiguous(memory_format=torch.channels_last)
@@ -112,7 +105,8 @@ def subject(row: Row, rehearse: bool) -> gpu_turns.Subject:
 
 def step_eager(rehearse: bool) -> int:
     """Every row without a compiler, so that there is a whole table early."""
-    from gpu_turns import EAGER, OURS, make_ready, measure_in_turn
+    from gpu_turns import measure_in_turn
+    from variants import EAGER, OURS, make_ready
 
     done, records = 0, Path(os.environ[gpu_results.FILE])
     for row in rows(rehearse):
@@ -129,7 +123,8 @@ def step_eager(rehearse: bool) -> int:
 
 def step_row(row: Row, rehearse: bool) -> int:
     """One row, once it is compiled."""
-    from gpu_turns import BOTH, COMPILED, make_ready, measure_in_turn, ready
+    from gpu_turns import measure_in_turn, ready
+    from variants import BOTH, COMPILED, make_ready
 
     of_row = subject(row, rehearse)
     made = make_ready(of_row, [COMPILED])
@@ -145,7 +140,7 @@ def step_row(row: Row, rehearse: bool) -> int:
 
 def step_ahead(row: Row, rehearse: bool) -> int:
     """Compiles one of the row's networks beside the row's own process."""
-    from gpu_turns import BOTH, make_ready
+    from variants import BOTH, make_ready
 
     if _claim(row):
         try:

@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 from gpu_results import emit, left
-from gpu_turns import device
 from torch import Tensor
+from variants import device
 
 Tensors = dict[str, Tensor]
 

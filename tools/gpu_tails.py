@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from gpu_results import left
 
 if TYPE_CHECKING:
-    import gpu_turns
+    import variants
 
 TABLE = "tails"
 SIZES = ((128, 256, 56), (128, 1024, 14))  # N, C, H = W
@@ -46,11 +46,11 @@ def rows(rehearse: bool) -> list[Row]:
     ]
 
 
-def subject(row: Row) -> gpu_turns.Subject:
+def subject(row: Row) -> variants.Subject:
     """The tail, in bfloat16 and channels_last on the device."""
     import torch
-    from gpu_turns import Subject, device
     from torch import nn
+    from variants import Subject, device
 
     from chattn_cuda.cli.cases import BLOCKS, forward_backward
 
@@ -86,7 +86,8 @@ def subject(row: Row) -> gpu_turns.Subject:
 
 def step(row: Row) -> int:
     """One row, once it is compiled."""
-    from gpu_turns import COMPILED, make_ready, measure_in_turn, ready
+    from gpu_turns import measure_in_turn, ready
+    from variants import COMPILED, make_ready
 
     of_row = subject(row)
     made = make_ready(of_row, [n for n in row.variants if n not in ("eager", "accelerated")])

@@ -169,7 +169,8 @@ def _panel(
     axis.set_ylim(len(panel.rows) - 0.5, -0.5)
     axis.set_xlim(0, max(1.5, longest) * 1.28)
     axis.axvline(1, color=MUTED, linewidth=0.8, linestyle=(0, (4, 3)), zorder=3)
-    axis.set_title(panel.title, loc="left", size=10.5, color=INK, weight="bold", pad=7)
+    # above the labels, too: there is no more room for block, layout and direction
+    axis.set_title(panel.title, loc="left", x=-0.22, size=10.5, color=INK, weight="bold", pad=7)
     axis.tick_params(length=0, labelsize=8.5)
     axis.tick_params(axis="x", colors=MUTED)
     axis.xaxis.set_major_formatter(lambda value, _: f"{value:g}x")

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from chattn_cuda import backends
-from chattn_cuda.cli import chart
+from chattn_cuda.cli import breakdown, chart
 from chattn_cuda.cli.bench import default_device, quiet, set_threads
 from chattn_cuda.cli.cases import BLOCKS, COMPILE, DIRECTIONS, EAGER, Row, forward_backward
 from chattn_cuda.cli.chart import Panel
@@ -60,6 +60,7 @@ class Plan:
         block_seconds: For the rounds of one block row.
         model_seconds: For the rounds of the model, per direction.
         model_rounds: At least so many, per direction.
+        profiled: Calls of each model under the profiler, per direction.
     """
 
     batch: int = 8
@@ -70,9 +71,10 @@ class Plan:
     block_seconds: float = 1.5
     model_seconds: float = 12.0
     model_rounds: int = 3
+    profiled: int = 2
 
 
-_QUICK = Plan(2, 128, 96, False, "", 0.3, 2.0, 2)
+_QUICK = Plan(2, 128, 96, False, "", 0.3, 2.0, 2, 1)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -120,10 +122,12 @@ def run(arguments: argparse.Namespace) -> int:
     with terminal.steps(3 + len(DIRECTIONS) * len(shapes)) as steps:
         steps.begin(f"{_MODEL}: outputs and gradients against float64")
         checks, converted = _check(plan, device, backend)
-        timed = []
+        timed, parts = [], []
         for direction in (_INFERENCE, _STEP):
             steps.begin(f"{_MODEL}: {direction}")
-            timed.append(_time_model(plan, direction, device, backend, steps))
+            entries, times = _time_model(plan, direction, device, backend, steps)
+            timed.append(entries)
+            parts.append(times)
         blocks = []
         compiled = (COMPILE,) if plan.compile_blocks else ()
         for direction in DIRECTIONS:
@@ -141,13 +145,18 @@ def run(arguments: argparse.Namespace) -> int:
     )
     problems = [check.wrong for check in checks if check.wrong]
     panels = []
-    for direction, label, entries in zip(DIRECTIONS, (_INFERENCE, _STEP), timed, strict=True):
+    for direction, label, entries, times in zip(
+        DIRECTIONS, (_INFERENCE, _STEP), timed, parts, strict=True
+    ):
         picked = [result for result in blocks if result.row.direction == direction]
         table, panel = _present(picked, entries, label, backend)
         panel.title = direction.capitalize().replace("+", " + ")
         images = f"{plan.batch}x3x{plan.side}x{plan.side}"
         table.title = f"{panel.title} ({_MODEL}: {label}, {images})"
         terminal.table(table)
+        where = _parts_table(f"Where the time goes ({_MODEL}: {label}, by torch's profiler)", times)
+        terminal.table(where)
+        terminal.line(_what_blocks_can_give(times[0]), "dim")
         panels.append(panel)
     if device == "cpu" and plan.compile_blocks and plan.compile_model != "both":
         terminal.line(
@@ -359,8 +368,12 @@ def _check_table(checks: Sequence[Check]) -> Table:
 
 def _time_model(
     plan: Plan, direction: str, device: str, backend: str, steps: Steps
-) -> dict[str, Entry]:
-    """Inference or a training step (forward, loss, backward, SGD update) on one batch."""
+) -> tuple[dict[str, Entry], list[dict[str, float]]]:
+    """Inference or a training step (forward, loss, backward, SGD update) on one batch.
+
+    Returns:
+        What was timed, and where the time of the eager and of the accelerated model goes.
+    """
     model = _model(device)
     images, labels = _images(plan.batch, plan.side, device)
     modules: dict[str, Any] = {EAGER: model}
@@ -369,7 +382,7 @@ def _time_model(
         torch._dynamo.reset()
         modules[COMPILE] = torch.compile(copy.deepcopy(model), dynamic=False)
     modules[backend] = copy.deepcopy(model)
-    accelerate(modules[backend], backend)
+    blocks = [entry.name for entry in accelerate(modules[backend], backend).changed]
     entries = {name: Entry() for name in modules}
     calls: dict[str, Callable[[], object]] = {}
     for name, module in modules.items():
@@ -395,7 +408,9 @@ def _time_model(
     for name, times in samples.items():
         entries[name].samples = times
         entries[name].waited = waiting.share if device == "cpu" else 0.0
-    return entries
+    steps.detail(f"{_MODEL}: {direction}, where the time goes")
+    pairs = [(modules[name], calls[name]) for name in (EAGER, backend)]
+    return entries, breakdown.breakdown(pairs, blocks, device, plan.profiled)
 
 
 def _inference(module: nn.Module, images: Tensor) -> Callable[[], object]:
@@ -439,6 +454,34 @@ def _present(
     table.rows += [None, [_MODEL, *_cells(whole, backend), "above"]]
     panel.add(f"{_MODEL}\n{label}", _bars(whole, backend), strong=True)
     return table, panel
+
+
+def _parts_table(title: str, times: Sequence[dict[str, float]]) -> Table:
+    """The parts of the eager and of the accelerated model."""
+    table = Table(title, ["", "eager ms", "share", "chattn_cuda ms", "share", "vs eager"])
+    wholes = [sum(parts.values()) for parts in times]
+
+    def cells(milliseconds_: Sequence[float]) -> list[str | Cell]:
+        found: list[str | Cell] = []
+        for ms, whole in zip(milliseconds_, wholes, strict=True):
+            found += [milliseconds(ms), f"{ms / whole:.0%}"]
+        eager, ours = milliseconds_
+        return [*found, ratio_cell(eager / ours if eager > 0 < ours else None)]
+
+    for part in breakdown.PARTS:
+        table.rows.append([part, *cells([parts[part] for parts in times])])
+    table.rows += [None, ["together", *cells(wholes)]]
+    return table
+
+
+def _what_blocks_can_give(times: dict[str, float]) -> str:
+    """How much faster the model could be if its blocks took no time."""
+    whole = sum(times.values())
+    share = times[breakdown.BLOCKS] / whole
+    return (
+        f"chattn_cuda replaces the attention blocks alone: {share:.0%} of the eager model's time. "
+        f"If they took none, it would run {1 / (1 - share):.2f}x as fast"
+    )
 
 
 def _cells(result: Result, backend: str) -> list[str | Cell]:

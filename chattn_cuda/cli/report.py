@@ -318,11 +318,8 @@ class Report:
         for group in self.groups():
             row = group[0].row
             kinds = {r.row.dtype for r in self.results}
-            panel = Panel(
-                ", ".join(
-                    ([row.dtype_name] if len(kinds) > 1 else []) + [row.layout, row.direction]
-                )
-            )
+            parts = [BLOCKS[row.block].title, row.layout, row.direction]
+            panel = Panel(", ".join(parts[:1] + [row.dtype_name] * (len(kinds) > 1) + parts[1:]))
             for result in group:
                 panel.add(
                     size(result.row),

@@ -14,7 +14,6 @@ from torch.fx import Proxy
 
 from chattn_cuda.convert.adapter import Adapter, se_obstacle
 from chattn_cuda.hooks import own_behaviour
-from chattn_cuda.modules.fused import must_be_plain
 from chattn_cuda.modules.squeeze_excite import SqueezeExciteForward, SqueezeExciteLayers
 
 __all__ = ["STRUCTURES"]
@@ -69,7 +68,7 @@ class _MBConvBlock(SqueezeExciteForward):
     @torch.jit.unused
     def excite(self, x: Tensor) -> Tensor:
         """SE on the map between the depthwise convolution and the projection."""
-        plain = isinstance(x, Proxy) or must_be_plain(self._backend)
+        plain = isinstance(x, Proxy) or self._is_plain(x)
         y = None if plain else self.fused_forward(x)
         if y is not None:
             return y

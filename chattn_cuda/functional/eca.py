@@ -7,7 +7,7 @@ from typing import Literal, overload
 
 from torch import Tensor
 
-from chattn_cuda import activations, backends, ops, reference, validation
+from chattn_cuda import activations, backends, compiled, ops, reference, validation
 from chattn_cuda.activations import ActivationSpec
 from chattn_cuda.explanation import Explanation, explain_call, register_explainer
 from chattn_cuda.functional import checked
@@ -108,7 +108,9 @@ def efficient_channel_attention(
     name = backends.select(backend, x.device.type, x.dtype)
     resolved = activations.resolve(gate, "gate")
     circular = padding_mode == "circular"
-    if exported_plainly(backend) or _why_not_fused(m, unified, resolved) is not None:
+    formula = compiled.takes_formula(backend, x.device.type, (x, weight))
+    plain = formula or exported_plainly(backend)
+    if plain or _why_not_fused(m, unified, resolved) is not None:
         y, s = _formulas(m, unified, activations.as_callable(gate, "gate"), circular)
     else:
         assert resolved is not None
@@ -155,9 +157,12 @@ def _explain(
     x = to_map(x, channel_dim)
     validation.check_efficient_channel_attention(x, weight, padding_mode)
     uncovered = _why_not_fused(x, weight, activations.resolve(gate, "gate"))
+    device = x.device.type
+    note = compiled.note(backend, device, (x, weight))
     return explain_call(
-        "efficient_channel_attention", backend, x.device.type, x.dtype, uncovered, "reference"
-    )
+        "efficient_channel_attention", backend, device, x.dtype, uncovered, "reference",
+        compiled=note,
+    )  # fmt: skip
 
 
 register_explainer(efficient_channel_attention, _explain)

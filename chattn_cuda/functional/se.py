@@ -7,7 +7,7 @@ from typing import Literal, overload
 
 from torch import Tensor
 
-from chattn_cuda import activations, backends, ops, reference, validation
+from chattn_cuda import activations, backends, compiled, ops, reference, validation
 from chattn_cuda.activations import ActivationSpec
 from chattn_cuda.explanation import Explanation, explain_call, register_explainer
 from chattn_cuda.functional import checked
@@ -126,7 +126,9 @@ def squeeze_excite(
     weights = validation.unify_dtypes(m, given, _WEIGHTS)
     name = backends.select(backend, x.device.type, x.dtype)
     act_, gate_ = activations.resolve(act, "act"), activations.resolve(gate, "gate")
-    if exported_plainly(backend) or _why_not_fused(m, weights, act_, gate_) is not None:
+    formula = compiled.takes_formula(backend, x.device.type, (x, *weights))
+    plain = formula or exported_plainly(backend)
+    if plain or _why_not_fused(m, weights, act_, gate_) is not None:
         act_function = activations.as_callable(act, "act")
         gate_function = activations.as_callable(gate, "gate")
         y, s = _formulas(m, weights, act_function, gate_function, add_maxpool)
@@ -213,7 +215,11 @@ def _explain(
         activations.resolve(act, "act"),
         activations.resolve(gate, "gate"),
     )
-    return explain_call("squeeze_excite", backend, x.device.type, x.dtype, uncovered, "reference")
+    device = x.device.type
+    note = compiled.note(backend, device, (x, w1, b1, w2, b2))
+    return explain_call(
+        "squeeze_excite", backend, device, x.dtype, uncovered, "reference", compiled=note
+    )
 
 
 register_explainer(squeeze_excite, _explain)

@@ -6,7 +6,7 @@ from typing import Literal, overload
 
 from torch import Tensor
 
-from chattn_cuda import activations, backends, ops, reference, validation
+from chattn_cuda import activations, backends, compiled, ops, reference, validation
 from chattn_cuda.activations import ActivationSpec
 from chattn_cuda.explanation import Explanation, explain_call, register_explainer
 from chattn_cuda.functional import checked
@@ -108,8 +108,9 @@ def effective_squeeze_excite(
     weight, bias = _unify(m, *given)
     name = backends.select(backend, x.device.type, x.dtype)
     resolved = activations.resolve(gate, "gate")
-    uncovered = _why_not_effective(m, weight, bias, resolved)
-    if exported_plainly(backend) or uncovered is not None:
+    formula = compiled.takes_formula(backend, x.device.type, (x, weight, bias))
+    plain = formula or exported_plainly(backend)
+    if plain or _why_not_effective(m, weight, bias, resolved) is not None:
         function = activations.as_callable(gate, "gate")
         y, s = reference.squeeze_excite(
             m, None, None, weight, bias, gate=function, add_maxpool=add_maxpool
@@ -165,8 +166,10 @@ def _explain_effective(
     x = to_map(x, channel_dim)
     validation.check_effective_squeeze_excite(x, weight, bias)
     uncovered = _why_not_effective(x, weight, bias, activations.resolve(gate, "gate"))
+    device = x.device.type
+    note = compiled.note(backend, device, (x, weight, bias))
     return explain_call(
-        "effective_squeeze_excite", backend, x.device.type, x.dtype, uncovered, "reference"
+        "effective_squeeze_excite", backend, device, x.dtype, uncovered, "reference", compiled=note
     )
 
 

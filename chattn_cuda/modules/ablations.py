@@ -33,6 +33,7 @@ class SEVar1(FusedForward, nn.Module):
     """
 
     _any_rank = True
+    _fusible = True
 
     def __init__(self, gate_layer: ActivationSpec = "sigmoid", *, backend: str = "auto") -> None:
         super().__init__()

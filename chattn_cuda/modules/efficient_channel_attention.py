@@ -52,6 +52,7 @@ class EfficientChannelAttentionForward(FusedForward):
 
     _block = "EfficientChannelAttention"
     _reads: tuple[str, ...] = ("conv2",)
+    _fusible = True
     _circular = False
 
     def eager_forward(self, x: Tensor) -> Tensor:

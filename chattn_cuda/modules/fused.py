@@ -7,6 +7,7 @@ it calls them, as the module that it replaces would.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Proxy
 
-from chattn_cuda import backends, functional, ops, validation
+from chattn_cuda import backends, compiled, functional, ops, validation
 from chattn_cuda.explanation import Explanation, explain_call
 from chattn_cuda.functional import checked
 from chattn_cuda.hooks import own_behaviour
@@ -68,6 +69,7 @@ class FusedForward:
     _unbatched = False  # whether eager_forward takes (C, H, W)
     _channel_dim = 1  # or -1
     _reads: tuple[str, ...] = ()  # its attributes, besides the backend, that the result depends on
+    _fusible = False  # whether the rule of `chattn_cuda.compiled` is for it
 
     @property
     def backend(self) -> str:
@@ -123,7 +125,10 @@ class FusedForward:
             if backends.select("auto", x.device.type, x.dtype) == "reference":
                 uncovered = "no fused backend can run here"
         block = self._block or type(self).__name__
-        return explain_call(block, self.backend, x.device.type, x.dtype, uncovered, "eager")
+        device = x.device.type
+        tensors = itertools.chain((x,), self.parameters())  # type: ignore[attr-defined]
+        note = compiled.note(self.backend, device, tensors) if self._fusible else None
+        return explain_call(block, self.backend, device, x.dtype, uncovered, "eager", compiled=note)
 
     @torch.jit.unused
     def _fused_or_eager(self, x: Tensor) -> Tensor:
@@ -133,7 +138,7 @@ class FusedForward:
             return self.eager_forward(x)
         if self._any_rank and isinstance(x, Tensor) and x.dim() in (3, 5):
             return self._on_map(x)
-        y = None if must_be_plain(self._backend) else self.fused_forward(x)
+        y = None if self._is_plain(x) else self.fused_forward(x)
         return self.eager_forward(x) if y is None else y
 
     @torch.jit.unused
@@ -176,13 +181,23 @@ class FusedForward:
             memory.remember(self, places, self._reads, call)
 
     @torch.jit.unused
+    def _is_plain(self, x: Tensor) -> bool:
+        """Whether a graph that is being made gets plain operations."""
+        if must_be_plain(self._backend):
+            return True
+        if not torch.compiler.is_compiling() or not self._fusible or not isinstance(x, Tensor):
+            return False
+        tensors = itertools.chain((x,), self.parameters())  # type: ignore[attr-defined]
+        return compiled.takes_formula(self.backend, x.device.type, tensors)
+
+    @torch.jit.unused
     def _on_map(self, x: Tensor) -> Tensor:
         """The block on the four-dimensional view of an ``x`` with three or five axes."""
         last = self._channel_dim == -1
         m = functional.to_map(x, self._channel_dim)
         view = m.movedim(1, -1) if last else m
         try:
-            y = None if must_be_plain(self._backend) else self.fused_forward(view)
+            y = None if self._is_plain(x) else self.fused_forward(view)
         except ValueError as error:  # with the shape that the user made
             raise ValueError(
                 str(error).replace(f"{tuple(view.shape)}", f"{tuple(x.shape)}")

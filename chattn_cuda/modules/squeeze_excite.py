@@ -150,6 +150,7 @@ class SqueezeExciteForward(FusedForward):
 
     _block = "SqueezeExcite"
     _reads = ("add_maxpool",)
+    _fusible = True
 
     @torch.jit.unused
     def fused_layers(self) -> SqueezeExciteLayers:
