@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from chattn_cuda.cli.cases import Problem, Row
 from tests import cases
 from tests.cases import BLOCKS, Case, Config
 
@@ -26,7 +27,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "se": {"rd": 9, "add_maxpool": True},
     "eca": {"k": 5, "circular": True},
     "ese": {},
-    "sk": {"d": 9, "m": 3, "norm": True, "bias": False},
+    "sk": {"d": 9, "m": 3, "bias": False},
 }
 
 
@@ -45,9 +46,7 @@ def test_result_does_not_depend_on_threads(
     name: str, shape: tuple[int, int, int, int], dtype: torch.dtype, layout: str
 ) -> None:
     cases.require("cpu")
-    block, options = BLOCKS[name], dict(OPTIONS[name])
-    if shape[0] == 1:
-        options.pop("norm", None)
+    block, options = BLOCKS[name], OPTIONS[name]
     inputs = cases.make_inputs(Case(name, "cpu", Config("threads", shape, options), dtype, layout))
     results: list[list[Tensor]] = []
     for threads in (1, 2, 3, 16):
@@ -58,6 +57,20 @@ def test_result_does_not_depend_on_threads(
         # The gate of a selective kernel that a caller sees is torch's softmax of our logits.
         shown = [] if name == "sk" else [gate]
         results.append([y, *shown, *torch.autograd.grad(y, leaves, dy)])
+    for other in results[1:]:
+        for first, again in zip(results[0], other, strict=True):
+            assert torch.equal(first, again)
+
+
+def test_network_with_a_batch_norm_does_not_depend_on_threads() -> None:
+    """The module hands its norm to the operators."""
+    cases.require("cpu")
+    pytest.importorskip("timm")
+    call = Problem(Row("sk", (6, 72, 9, 11), "channels_last", "forward+backward")).call("cpu")
+    results = []
+    for threads in (1, 2, 16):
+        torch.set_num_threads(threads)
+        results.append(call())
     for other in results[1:]:
         for first, again in zip(results[0], other, strict=True):
             assert torch.equal(first, again)
