@@ -89,6 +89,7 @@ class SelectiveKernelAttnForward(FusedForward):
     """The forward over the submodules fc_reduce, bn, act, fc_select and the number num_paths."""
 
     if TYPE_CHECKING:  # as real annotations, TorchScript would read them
+        _modules: Any
         fc_reduce: nn.Conv2d
         bn: Any
         act: nn.Module
@@ -173,6 +174,7 @@ class SelectiveKernelForward(FusedForward):
     """The forward over the submodules paths and attn, and the numbers of timm's SelectiveKernel."""
 
     if TYPE_CHECKING:
+        _modules: Any
         paths: nn.ModuleList
         attn: Any
         num_paths: int
