@@ -93,7 +93,7 @@ def _timm_split_attn(channels: int) -> nn.Module:
     from timm.layers import SplitAttn
 
     module = SplitAttn(channels // 2, groups=2, norm_layer=nn.BatchNorm2d)
-    module.conv = nn.Identity()
+    module.add_module("conv", nn.Identity())
     return module
 
 
