@@ -68,7 +68,7 @@ BLOCK = Block(
         Config("stage4", (4, 2048, 7, 7), {"k": 7}),
         Config("c228", (2, 228, 28, 28), {"k": 5, "circular": True}),
         Config("c300", (2, 300, 14, 14), {"k": 5, "per_channel": True}),
-        Config("few", (2, 3, 40, 41), {"k": 3}),
+        Config("few", (4, 5, 40, 41), {"k": 3}),
         Config("few_circular", (1, 7, 31, 17), {"k": 5, "circular": True}),
         Config("c520", (1, 520, 9, 10), {"k": 5, "circular": True}),
         Config("hw1", (3, 33, 1, 1), {"k": 3}),
