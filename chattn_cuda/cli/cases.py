@@ -59,6 +59,7 @@ class Block:
         make: ``make(channels)`` builds the peer, which `chattn_cuda.accelerate` knows.
         shapes: Maps (N, C, H, W) to measure.
         maps: How many of them a call takes.
+        slices: How many branches a map holds; the output has the channels of one.
     """
 
     name: str
@@ -68,6 +69,7 @@ class Block:
     make: Callable[[int], nn.Module]
     shapes: tuple[Shape, ...] = STAGES
     maps: int = 1
+    slices: int = 1
 
 
 def _timm_se(channels: int) -> nn.Module:
@@ -142,6 +144,7 @@ BLOCKS: dict[str, Block] = {
             ("timm",),
             _timm_split_attn,
             tuple((8, c, h, h) for c, h in ((128, 56), (256, 28), (512, 14), (1024, 7))),
+            slices=2,
         ),
     )
 }
@@ -207,8 +210,9 @@ class Problem:
         generator = torch.Generator(row.device).manual_seed(seed)
         memory_format = LAYOUTS[row.layout]
 
-        def tensor() -> Tensor:
-            values = torch.randn(row.shape, generator=generator, device=row.device).to(row.dtype)
+        def tensor(channels: int = row.shape[1]) -> Tensor:
+            shape = (row.shape[0], channels, *row.shape[2:])
+            values = torch.randn(shape, generator=generator, device=row.device).to(row.dtype)
             return values.contiguous(memory_format=memory_format)
 
         with torch.random.fork_rng(devices=[]):
@@ -216,9 +220,9 @@ class Problem:
             self._peer = BLOCKS[row.block].make(row.shape[1]).to(row.device, row.dtype)
         self._training = row.direction == TRAINING
         self._peer.train(self._training)
-        maps = BLOCKS[row.block].maps
+        maps, of_one = BLOCKS[row.block].maps, row.shape[1] // BLOCKS[row.block].slices
         self._sets = [
-            (tuple(tensor().requires_grad_(self._training) for _ in range(maps)), tensor())
+            (tuple(tensor().requires_grad_(self._training) for _ in range(maps)), tensor(of_one))
             for _ in range(copies)
         ]
         parameters = [f"d {name}" for name, _ in self._peer.named_parameters()]
