@@ -370,3 +370,19 @@ def test_the_documented_port() -> None:
             nn.init.ones_(layer.weight)
         exec(load, scope)
         torch.testing.assert_close(model.layer1[0].se(x), expected)
+
+
+def test_what_holds_a_block_is_none_itself() -> None:
+    """A network's head pools and has a layer, too."""
+
+    class Network(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.block = OneLayer()
+            self.head = nn.Linear(C, C)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.block(x).mean((2, 3))).sigmoid()
+
+    report = accelerate(Network())
+    assert [entry.name for entry in report.changed] == ["block"] and not report.left

@@ -70,7 +70,8 @@ def accelerate(model: nn.Module, backend: str = "auto") -> Report:
         if key is None:
             continue
         if isinstance(key, dataflow.NotTaken):
-            left.append(entry(key.reason))
+            if not _holds_a_block(module):
+                left.append(entry(key.reason))
             continue
         reason, new = _obstacle(module, base, key), base
         if reason is None:
@@ -176,6 +177,18 @@ def _key_of(module: Any, base: Any) -> str | dataflow.NotTaken | None:
         except AttributeError:  # it lacks something
             continue
     return dataflow.key_of(module) if type(module) is base else None
+
+
+def _holds_a_block(module: Any) -> bool:
+    """Whether it looks like a block for what is in it."""
+    for inner in module.modules():
+        if inner is not module:
+            if isinstance(inner, FusedForward):
+                return True
+            base = classes.base_of(type(inner))
+            if not type(inner).__module__.startswith("torch.") and _key_of(inner, base) is not None:
+                return True
+    return False
 
 
 def _obstacle(module: Any, base: Any, key: str) -> str | None:
