@@ -13,7 +13,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-__all__ = ["RULE", "has_gradients", "note", "takes_formula"]
+__all__ = ["RULE", "has_gradients", "is_exporting", "note", "takes_formula"]
 
 RULE: dict[tuple[str, bool], str | None] = {
     ("cuda", False): "Inductor fuses it with what stands around it, and moves fewer maps",
@@ -27,6 +27,14 @@ It holds for blocks whose formula reads one map, SE, ECA and effective SE. The b
 kernels and of split attention are read and written fewer times by the operators, fused or not."""
 
 
+def is_exporting() -> bool:
+    """Whether torch.export makes a program, strict or not.
+
+    torch.compiler.is_exporting is true under every torch.compile of torch 2.11.
+    """
+    return bool(torch.compiler._is_exporting_flag)
+
+
 def takes_formula(requested: str, device_type: str, tensors: Iterable[Tensor | None]) -> bool:
     """Whether a call that torch.compile traces is to be its formula.
 
@@ -38,7 +46,7 @@ def takes_formula(requested: str, device_type: str, tensors: Iterable[Tensor | N
     Returns:
         Whether it is; False where nothing is compiled, and for export.
     """
-    if requested != "auto" or not torch.compiler.is_compiling() or torch.compiler.is_exporting():
+    if requested != "auto" or not torch.compiler.is_compiling() or is_exporting():
         return False
     return RULE.get((device_type, has_gradients(tensors))) is not None
 

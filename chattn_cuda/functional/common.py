@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from chattn_cuda import validation
+from chattn_cuda import compiled, validation
 from chattn_cuda.activations import Activation
 
 __all__ = ["Resolved", "exported_plainly", "from_map", "to_map", "why_not_fused"]
@@ -55,7 +55,7 @@ def exported_plainly(backend: str) -> bool:
 
     Who names a backend keeps its operators, but for ONNX, which knows none.
     """
-    exporting = torch.compiler.is_exporting()
+    exporting = compiled.is_exporting()
     return exporting and (backend == "auto" or torch.onnx.is_in_onnx_export())
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from chattn_cuda import reference
+from chattn_cuda import compiled, reference
 from chattn_cuda.ops.calls import call, call_with_gradient
 from chattn_cuda.ops.derivable import Derivable
 from chattn_cuda.ops.sk.block import Block, evaluate, is_whole
@@ -70,7 +70,7 @@ def attend(
                     return Block.apply(namespace, slices, network, *tensors, *maps)
         return evaluate(namespace, slices, network, maps, prologue)[:2]
     # An exported program has no functions of autograd: its operators have gradients of their own.
-    if recorded and any(u.requires_grad for u in maps) and not torch.compiler.is_exporting():
+    if recorded and any(u.requires_grad for u in maps) and not compiled.is_exporting():
         # The caller keeps pooled no longer than the network does: it counts where memory is short.
         carriers: list[Tensor] = []
         logits = network(_pooled(carriers, *Squeeze.apply(namespace, slices, *maps)))
