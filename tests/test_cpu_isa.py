@@ -19,31 +19,18 @@ ORDER = margins.OURS
 LARGE = {c.name for b in BLOCKS.values() for c in b.shapes if c.is_large}
 
 
-def passes_with(isa: str, of_numerics: str, torchs: str | None = None) -> None:
-    """Runs those tests in a process that may use no better instructions than ``isa``.
-
-    Args:
-        isa: For the package's kernels.
-        of_numerics: Which tests, by keyword.
-        torchs: The same for torch's own kernels, which are the yardstick; None leaves them as here.
-    """
+def passes_with(isa: str, of_numerics: str) -> None:
+    """Runs those tests in a process that may use no better instructions than ``isa``."""
     module = _native.module()
     if module is None:
         pytest.skip("the native module was not built")
-    if torchs is not None:
-        if ORDER.index(module.cpu_isa()) < ORDER.index(isa):
-            pytest.skip(f"{module.cpu_isa()} is the best that runs here")
-    elif ORDER.index(module.cpu_isa()) <= ORDER.index(isa):
+    if ORDER.index(module.cpu_isa()) <= ORDER.index(isa):
         pytest.skip(f"{module.cpu_isa()} is the best that runs here, and is what all tests use")
     command = [sys.executable, "-m", "pytest", "-q", "-x", "tests/test_numerics.py"]
     done = subprocess.run(
         [*command, "-k", of_numerics],
         cwd=ROOT,
-        env={
-            **os.environ,
-            "CHATTN_CPU_ISA": isa,
-            **({} if torchs is None else {"ATEN_CPU_CAPABILITY": torchs}),
-        },
+        env={**os.environ, "CHATTN_CPU_ISA": isa},
         capture_output=True,
         text=True,
     )

@@ -251,7 +251,7 @@ def must_be_plain(backend: str) -> bool:
     """Whether a graph is made that must not depend on this package: it gets plain operations."""
     if torch._C._get_tracing_state() is not None:
         return True
-    return compiled.is_exporting() and functional.exported_plainly(backend)
+    return functional.exported_plainly(backend)
 
 
 def is_global_average_pool(module: Any) -> bool:
