@@ -75,16 +75,21 @@ _BACKENDS: dict[str, Backend] = {
 def register(backend: Backend) -> None:
     """Add a backend (the tests add one whose CUDA kernels run on the CPU)."""
     _BACKENDS[backend.name] = backend
-    for forget in _forget:
-        forget()
+    forget()
 
 
-_forget: list[Callable[[], object]] = []
+_memories: list[Callable[[], object]] = []
 
 
-def when_registered(forget: Callable[[], object]) -> None:
-    """Call ``forget`` whenever a backend is added: what was chosen before may not hold."""
-    _forget.append(forget)
+def when_registered(clear: Callable[[], object]) -> None:
+    """Call ``clear`` whenever a backend is added: what was chosen before may not hold."""
+    _memories.append(clear)
+
+
+def forget() -> None:
+    """Forget every choice of a backend that was made before."""
+    for clear in _memories:
+        clear()
 
 
 def names() -> tuple[str, ...]:

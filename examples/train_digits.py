@@ -162,7 +162,7 @@ def _compare(arguments: argparse.Namespace) -> int:
     data, test = digits(arguments.images)
     table = Table(
         f"Digits, {arguments.epochs} epochs, float64",
-        ["", "blocks", "eager", "ours", "last loss", "curves differ by", "", "eager s", "ours s"],
+        ["", "blocks", "eager", "ours", "loss", "differ by", "curves", "eager s", "ours s"],
     )
     charts, coincide = [], True
     made = networks()
@@ -174,7 +174,7 @@ def _compare(arguments: argparse.Namespace) -> int:
             coincide = coincide and ok
     terminal.table(table)
     terminal.line(
-        "eager and ours (accelerated): accuracy on 500 test images; curves differ by: the largest "
+        "eager and ours (accelerated): accuracy on 500 test images; loss: of the last step; differ by: the largest "
         "difference of the losses of all steps",
         "dim",
     )

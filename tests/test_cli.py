@@ -348,6 +348,20 @@ def test_lines_end_between_words(
             assert len(lines) == 2
 
 
+@pytest.mark.parametrize("columns", ["120", "92", "20"])
+def test_nothing_in_a_table_is_cut_off(
+    columns: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    row = ["SE-ResNet", *["1,234.5 us"] * 6, "coincide"]
+    table = Table("", ["", *["curves differ by"] * 6, "verdict"], [row, None, row])
+    Terminal().table(table)
+    lines = capsys.readouterr().out.splitlines()
+    assert [" ".join(line.split()) for line in lines].count(" ".join(row)) == 2
+    if columns == "92":
+        assert max(map(len, lines)) <= 92 and " ".join(lines[0].split()) == "curves " * 5 + "curves"
+
+
 def test_panels_say_what_they_are_of() -> None:
     rows = [cases.Row(block, SMALL) for block in ("se", "sk")]
     entries = {"eager": Entry([1.0]), "cpu": Entry([1.0])}

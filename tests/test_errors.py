@@ -396,10 +396,10 @@ def test_native_module_that_does_not_load_says_why(monkeypatch: pytest.MonkeyPat
 
 @pytest.fixture
 def without_native(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    backends._select.cache_clear()
+    backends.forget()
     monkeypatch.setattr(_native, "module", lambda: None)
     yield
-    backends._select.cache_clear()
+    backends.forget()
 
 
 def test_without_the_native_module_everything_runs(without_native: None) -> None:
@@ -491,11 +491,11 @@ def test_explain_says_that_the_native_module_is_broken(monkeypatch: pytest.Monke
         raise ImportError("chattn_cuda._C was built but does not load: undefined symbol: _Zxyz")
 
     monkeypatch.setattr(_native, "module", broken)
-    backends._select.cache_clear()
+    backends.forget()
     try:
         found = chattn_cuda.explain(SqueezeExcite(4, backend="reference"), torch.ones(1, 4, 2, 2))
         assert found.backend == "reference" and "_Zxyz" in found.others["cpu"]
         found = chattn_cuda.explain(SqueezeExcite(4, backend="cpu"), torch.ones(1, 4, 2, 2))
         assert found.path == "error" and "_Zxyz" in found.reasons[0]
     finally:
-        backends._select.cache_clear()
+        backends.forget()

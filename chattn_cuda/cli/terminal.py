@@ -164,10 +164,15 @@ class Terminal:
             padding=(0, 1, 0, 0),
         )
         for i, column in enumerate(table.columns):
-            if i < table.left:
-                rich.add_column(Text(column))
-            else:
-                rich.add_column(Text(column), justify="right", no_wrap=True)
+            # Where the width ends, titles and names go on between words; nothing is cut off.
+            cells = [str(row[i]) for row in table.rows if row]
+            words = [word for text in [column, *cells] for word in text.split()]
+            whole = words if i < table.left else [*words, *cells]
+            rich.add_column(
+                Text(column),
+                justify="left" if i < table.left else "right",
+                min_width=max(map(len, whole), default=0),
+            )
         for row in table.rows:
             if row is None:
                 rich.add_section()
@@ -175,7 +180,7 @@ class Terminal:
                 rich.add_row(
                     *(Text(str(c), style=c.style if isinstance(c, Cell) else "") for c in row)
                 )
-        self._console.print(rich)
+        self._console.print(rich, crop=False)
 
     def _wrapped(self, text: str, indent: int) -> str:
         if self._width is None or len(text) <= self._width:

@@ -250,11 +250,12 @@ CHATTN_INLINE void row_sums(const MapShape& s, index_t fold, index_t p0, index_t
 }
 
 // out[r][c] = sum of value(r + m, position, channel, count) over the region's positions and `parts`
-// maps m: sums of chunks, of spans, of all. `dense`: positions follow each other without gaps.
+// maps m: sums of chunks, of spans, of all. `one_map`: rows may be of several positions. Several
+// maps never fold, because those that lie in one tensor have gaps, and sums must be the same.
 template <class T, int R, class Value>
-CHATTN_INLINE void column_sums(const MapShape& s, const Region& at, bool dense, int parts,
+CHATTN_INLINE void column_sums(const MapShape& s, const Region& at, bool one_map, int parts,
                                acc_t<T>* out, Value&& value) {
-  const index_t fold = positions_per_row<T>(s, dense);
+  const index_t fold = positions_per_row<T>(s, one_map);
   acc_t<T> row[R * kLongestRow];
   if (fold > 1)
     std::fill_n(row, R * kLongestRow, acc_t<T>(0));  // GCC cannot see that it is written
@@ -317,11 +318,12 @@ void squeeze(const MapShape& s, const Branches& x, const Region& at, acc_t<T>* s
             return prologue.of_channel(m, c)(S::load_some(base[m] + offset, count), count);
           });
   } else {
-    const bool dense = !kPrologue && pitch == s.c;
-    column_sums<T, 1>(s, at, dense, x.count, sum, [&](int m, index_t p, index_t c, index_t count) {
-      const auto v = S::load_some(base[m] + p * pitch + c, count);
-      return prologue.of_channels(m, c, count)(v, count);
-    });
+    const bool one_map = !kPrologue && x.count == 1;
+    column_sums<T, 1>(s, at, one_map, x.count, sum,
+                      [&](int m, index_t p, index_t c, index_t count) {
+                        const auto v = S::load_some(base[m] + p * pitch + c, count);
+                        return prologue.of_channels(m, c, count)(v, count);
+                      });
   }
   if (peak) maxima(s, base[0], at, peak);
 }
@@ -341,7 +343,7 @@ void dot(const MapShape& s, const T* g, const Sample<const T*, M>& u, const Regi
     for (index_t c = at.c0; c < at.c1; ++c) count_out[c] = plane_count(x + c * s.hw, s.hw, peak[c]);
     return;
   }
-  column_sums<T, M>(s, at, u.pitch == s.c, 1, out, [&](int m, index_t p, index_t c, index_t count) {
+  column_sums<T, M>(s, at, M == 1, 1, out, [&](int m, index_t p, index_t c, index_t count) {
     return S::load_some(g + p * s.c + c, count) * S::load_some(u.base[m] + p * u.pitch + c, count);
   });
   if (!peak) return;
