@@ -174,12 +174,12 @@ def _compare(arguments: argparse.Namespace) -> int:
             coincide = coincide and ok
     terminal.table(table)
     terminal.line(
-        "eager and ours (accelerated): accuracy on 500 test images; loss: of the last step; differ by: the largest "
-        "difference of the losses of all steps",
+        "eager and ours (accelerated): accuracy on 500 test images; loss: of the last step; "
+        "differ by: the largest difference of the losses of all steps",
         "dim",
     )
     for chart in charts:
-        terminal.line(f"gate profile: {chart}")
+        terminal.line(f"gate profile: {chart}", wrap=False)
     verdict = "eager and accelerated training curves coincide"
     if coincide:
         terminal.line(verdict, "bold green")
