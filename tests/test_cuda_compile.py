@@ -89,6 +89,16 @@ def test_streaming_kernels_are_resident_twice() -> None:
             assert int(row["blocks_per_sm"]) >= 2, f"{kernel}, sm_{arch}"
 
 
+def test_registers_differ_as_they_are_given() -> None:
+    (key, row), *_ = resources.read().items()
+    most = -(-int(row["registers"]) // 8) * 8
+    assert resources.differences([{**row, "registers": str(most - 7)}]) == []
+    assert resources.differences([row, {**row, "registers": str(most)}]) == []
+    changed = resources.differences([{**row, "registers": str(most + 1)}])
+    assert changed == [f"{key[0]}, sm_{key[1]}: registers {row['registers']} -> {most + 1}"]
+    assert len(resources.differences([{**row, "spill_bytes": "8"}])) == 1
+
+
 # ---- the extension ------------------------------------------------------------------------------
 def test_extension_has_no_spills() -> None:
     assert [key for key, u in built().items() if u.spill_bytes > 0] == []
