@@ -130,24 +130,23 @@ def _gradients(ctx: Any, needed: Sequence[bool], dy: Any, dgate: Any) -> tuple[A
     needs, nothing = needed[: spec.tensors], (None,) * len(constants)
     if dy is None and dgate is None:
         return (*(None for _ in needs), *nothing)
-    operator = functools.partial(
-        _call_backward, spec, ctx.namespace, constants, needs[0], any(needs[1:])
-    )
     kept = saved(ctx)
     end = 1 + spec.saved + spec.tensors - 1 - len(spec.biases)
-    operands = kept[:end]
+    of_what = spec, ctx.namespace, constants, needs[0], True in needs[1:]
     if torch.compiler.is_compiling() or not torch.is_grad_enabled():
-        grads = operator(dy, dgate, operands)
+        grads = _call_backward(*of_what, dy, dgate, kept[:end])
     else:  # with derivatives of its own: those of the formulas
-        given = spec.given(operands, kept[end:] or unchanged_biases(ctx))
+        given = spec.given(kept, kept[end:] or unchanged_biases(ctx))
 
         def by_operator(dy: Any, dgate: Any, *args: Any) -> tuple[Tensor, ...]:
-            return operator(dy, dgate, spec.operands(args, args[spec.tensors :]))
+            return _call_backward(*of_what, dy, dgate, spec.operands(args, args[spec.tensors :]))
 
         formula = functools.partial(_first_derivatives, spec, constants)
         derivable = Derivable(by_operator, formula, 2 + spec.tensors)
-        grads = derivable(dy, dgate, *given, *operands[1 : 1 + spec.saved])
-    return (*(g if n else None for g, n in zip(grads, needs, strict=True)), *nothing)
+        grads = derivable(dy, dgate, *given, *kept[1 : 1 + spec.saved])
+    if False in needs:
+        return (*(g if n else None for g, n in zip(grads, needs, strict=True)), *nothing)
+    return (*grads, *nothing)
 
 
 def _call_backward(

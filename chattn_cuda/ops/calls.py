@@ -7,6 +7,7 @@ an operator, they go past them.
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -18,10 +19,17 @@ __all__ = ["call", "call_eager", "call_with_gradient"]
 _BelowAutograd = torch._C._AutoDispatchBelowAutograd
 
 
+def _operator(namespace: str, name: str) -> Any:
+    return getattr(getattr(torch.ops, namespace), name).default
+
+
+_known_operator = functools.cache(_operator)  # torch.compile warns of caches
+
+
 def call(namespace: str, name: str, *args: Any) -> Any:
     """The operator ``name`` of a backend; with its own gradient where something is compiled."""
     if torch.compiler.is_compiling():
-        return getattr(getattr(torch.ops, namespace), name).default(*args)
+        return _operator(namespace, name)(*args)
     return call_eager(namespace, name, *args)
 
 
@@ -29,7 +37,7 @@ def call_eager(namespace: str, name: str, *args: Any) -> Any:
     """The same where it is known that nothing is compiled: without a gradient."""
     if torch._C._len_torch_dispatch_stack() > 0:  # somebody may count the operations
         register_flops(namespace)
-    operator = getattr(getattr(torch.ops, namespace), name).default
+    operator = _known_operator(namespace, name)
     with _BelowAutograd():
         return operator(*args)
 
@@ -38,4 +46,4 @@ def call_with_gradient(namespace: str, name: str, *args: Any) -> Any:
     """The operator with its own gradient."""
     if not torch.compiler.is_compiling() and torch._C._len_torch_dispatch_stack() > 0:
         register_flops(namespace)
-    return getattr(getattr(torch.ops, namespace), name).default(*args)
+    return _operator(namespace, name)(*args)
