@@ -79,7 +79,10 @@ def test_thread_sanitizer_finds_races(fault: Fault) -> None:
 
 # ---- the kernels of csrc/ -----------------------------------------------------------------------
 # Starting a thread under ThreadSanitizer takes the time that thousands take otherwise.
-MANY_BLOCKS = {("se", "wide"), ("se", "batch_rows"), ("eca", "rows"), ("eca", "batch_rows")}
+MANY_BLOCKS = {
+    *(("se", name) for name in ("wide", "batch_rows", "batch_wide", "parts_batch")),
+    *(("eca", name) for name in ("rows", "batch_rows")),
+}
 
 
 @pytest.mark.parametrize("block", PROBLEMS)

@@ -91,7 +91,8 @@ def forward_launches(
         )
     ]
     units = 1 if w1 is None else r
-    m = plan_mlp(n, units, c, gate.element_size(), fill=host.FILL)
+    inputs = 2 if add_maxpool else 1
+    m = plan_mlp(n, units, c, gate.element_size(), inputs=inputs, fill=host.FILL)
     launches.append(
         host.Launch(
             gates.mlp_hidden_kernel,

@@ -25,7 +25,7 @@ BUGS = (
     in_csrc(
         "rows-end-late", _APPLY,
         "if (at < last)\n        body(u, at,", "if (at <= last)\n        body(u, at,",
-        PLACE + "(race|out-of-bounds)",
+        PLACE + "(race|out-of-bounds|load of shared memory)",
     ),
     in_csrc(
         "one-channel-too-many", _REDUCE,
