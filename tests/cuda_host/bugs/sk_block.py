@@ -16,43 +16,51 @@ BUGS = (
     _bug("bias-forgotten", "v += g.bias;", "", "(hidden|activated): max-abs error"),
     _bug(
         "norm-without-eps",
-        "A(1) / sqrt(of_variance + eps)", "A(1) / sqrt(of_variance)",
+        "A(1) / sqrt(of_variance + eps)",
+        "A(1) / sqrt(of_variance)",
         "activated: max-abs error",
     ),
     _bug(
         "norm-with-the-first-bias",
-        "g.shift = norm.bias_at(j);", "g.shift = norm.bias_at(0);",
+        "g.shift = norm.bias_at(j);",
+        "g.shift = norm.bias_at(0);",
         "activated: max-abs error",
     ),
     _bug(
         "variance-of-a-sample-of-the-batch",
-        "static_cast<A>(squares / count);", "static_cast<A>(squares / (count - 1));",
+        "static_cast<A>(squares / count);",
+        "static_cast<A>(squares / (count - 1));",
         "batch_var: max-abs error",
     ),
     _bug(
         "sum-without-the-last-warp",
-        "for (int w = 0; w < kWarps; ++w)", "for (int w = 0; w < kWarps - 1; ++w)",
+        "for (int w = 0; w < kWarps; ++w)",
+        "for (int w = 0; w < kWarps - 1; ++w)",
         "batch_mean: max-abs error",
     ),
     _bug(
         "sum-of-half-a-warp",
-        "lanes = kNormUnits; lanes < kWarp;", "lanes = kNormUnits; lanes < kWarp / 2;",
+        "lanes = kNormUnits; lanes < kWarp;",
+        "lanes = kNormUnits; lanes < kWarp / 2;",
         "batch_mean: max-abs error",
     ),
     _bug(
         "both-sums-in-one-place",
-        "sum_of_unit(total, s, kWarps * kNormUnits)", "sum_of_unit(total, s, 0)",
+        "sum_of_unit(total, s, kWarps * kNormUnits)",
+        "sum_of_unit(total, s, 0)",
         PLACE + "race",
     ),
     _bug(
         "one-sample-too-many",
-        "if (n < samples) values[q] = load", "if (n <= samples) values[q] = load",
+        "if (n < samples) values[q] = load",
+        "if (n <= samples) values[q] = load",
         PLACE + "(race|out-of-bounds)",
     ),
     # ---- their gradients
     _bug(
         "both-gradient-sums-in-one-place",
-        "sum_of_unit(product, s, kWarps * kNormUnits)", "sum_of_unit(product, s, 0)",
+        "sum_of_unit(product, s, kWarps * kNormUnits)",
+        "sum_of_unit(product, s, 0)",
         PLACE + "race",
     ),
     _bug(
@@ -63,12 +71,14 @@ BUGS = (
     ),
     _bug(
         "statistics-without-a-gradient",
-        "a.of_batch ? v.grad - mean_sum - v.normal * mean_product : v.grad", "v.grad",
+        "a.of_batch ? v.grad - mean_sum - v.normal * mean_product : v.grad",
+        "v.grad",
         "max-abs error",
     ),
     _bug(
         "gradient-of-the-norm-without-its-weight",
-        "scale = inverse * a.norm.weight_at(unit);", "scale = inverse;",
+        "scale = inverse * a.norm.weight_at(unit);",
+        "scale = inverse;",
         "max-abs error",
     ),
     _bug(
@@ -79,29 +89,35 @@ BUGS = (
     ),
     _bug(
         "gradient-of-a-bias-that-the-mean-takes-away",
-        "a.db_reduce.put(unit, A(0));", "a.db_reduce.put(unit, static_cast<A>(sum));",
+        "a.db_reduce.put(unit, A(0));",
+        "a.db_reduce.put(unit, static_cast<A>(sum));",
         "db_reduce",
     ),
     # ---- gradients of the weights
     _bug(
         "gradient-of-a-bias-by-every-tile",
-        "tid < kWeightRows && n0 == 0 && m0", "tid < kWeightRows && m0",
+        "tid < kWeightRows && n0 == 0 && m0",
+        "tid < kWeightRows && m0",
         PLACE + "race",
     ),
     _bug(
         "tiles-of-one-product-alone",
-        "first ? block : block - one.blocks();", "block;",
+        "first ? block : block - one.blocks();",
+        "block;",
         "out-of-bounds|no kernel wrote|dw_reduce",
     ),
     _bug(
         "rows-beyond-the-last",
-        "if (m0 + m < a.rows && n0 + n < a.columns)", "if (n0 + n < a.columns)",
+        "if (m0 + m < a.rows && n0 + n < a.columns)",
+        "if (n0 + n < a.columns)",
         PLACE + "(race|out-of-bounds)",
     ),
     # ---- between the launches
     _bug(
         "counters-of-the-product-before",
-        "own.counters += plan.hidden.counters();", "own.counters += 0;",
-        "max-abs error|isnan|no kernel wrote|race|scratch", _BLOCK,
+        "own.counters += plan.hidden.counters();",
+        "own.counters += 0;",
+        "max-abs error|isnan|no kernel wrote|race|scratch",
+        _BLOCK,
     ),
 )
