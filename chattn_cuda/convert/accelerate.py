@@ -173,7 +173,8 @@ def _key_of(module: Any, base: Any) -> str | dataflow.NotTaken | None:
     for name, adapter in STRUCTURES.items():
         try:
             if adapter.fits and adapter.fits(module):
-                return name
+                if adapter.around or dataflow.reads_nothing(module, base):
+                    return name
         except AttributeError:  # it lacks something
             continue
     return dataflow.key_of(module) if type(module) is base else None

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
-import types
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
-
 from chattn_cuda.modules.fused import FusedForward
 
-__all__ = ["ADAPTERS", "STRUCTURES", "Adapter", "methods_called", "se_obstacle"]
+__all__ = ["ADAPTERS", "STRUCTURES", "Adapter", "se_obstacle"]
 
 
 @dataclass(frozen=True)
@@ -27,12 +23,14 @@ class Adapter:
             AttributeError where the module lacks something.
         parts: Names of other classes whose forwards the mixin stands for, where they are in use.
         fits: For modules known by structure: whether this is one.
+        around: Whether the class's own forward runs around the block; it may read anything.
     """
 
     mixin: type[FusedForward]
     obstacle: Callable[[Any], str | None]
     parts: tuple[str, ...] = ()
     fits: Callable[[Any], bool] | None = None
+    around: bool = False
 
 
 ADAPTERS: dict[str, Adapter] = {}
@@ -45,16 +43,3 @@ STRUCTURES: dict[str, Adapter] = {}
 def se_obstacle(mixin: Any) -> Callable[[Any], str | None]:
     """The ``obstacle`` of a forward of the SE family, from its layers."""
     return lambda module: mixin.fused_layers(module).why_never_fused()
-
-
-def methods_called(cls: Any, name: str = "forward") -> tuple[str, ...]:
-    """``name`` and the methods of ``cls`` that it calls, and they call."""
-    found = [name]
-    for method in found:
-        code = getattr(inspect.unwrap(getattr(cls, method)), "__code__", None)
-        for other in () if code is None else code.co_names:
-            function = getattr(cls, other, None)
-            own = isinstance(function, types.FunctionType) and not hasattr(nn.Module, other)
-            if own and other not in found:
-                found.append(other)
-    return tuple(found)

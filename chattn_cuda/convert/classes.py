@@ -18,7 +18,8 @@ from typing import Any
 import torch
 
 from chattn_cuda.convert import dataflow, probe
-from chattn_cuda.convert.adapter import ADAPTERS, STRUCTURES, Adapter, methods_called
+from chattn_cuda.convert.adapter import ADAPTERS, STRUCTURES, Adapter
+from chattn_cuda.convert.reads import bases_with, methods_called
 
 __all__ = [
     "accelerated",
@@ -104,6 +105,10 @@ def _methods(key: str, cls: Any) -> Iterator[tuple[Any, str, Any]]:
         function = getattr(cls, name, None)
         own = origin is None or (function is getattr(origin, name) and _is_own(origin, name))
         yield cls, name, function if own else None
+        if origin is None:  # super() may call them
+            for base in bases_with(cls, name):
+                if base is not cls and getattr(base, name) is not function:
+                    yield base, name, getattr(base, name)
     for part in adapter_for(key).parts:
         module, _, name = part.rpartition(".")
         owner = getattr(sys.modules.get(module), name, None)

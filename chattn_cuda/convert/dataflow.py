@@ -19,16 +19,22 @@ from torch.overrides import TorchFunctionMode
 
 from chattn_cuda import activations
 from chattn_cuda.convert import probe
-from chattn_cuda.convert.adapter import Adapter, methods_called
+from chattn_cuda.convert.adapter import Adapter
+from chattn_cuda.convert.reads import attributes_read, bases_with, methods_called, unknown_source
 from chattn_cuda.modules.squeeze_excite import SqueezeExciteForward, SqueezeExciteLayers
 
-__all__ = ["PREFIX", "NotTaken", "adapter", "key_of"]
+__all__ = ["PREFIX", "NotTaken", "adapter", "key_of", "reads_nothing"]
 
 PREFIX = "as recorded: "
 _LAYERS = (nn.Linear, nn.Conv2d)
 _NORMS = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm)
 _POOLS = (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)
-_NEUTRAL = (nn.Identity, nn.Flatten, nn.Unflatten, nn.Dropout, nn.Dropout2d)
+_DROPOUTS = (nn.Dropout, nn.Dropout2d)
+_RESHAPES: dict[type, tuple[str, ...]] = {
+    nn.Flatten: ("start_dim", "end_dim"),
+    nn.Unflatten: ("dim", "unflattened_size"),
+}
+_NEUTRAL = (nn.Identity, *_RESHAPES, *_DROPOUTS)
 _CONTAINERS = (nn.Sequential, nn.ModuleList)
 _MOST = 12  # submodules of a block
 
@@ -84,9 +90,15 @@ def key_of(module: Any) -> str | NotTaken | None:
     """The key of an SE block; why it is not taken; or None for what does not look like one."""
     if not _may_be(module):
         return None
+    if probe.is_lazy(module):
+        return NotTaken(probe.LAZY) if _is_called_like_one(module) else None
     cls = type(module)
     try:
-        methods = tuple(weakref.ref(getattr(cls, name)) for name in methods_called(cls))
+        methods = tuple(
+            weakref.ref(getattr(base, name))
+            for name in methods_called(cls)
+            for base in (cls, *bases_with(cls, name))
+        )
     except TypeError:  # no functions
         return None
     seen, configuration = _SEEN.setdefault(cls, {}), probe.configuration(module)
@@ -101,7 +113,7 @@ def _key_of(module: Any) -> str | NotTaken | None:
     try:
         events = _record(module)
     except Exception as error:
-        if re.search(r"squeeze|excit|^se([A-Z_]|$)|SE[A-Z]|SE$", type(module).__name__):
+        if _is_called_like_one(module):
             return NotTaken(f"it is called like a block, but fails on a small map: {error}")
         return None
     kinds = [kind for kind, _ in events]
@@ -111,8 +123,16 @@ def _key_of(module: Any) -> str | NotTaken | None:
     return recipe if isinstance(recipe, NotTaken) else PREFIX + "\n".join(recipe)
 
 
+def _is_called_like_one(module: Any) -> bool:
+    name = type(module).__name__
+    return re.search(r"squeeze|excit|^se([A-Z_]|$)|SE[A-Z]|SE$", name) is not None
+
+
 def _may_be(module: Any) -> bool:
-    """Whether it holds one or two layers, from C numbers to C, and nothing else with weights."""
+    """Whether it holds one or two layers, from C numbers to C, and nothing else with weights.
+
+    Of layers whose sizes the first call decides, that is not known: these may be.
+    """
     if type(module).__module__.startswith("torch.nn.") or not 0 < len(module._modules) <= _MOST:
         return False
     layers = []
@@ -127,6 +147,8 @@ def _may_be(module: Any) -> bool:
             return False
     if not 1 <= len(layers) <= 2 or module._parameters:
         return False
+    if probe.is_lazy(module):
+        return True
     return bool(layers[0].weight.shape[1:2] == layers[-1].weight.shape[:1])
 
 
@@ -211,23 +233,36 @@ def _match(module: Any, events: list[tuple[str, str]]) -> _Recipe | NotTaken:
 
 def _settings(module: Any, cls: Any) -> tuple[str, str] | NotTaken:
     """The module's own attributes that the forward reads, and their values, which may change."""
-    codes = (getattr(getattr(cls, name), "__code__", None) for name in methods_called(cls))
-    read = {name for code in codes if code is not None for name in code.co_names}
-    own = {
-        name: module.__dict__[name]
-        for name in sorted(read - {"training"})
-        if name in module.__dict__
-    }
-    for name, value in own.items():
+    unknown = unknown_source(module, cls)
+    if unknown is not None:
+        return NotTaken(f"it looks like the block, but its forward reads {unknown}")
+    names = sorted(attributes_read(module, cls) - {"training"})
+    for name in names:
         try:
-            probe.as_key(value)
+            probe.as_key(module.__dict__.get(name))
         except TypeError:
             return NotTaken(f"it looks like the block, but its forward reads {name}")
-    return ", ".join(own), repr([*own.values()])
+    reads = ", ".join(names)
+    return reads, _values(module, reads)
+
+
+def _values(module: Any, reads: str) -> str:
+    return repr([module.__dict__.get(name) for name in reads.split(", ")])
+
+
+def reads_nothing(module: Any, cls: Any) -> bool:
+    """Whether the forward reads its input and submodules alone."""
+    settings = _settings(module, cls)
+    return not isinstance(settings, NotTaken) and not settings[0]
 
 
 def _tree(module: Any) -> str:
-    return ", ".join(path for path, _ in module.named_modules() if path)
+    """All submodules, with the settings of those that only reshape."""
+    found = []
+    for path, m in module.named_modules():
+        names = _RESHAPES.get(type(m), ())
+        found += [" ".join([path, *(repr(getattr(m, name)) for name in names)])] if path else []
+    return ", ".join(found)
 
 
 @functools.cache
@@ -236,19 +271,22 @@ def adapter(key: str) -> Adapter:
     recipe = _Recipe(*key.removeprefix(PREFIX).split("\n"))
     body = {"_recipe": recipe, "_reads": tuple(filter(None, recipe.reads.split(", ")))}
     mixin: Any = type("_RecordedForward", (_RecordedForward,), body)
-    return Adapter(mixin, lambda module: _layers(recipe, module, type(module)).why_never_fused())
+    return Adapter(mixin, lambda module: _layers(recipe, module).why_never_fused())
 
 
-def _layers(recipe: _Recipe, module: Any, cls: Any) -> SqueezeExciteLayers:
+def _layers(recipe: _Recipe, module: Any) -> SqueezeExciteLayers:
     changed = "its submodules or settings are others than when it was accelerated"
     nothing = SqueezeExciteLayers(None, None, "identity", None, "identity", changed=changed)
-    if _tree(module) != recipe.tree or _settings(module, cls) != (recipe.reads, recipe.settings):
+    if _tree(module) != recipe.tree or _values(module, recipe.reads) != recipe.settings:
         return nothing
     at = dict(module.named_modules())
     parts: list[Any] = [at.get(path or None) for path in recipe[:6]]
     others = [m for m in module.modules() if m is not module and all(m is not p for p in parts)]
-    if not all(type(m) in (*_NEUTRAL, *_CONTAINERS) for m in others):
-        return nothing
+    for m in others:
+        if type(m) not in (*_NEUTRAL, *_CONTAINERS):
+            return nothing
+        if type(m) in _DROPOUTS and m.training and m.p > 0:
+            return nothing._replace(changed="its dropout drops something")
     pool, first, norm, act, second, gate = parts
     return SqueezeExciteLayers(
         first,
@@ -280,7 +318,7 @@ class _RecordedForward(SqueezeExciteForward):
 
     @torch.jit.unused
     def fused_layers(self) -> SqueezeExciteLayers:
-        return _layers(self._recipe, self, self._accelerated_from)
+        return _layers(self._recipe, self)
 
     @torch.jit.unused
     def fused_forward(self, x: Tensor) -> Tensor | None:

@@ -113,6 +113,6 @@ def _is_swish(module: Any) -> bool:
 
 STRUCTURES: dict[str, Adapter] = {
     "_depthwise_conv, _se_reduce, _se_expand": Adapter(
-        _MBConvBlock, se_obstacle(_MBConvBlock), fits=_MBConvBlock.fits
+        _MBConvBlock, se_obstacle(_MBConvBlock), fits=_MBConvBlock.fits, around=True
     ),
 }

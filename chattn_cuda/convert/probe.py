@@ -15,7 +15,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-__all__ = ["as_key", "configuration", "difference", "plain_copy", "sizes", "undisturbed"]
+__all__ = [
+    "LAZY",
+    "as_key",
+    "configuration",
+    "difference",
+    "is_lazy",
+    "plain_copy",
+    "sizes",
+    "undisturbed",
+]
 
 _SIZES = {1: ((6,), (13,)), 2: ((3, 2), (1, 11)), 3: ((3, 2, 2), (1, 9, 10))}
 _LARGER = ((9, 7), (5, 12))  # for a block with convolutions
@@ -27,6 +36,14 @@ _FOUND: weakref.WeakKeyDictionary[Any, dict[Any, str | None]] = weakref.WeakKeyD
 """What was found out, by accelerated class and configuration."""
 
 
+LAZY = "its parameters get their sizes in the first call: accelerate after it"
+
+
+def is_lazy(module: Any) -> bool:
+    """Whether it holds a parameter or buffer without a size, such as nn.LazyLinear's."""
+    return any(map(nn.parameter.is_lazy, (*module.parameters(), *module.buffers())))
+
+
 def difference(module: Any, accelerated: Any) -> str | None:
     """Why ``module`` does not compute what it would as an ``accelerated`` one; None: it does.
 
@@ -35,6 +52,8 @@ def difference(module: Any, accelerated: Any) -> str | None:
     module nor the global random state changes, and no hook runs. Modules of one class that differ
     in their numbers alone are tried out once.
     """
+    if is_lazy(module):
+        return LAZY
     key = configuration(module)
     if key is None:
         return _try_out(module, accelerated)
@@ -85,9 +104,9 @@ def _difference(plain: Any, fused: Any) -> str | None:
         plain.train(training), fused.train(training)
         for size, scale in zip(planes, _SCALES, strict=True):
             x = scale * torch.randn(2, channels, *size, dtype=torch.float64)
-            with _ExactGradients():
-                expected = _run(plain, x)
-            for a, b in zip(expected, _run(fused, x), strict=True):
+            with _ExactGradients():  # fused, it may run its own forward, too
+                expected, found = _run(plain, x), _run(fused, x)
+            for a, b in zip(expected, found, strict=True):
                 if not torch.allclose(a, b, rtol=1e-9, atol=1e-12):
                     return "it is built like the block, but computes something else"
         planes = planes[::-1]

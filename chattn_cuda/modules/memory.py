@@ -115,6 +115,8 @@ def _add_steps(memory: _Memory, parent: Any, index: dict[int, int]) -> bool:
             return False
         if "forward" in own or any(own[hooks] for hooks in _HOOKS):
             return False
+        if id(layer) in index and (own["_parameters"] or own["_buffers"]):
+            return False  # whoever replaces it in one place leaves it in the other
         get, names = itemgetter(*_HOOKS, *settings), tuple(layer._modules) or None
         # Not the layer's own dictionaries of hooks: those will have the hooks that come.
         values = ({},) * len(_HOOKS) + get(own)[len(_HOOKS) :]
