@@ -13,7 +13,9 @@ from torch import Tensor, nn
 pytest.importorskip("timm", reason="timm is not installed")
 pytest.importorskip("torchvision", reason="torchvision is not installed")
 
-from chattn_cuda import decompositions, restore  # noqa: E402
+import timm  # noqa: E402
+
+from chattn_cuda import accelerate, decompositions, restore  # noqa: E402
 from tests.compat.features import feature  # noqa: E402
 from tests.compat.models import (  # noqa: E402
     BLOCKS,
@@ -285,6 +287,23 @@ def test_double_backward() -> None:
         return torch.autograd.grad(g.square().sum(), next(model.parameters()))[0]
 
     assert_same(penalty(fast.double().eval()), penalty(plain.double().eval()), 1e-9)
+
+
+@feature(
+    SECTION,
+    "biases that change between a backward and the backward through it",
+    "no",
+    "second derivatives read the biases, and say that one was changed; first derivatives do not",
+)
+def test_changed_bias_in_a_double_backward() -> None:
+    module = timm.layers.SEModule(16)
+    accelerate(module)
+    x = torch.randn(2, 16, 5, 5, requires_grad=True)
+    (g,) = torch.autograd.grad(module(x).sin().sum(), x, create_graph=True)
+    with torch.no_grad():
+        module.fc1.bias.add_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation|changed in place"):
+        torch.autograd.grad(g.sin().sum(), module.fc2.weight)
 
 
 @feature(SECTION, "`restore` after any of these", "yes", "the model has its own classes again")

@@ -125,6 +125,26 @@ def test_patched_classes(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @feature(
     SECTION,
+    "patched layers of torch (`nn.Conv2d.forward = ...`)",
+    "no",
+    "a fused block reads its layers' weights and calls none of them; a hook on a layer, or a layer "
+    "of a class of your own, is called",
+)
+def test_patched_layers(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = timm.layers.SEModule(16)
+    x = torch.randn(2, 16, 5, 5)
+    expected = module(x)
+    accelerate(module)
+    forward = nn.Conv2d.forward
+    monkeypatch.setattr(nn.Conv2d, "forward", lambda self, x: 2 * forward(self, x))
+    torch.testing.assert_close(module(x), expected)
+    module.fc1 = type("Twice", (nn.Conv2d,), {})(16, 8, 1)
+    restored = restore(copy.deepcopy(module)).model
+    torch.testing.assert_close(module(x), restored(x))
+
+
+@feature(
+    SECTION,
     "hooks of a layer",
     "plain",
     "a block with hooks on layers inside calls them; SelectiveKernel and SplitAttn stay fused",
