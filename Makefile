@@ -84,7 +84,9 @@ SHORT := $(addprefix tests/,test_numerics.py test_modules.py test_eca_modules.py
 	$(addprefix test_autograd.py::test_,compile_without_graph_break_or_recompilation \
 		compile_with_dynamic_shapes compile_two_blocks_with_dynamic_shapes compile_in_inference \
 		compile_around_torch_func compile_under_autocast compile_of_the_formulas) \
-	test_operator_gradients.py test_export.py test_fullgraph.py compat/test_graphs.py)
+	test_operator_gradients.py test_export.py compat/test_graphs.py \
+	$(addprefix test_fullgraph.py::test_one_graph,[squeeze_excite] [selective_kernel] [SqueezeExcite] \
+		[EfficientChannelAttention] [SelectiveKernelAttn] [SplitAttn]))
 
 # The tests with another torch, in a venv of its own that sees the packages of .venv behind its own,
 # and the extension built there: one serves every torch. pip chooses the torchvision, the Triton and

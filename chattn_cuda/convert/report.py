@@ -46,7 +46,8 @@ class Report:
             return f"0 modules {self.action}: {self._why_none()}"
         before = f", {len(self.again)} had been before" * bool(self.again)
         left = f", {len(self.left)} left as they are" * bool(self.left or not self.again)
-        lines = [f"{len(self.changed)} modules {self.action}{before}{left}"]
+        count = len(self.changed)
+        lines = [f"{count} module{'s' * (count != 1)} {self.action}{before}{left}"]
         groups = (self.action, "changed"), ("before", "again"), ("left", "left")
         for title, attribute in groups:
             lines += self._lines(title, attribute)
