@@ -45,9 +45,9 @@ $(VENV)/.built: $(VENV)/.packages $(SOURCES)
 	@$(INSTALL)
 	touch $@ $(VENV)/.built-cpu
 
-# The CPU kernels alone, in half a minute; both builds share their object files.
+# The CPU kernels alone, in a minute or two; both builds share their object files.
 $(VENV)/.built-cpu: $(VENV)/.packages $(SOURCES)
-	@echo "no NVIDIA driver here: building the CPU kernels only, in half a minute;"
+	@echo "no NVIDIA driver here: building the CPU kernels only, in a minute or two;"
 	@echo "with an nvcc, make test or CHATTN_BUILD_CUDA=1 make demo compiles the CUDA kernels, too"
 	rm -f $(VENV)/.built
 	@export CHATTN_BUILD_CUDA=0; $(INSTALL)
