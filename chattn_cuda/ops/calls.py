@@ -14,22 +14,23 @@ import torch
 
 from chattn_cuda.ops.flops import register_flops
 
-__all__ = ["call", "call_eager", "call_with_gradient"]
+__all__ = ["call", "call_eager", "call_with_gradient", "operator_of"]
 
 _BelowAutograd = torch._C._AutoDispatchBelowAutograd
 
 
-def _operator(namespace: str, name: str) -> Any:
+def operator_of(namespace: str, name: str) -> Any:
+    """The operator ``name`` of a backend itself."""
     return getattr(getattr(torch.ops, namespace), name).default
 
 
-_known_operator = functools.cache(_operator)  # torch.compile warns of caches
+_known_operator = functools.cache(operator_of)  # torch.compile warns of caches
 
 
 def call(namespace: str, name: str, *args: Any) -> Any:
     """The operator ``name`` of a backend; with its own gradient where something is compiled."""
     if torch.compiler.is_compiling():
-        return _operator(namespace, name)(*args)
+        return operator_of(namespace, name)(*args)
     return call_eager(namespace, name, *args)
 
 
@@ -46,4 +47,4 @@ def call_with_gradient(namespace: str, name: str, *args: Any) -> Any:
     """The operator with its own gradient."""
     if not torch.compiler.is_compiling() and torch._C._len_torch_dispatch_stack() > 0:
         register_flops(namespace)
-    return _operator(namespace, name)(*args)
+    return operator_of(namespace, name)(*args)

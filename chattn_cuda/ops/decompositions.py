@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from chattn_cuda import reference
 from chattn_cuda.ops import eca, se
 from chattn_cuda.ops.block import memory_format_of
+from chattn_cuda.ops.calls import operator_of
 from chattn_cuda.ops.registration import registered_namespaces
 
 __all__ = ["decompositions"]
@@ -35,7 +35,7 @@ def decompositions() -> dict[Any, Callable[..., Any]]:
     found = {}
     for namespace in sorted(registered_namespaces):
         for name, formula in _FORMULAS.items():
-            found[getattr(getattr(torch.ops, namespace), name).default] = formula
+            found[operator_of(namespace, name)] = formula
     return found
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from chattn_cuda.ops import sk
 from chattn_cuda.ops.autograd import BLOCKS, backward_of_graph, setup_graph
+from chattn_cuda.ops.calls import operator_of
 
 __all__ = ["register_rules", "registered_namespaces"]
 
@@ -37,7 +38,7 @@ def register_rules(namespace: str) -> None:
         if not hasattr(getattr(torch.ops, namespace), name):
             continue  # the operators of a whole selective kernel are the CPU's alone
         qualified = f"{namespace}::{name}"
-        operator = getattr(getattr(torch.ops, namespace), name).default
+        operator = operator_of(namespace, name)
         torch.library.register_fake(qualified, fake)
         torch.library.register_vmap(qualified, functools.partial(_loop, operator))
         if name in gradients:
