@@ -5,6 +5,7 @@ Steered by environment variables:
   CUDA_HOME                   toolkit (else nvcc on PATH, else the PyPI package nvidia-cuda-nvcc)
   TORCH_CUDA_ARCH_LIST        e.g. "8.0;9.0+PTX" (default: the GPUs found here, else a broad list)
   MAX_JOBS                    parallel compiler processes (default: all cores)
+  CXX, CXXFLAGS               C++ compiler (default: g++), and options to add to ours
 
 Sources are compiled directly instead of through torch's BuildExtension: the CPU kernels once per
 instruction set, the CUDA kernels without a torch header; a CPU build of torch suffices.
@@ -16,6 +17,7 @@ import importlib.util
 import os
 import platform
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -227,7 +229,7 @@ class BuildNative(build_ext):
         self.objects = folder.resolve() / "csrc"
         cxx = cxx_compiler()
         base = [cxx, "-O3", "-std=c++20", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra",
-                f"-I{ROOT / 'csrc'}"]  # fmt: skip
+                f"-I{ROOT / 'csrc'}", *shlex.split(os.environ.get("CXXFLAGS", ""))]  # fmt: skip
         x86 = ["-DCHATTN_HAVE_X86"] if "avx2" in ISA_FLAGS else []
         with_cuda = ["-DCHATTN_WITH_CUDA"] if cuda.home else []
         torch_flags = [f"-DTORCH_TARGET_VERSION={TORCH_TARGET}"] + [

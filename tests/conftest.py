@@ -10,6 +10,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
+from tests.triton_interpreter import replace_once_per_kernel  # noqa: E402
+
 if not torch.cuda.is_available():
     # Triton reads it when a kernel is defined: before the first import of the kernels.
     os.environ.setdefault("TRITON_INTERPRET", "1")
@@ -20,6 +22,8 @@ GPU_REASON = "needs a CUDA GPU, and there is none here"
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "gpu: needs a CUDA GPU; skipped where there is none")
     config.addinivalue_line("markers", "timeout: of pytest-timeout, which may not be there")
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        replace_once_per_kernel()
     torch.set_num_threads(2)
     # Convolutions on a GPU keep ten bits of float32 otherwise, and the tests compare float32.
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False

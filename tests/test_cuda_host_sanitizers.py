@@ -82,6 +82,7 @@ def test_thread_sanitizer_finds_races(fault: Fault) -> None:
 MANY_BLOCKS = {
     *(("se", name) for name in ("wide", "batch_rows", "batch_wide", "parts_batch")),
     *(("eca", name) for name in ("rows", "batch_rows")),
+    ("sk_block", "of_many"),
 }
 
 

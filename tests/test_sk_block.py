@@ -77,8 +77,7 @@ def backward_arguments(ops: Any, forward: dict[str, Any], **changed: Any) -> dic
 
 
 @pytest.mark.parametrize("norm", NORMS)
-@pytest.mark.parametrize("layout", ["nchw", "nhwc"])
-@pytest.mark.parametrize("m", [1, 3])
+@pytest.mark.parametrize(("m", "layout"), [(1, "nchw"), (3, "nhwc")])
 def test_opcheck(ops: Any, m: int, layout: str, norm: str) -> None:
     u = [cases.LAYOUTS[layout](t) for t in branches_of(m, (3, 8, 4, 6))]
     forward = forward_arguments(u, norm)

@@ -59,9 +59,20 @@ def origin_of(cls: Any) -> Any:
 def accelerated(cls: Any, key: str) -> Any:
     """The accelerated subclass of ``cls``: the same one, while there are modules of it."""
     for sub in type.__subclasses__(cls):  # which keeps none of them alive
-        if base_of(sub) is cls and sub.__dict__["_accelerated_as"] == key and not is_stale(sub):
+        if base_of(sub) is cls and sub.__dict__["_accelerated_as"] == key and _may_be_shared(sub):
             return sub
     return _make(cls, key)
+
+
+def _may_be_shared(cls: Any) -> bool:
+    """Whether another module may have an accelerated class.
+
+    One that stands for a library's own methods serves patched ones, too: it runs them, and is fast
+    again when they go. What a structure's methods are is tried out anew.
+    """
+    if cls._accelerated_as in ADAPTERS:
+        return all(type(known) is not object for *_, known in cls._stands_for)
+    return not is_stale(cls)
 
 
 def is_stale(cls: Any) -> bool:

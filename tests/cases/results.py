@@ -54,15 +54,35 @@ class Compared:
         return max((share.of_bound for share in found), default=0.0)
 
 
+class Judge:
+    """A case's inputs, its results in float64, and those of plain PyTorch."""
+
+    def __init__(self, case: Case, seed: int) -> None:
+        self.of = case.without_backend, seed
+        block, options = BLOCKS[case.block], case.config.options
+        self.inputs = inputs = make_inputs(case, seed)
+        x, parameters, dy = inputs.to(torch.float64)
+        y = block.run(x, parameters, options, "reference")
+        self.exact = results(y, x, parameters, dy, inputs.dgate)
+        x, parameters, dy = inputs.to(case.dtype)
+        self.eager = results(block.eager(x, parameters, options), x, parameters, dy, inputs.dgate)
+
+
+_last: list[Judge] = []
+
+
+def judge(case: Case, seed: int) -> Judge:
+    """The same one for a case's backends, which follow one another."""
+    if not _last or _last[0].of != (case.without_backend, seed):
+        _last[:] = [Judge(case, seed)]
+    return _last[0]
+
+
 def compared(case: Case, seed: int = 0) -> Iterator[Compared]:
     """All results of a case."""
     block, options = BLOCKS[case.block], case.config.options
-    inputs = make_inputs(case, seed)
-
-    x, parameters, dy = inputs.to(torch.float64)
-    exact = results(block.run(x, parameters, options, "reference"), x, parameters, dy, inputs.dgate)
-    x, parameters, dy = inputs.to(case.dtype)
-    eager = results(block.eager(x, parameters, options), x, parameters, dy, inputs.dgate)
+    judged = judge(case, seed)
+    inputs, exact, eager = judged.inputs, judged.exact, judged.eager
 
     x, parameters, dy = inputs.to(case.dtype, case.device)
     actual = results(

@@ -7,7 +7,7 @@ write without this package, whose error is the yardstick). Everything else is ge
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -48,6 +48,10 @@ class Case:
         dtype = str(self.dtype).removeprefix("torch.")
         parts = [self.block, self.backend, self.config.name, dtype, self.layout]
         return "-".join(parts + [f"grad_{self.grad_layout}"] * (self.grad_layout != "same"))
+
+    @property
+    def without_backend(self) -> Case:
+        return replace(self, backend="")
 
     @property
     def device(self) -> str:
@@ -107,12 +111,19 @@ def _marks(case: Case) -> list[pytest.MarkDecorator]:
 
 
 def table() -> list[Any]:
-    """All cases as pytest parameters; those that need a GPU, or long, are marked."""
+    """All cases as pytest parameters; those that need a GPU, or long, are marked.
+
+    The backends of a case follow one another: what judges them is computed once.
+    """
+    found: dict[str, list[Case]] = {}
+    for block in BLOCKS.values():
+        for backend in backends.names():
+            for case in _cases_of(block, backend):
+                found.setdefault(case.without_backend.id, []).append(case)
     return [
         pytest.param(case, id=case.id, marks=_marks(case))
-        for block in BLOCKS.values()
-        for backend in backends.names()
-        for case in _cases_of(block, backend)
+        for alike in found.values()
+        for case in alike
     ]
 
 

@@ -4,7 +4,7 @@
     program = build_program("zoo", sources, variant="tsan")
 
 Objects and results are kept in build/cuda_host/ and made again when a source, a header that it
-includes, the flags or the compiler change. Processes that build at the same time take turns.
+includes, the flags or the compiler change. Processes that want the same file take turns.
 """
 
 from __future__ import annotations
@@ -39,18 +39,18 @@ COMMON = [
     # Several builds of the same sources may live in one Python process.
     "-fno-gnu-unique",
 ]  # fmt: skip
-ASAN = ["-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
+ASAN = ["-Og", "-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
 # variant -> (flags of kernels, flags of everything else, flags of the linker)
 VARIANTS: dict[str, tuple[list[str], list[str], list[str]]] = {
     # A CUDA thread has a stack of 64 KiB here, and nothing checks its end but a canary.
     "plain": (["-O2", "-Wframe-larger-than=8192"], ["-O2"], []),
-    # For sources that run once: mutants.
-    "quick": (["-O1", "-g1"], ["-O2"], []),
+    # For sources that run once: mutants. Compiling takes all of their time.
+    "quick": (["-Og", "-g1"], ["-O2"], []),
     "asan": (ASAN, ASAN, ASAN),
     # The switch of stacks that machines other than x86-64 use.
     "ucontext": (["-O2"], ["-O2", "-DHOSTCUDA_UCONTEXT=1"], []),
     # Only kernels are instrumented: the runtime tells ThreadSanitizer what their barriers order.
-    "tsan": (["-O1", "-fsanitize=thread"], ["-O1", "-DHOSTCUDA_TSAN=1"], ["-fsanitize=thread"]),
+    "tsan": (["-Og", "-g1", "-fsanitize=thread"], ["-O1", "-DHOSTCUDA_TSAN=1"], ["-fsanitize=thread"]),
 }
 
 
@@ -162,9 +162,10 @@ def torch_flags() -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 
 @contextlib.contextmanager
-def _lock() -> Iterator[None]:
-    BUILD.mkdir(parents=True, exist_ok=True)
-    with open(BUILD / "lock", "w") as f:
+def _lock(path: Path) -> Iterator[None]:
+    """While a file is made: others that want it wait, and then find it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path.with_name(path.name + ".lock"), "w") as f:
         fcntl.flock(f, fcntl.LOCK_EX)
         yield
 
@@ -194,12 +195,18 @@ def _compile(source: Path, flags: Sequence[str], folder: Path) -> tuple[Path, st
     """(object, digest of all that went into it)."""
     identity = _digest(str(source), *flags, _compiler_version())[:12]
     stem = folder / f"{source.stem}-{identity}"
+    with _lock(stem):
+        return stem.with_suffix(".o"), _digest(identity, *_compile_at(stem, source, flags))
+
+
+def _compile_at(stem: Path, source: Path, flags: Sequence[str]) -> Iterable[str]:
+    """Make the object, unless it is there; the digests of the files that went into it."""
     obj, manifest = stem.with_suffix(".o"), stem.with_suffix(".json")
     if obj.exists() and manifest.exists():
         known: dict[str, str] = json.loads(manifest.read_text())
         if all(Path(p).exists() and _file_digest(Path(p)) == d for p, d in known.items()):
             obj.touch()
-            return obj, _digest(identity, *known.values())
+            return known.values()
     depfile = stem.with_suffix(".d")
     command = [str(compiler()), *flags, "-MMD", "-MF", str(depfile), "-x", "c++", "-c", str(source)]
     result = _run([*command, "-o", str(obj)])
@@ -207,7 +214,30 @@ def _compile(source: Path, flags: Sequence[str], folder: Path) -> tuple[Path, st
         raise BuildError(f"{' '.join(command)}\n{result.stdout}{result.stderr}")
     inputs = {p: _file_digest(Path(p)) for p in map(_absolute, _dependencies(depfile))}
     manifest.write_text(json.dumps(inputs))
-    return obj, _digest(identity, *inputs.values())
+    return inputs.values()
+
+
+@functools.cache
+def includes(source: Path, *trees: Path) -> frozenset[Path]:
+    """A file and all that it includes from some folders."""
+    found, new = {source}, [source]
+    while new:
+        names = re.findall(r'^#include "(.+?)"', new.pop().read_text(), re.MULTILINE)
+        named = (tree / name for tree in trees for name in names)
+        more = {path for path in named if path.exists()} - found
+        found |= more
+        new += more
+    return frozenset(found)
+
+
+def _unless_changed(source: Path, csrc: Path) -> tuple[Path, Path]:
+    """(source, csrc), or their originals: what does not differ from them is compiled once."""
+    original = ROOT / "csrc"
+    found = includes(source, csrc, ROOT / "tests")
+    ours = [p.relative_to(csrc) for p in found if csrc in p.parents]
+    if any((csrc / p).read_bytes() != (original / p).read_bytes() for p in ours):
+        return source, csrc
+    return original / source.relative_to(csrc) if csrc in source.parents else source, original
 
 
 def _in_parallel(function: Callable[[Path], _T], items: Iterable[Path]) -> list[_T]:
@@ -268,30 +298,32 @@ def _build_now(
             return _compile(source, [*base, f"-I{ROOT / 'csrc'}", *other_flags], objects_folder)
         own = kernel_flags if source.suffix == ".cu" else other_flags
         own = [*own, *torch_compile] if source.parent.name == "ops" else own
-        return _compile(source, [*base, f"-I{csrc}", *own, *extra], objects_folder)
+        source, tree = _unless_changed(source, csrc)
+        return _compile(source, [*base, f"-I{tree}", *own, *extra], objects_folder)
 
     folder, objects_folder = BUILD / variant, BUILD / "objects"
     everything = [*(Path(s).resolve() for s in sources), *RUNTIME]
-    with _lock():
-        folder.mkdir(exist_ok=True)
-        objects_folder.mkdir(exist_ok=True)
-        objects = _in_parallel(compile_one, everything)
-        digest = _digest(*(d for _, d in objects), *link_flags, *libraries)[:12]
-        # A new name for new contents: another process may have loaded the old file, or be about to.
-        # So only results that nobody has asked for lately go.
-        target = folder / (f"lib{name}-{digest}.so" if shared else f"{name}-{digest}")
+    objects = _in_parallel(compile_one, everything)
+    digest = _digest(*(d for _, d in objects), *link_flags, *libraries)[:12]
+    # A new name for new contents: another process may have loaded the old file, or be about to.
+    target = folder / (f"lib{name}-{digest}.so" if shared else f"{name}-{digest}")
+    mode = ["-shared", "-Wl,-Bsymbolic"] if shared else []
+    command = [str(compiler()), *mode, *link_flags, *(str(o) for o, _ in objects), *libraries]
+    with _lock(target):
         if target.exists():
             target.touch()
-            return target
-        for old in (*folder.glob(f"*{name}-*"), *objects_folder.glob("*.o")):
-            if time.time() - old.stat().st_mtime > 24 * 3600:
-                old.unlink(missing_ok=True)
-        mode = ["-shared", "-Wl,-Bsymbolic"] if shared else []
-        partial = target.with_name(target.name + ".part")
-        command = [str(compiler()), *mode, *link_flags, *(str(o) for o, _ in objects)]
-        command += [*libraries, "-o", str(partial)]
-        result = _run(command)
-        if result.returncode != 0:
-            raise BuildError(f"{' '.join(command)}\n{result.stdout}{result.stderr}")
-        partial.rename(target)
+        else:
+            _remove_old(*folder.glob(f"*{name}-*"), *objects_folder.glob("*.o"))
+            partial = target.with_name(target.name + ".part")
+            result = _run([*command, "-o", str(partial)])
+            if result.returncode != 0:
+                raise BuildError(f"{' '.join(command)}\n{result.stdout}{result.stderr}")
+            partial.rename(target)
     return target
+
+
+def _remove_old(*files: Path) -> None:
+    """Only what nobody has asked for lately: others may be using the rest."""
+    for file in files:
+        if file.exists() and time.time() - file.stat().st_mtime > 24 * 3600:
+            file.unlink(missing_ok=True)

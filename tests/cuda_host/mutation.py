@@ -6,7 +6,6 @@ for mutant in [*barriers(CSRC), *bugs.BUGS]:
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import re
 import shutil
@@ -74,25 +73,14 @@ class Mutant:
         if self.shown_by is not None:
             return self.shown_by
         for block in PROBLEMS:
-            if self.tree / self.file in includes(direct.kernels(block, self.tree), self.tree):
+            kernels = direct.kernels(block, self.tree)
+            if self.tree / self.file in build.includes(kernels, self.tree):
                 return block
         raise AssertionError(f"no block in tests/cuda_host/problems.py includes {self.file}")
 
     def apply(self) -> Path:
         """A copy of the tree with the change; the same place for the same contents."""
         return copy_of(self.tree, {self.file: self.text()})
-
-
-@functools.cache
-def includes(source: Path, tree: Path) -> frozenset[Path]:
-    """A file of a tree and all of the tree's that it includes."""
-    found, new = {source}, [source]
-    while new:
-        names = re.findall(r'^#include "(.+?)"', new.pop().read_text(), re.MULTILINE)
-        more = {tree / name for name in names if (tree / name).exists()} - found
-        found |= more
-        new += more
-    return frozenset(found)
 
 
 def copy_of(tree: Path, changed: dict[str, str]) -> Path:

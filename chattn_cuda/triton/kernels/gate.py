@@ -58,6 +58,9 @@ def mlp_hidden_kernel(
         c = k + tl.arange(0, TK)
         where = n[:, None] * c_size + c[None, :]
         exists = (n < N)[:, None] & (c < c_size)[None, :]
+        if w1 is not None:  # asked for first: it waits for no partial sum
+            w_mask = (r < r_size)[:, None] & (c < c_size)[None, :]
+            w = load_weight(w1, r[:, None] * c_size + c[None, :], w_mask, ACC)
         p = merge_sum(part_sum, where, exists, splits, N * c_size) / hw
         if part_max is not None:
             top = merge_max(part_max, where, exists, splits, N * c_size)
@@ -65,8 +68,6 @@ def mlp_hidden_kernel(
             tl.store(peak + where, top, mask=exists & (r_tile == 0))
         tl.store(pooled + where, p, mask=exists & (r_tile == 0))
         if w1 is not None:
-            w_mask = (r < r_size)[:, None] & (c < c_size)[None, :]
-            w = load_weight(w1, r[:, None] * c_size + c[None, :], w_mask, ACC)
             acc += p[:, None, :] * w[None, :, :]
     if w1 is not None:
         h = tl.sum(acc, axis=2)
@@ -181,6 +182,9 @@ def mlp_dhidden_kernel(
         c = k + tl.arange(0, TK)
         where = n[:, None] * c_size + c[None, :]
         exists = (n < N)[:, None] & (c < c_size)[None, :]
+        if w2 is not None:  # asked for first: it waits for no partial sum
+            w_mask = (r < r_size)[:, None] & (c < c_size)[None, :]
+            w = load_weight(w2, c.to(tl.int64)[None, :] * r_size + r[:, None], w_mask, ACC)
         ds = merge_sum(part_ds, where, exists, splits, N * c_size)
         if dgate is not None:
             ds += tl.load(dgate + where, mask=exists, other=0.0)
@@ -191,8 +195,6 @@ def mlp_dhidden_kernel(
             hits = merge_sum(part_count, where, exists, splits, N * c_size)
             tl.store(count + where, hits, mask=exists & (r_tile == 0))
         if w2 is not None:
-            w_mask = (r < r_size)[:, None] & (c < c_size)[None, :]
-            w = load_weight(w2, c.to(tl.int64)[None, :] * r_size + r[:, None], w_mask, ACC)
             acc += d[:, None, :] * w[None, :, :]
     if w2 is not None:
         to = n[:, None] * r_size + r[None, :]
