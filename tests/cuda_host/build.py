@@ -50,7 +50,11 @@ VARIANTS: dict[str, tuple[list[str], list[str], list[str]]] = {
     # The switch of stacks that machines other than x86-64 use.
     "ucontext": (["-O2"], ["-O2", "-DHOSTCUDA_UCONTEXT=1"], []),
     # Only kernels are instrumented: the runtime tells ThreadSanitizer what their barriers order.
-    "tsan": (["-Og", "-g1", "-fsanitize=thread"], ["-O1", "-DHOSTCUDA_TSAN=1"], ["-fsanitize=thread"]),
+    "tsan": (
+        ["-Og", "-g1", "-fsanitize=thread"],
+        ["-O1", "-DHOSTCUDA_TSAN=1"],
+        ["-fsanitize=thread"],
+    ),
 }
 
 
