@@ -76,15 +76,16 @@ test: $(VENV)/.built
 	$(BIN)/$(PYTEST) $(TESTS)
 
 # What depends on torch (TESTS=short): numerics of all blocks on every backend, modules, accelerate,
-# torch.compile, export.
-SHORT := $(addprefix tests/,test_numerics.py test_modules.py test_eca_modules.py test_se_relatives.py \
-	test_module_uses.py test_compile_rule.py test_convert.py test_sk_layers.py test_sk_network.py \
+# torch.compile, export. The longest tests first: at the end one process would wait for another.
+SHORT := $(addprefix tests/,compat/test_graphs.py test_operator_gradients.py test_compile_rule.py \
+	test_numerics.py test_modules.py test_eca_modules.py test_se_relatives.py \
+	test_module_uses.py test_convert.py test_sk_layers.py test_sk_network.py \
 	$(addprefix test_packaging.py::test_,operators_compile_with_the_headers_of_this_torch \
 		binary_uses_only_the_stable_abi) \
 	$(addprefix test_autograd.py::test_,compile_without_graph_break_or_recompilation \
-		compile_with_dynamic_shapes compile_two_blocks_with_dynamic_shapes compile_in_inference \
+		compile_with_dynamic_shapes compile_in_inference \
 		compile_around_torch_func compile_under_autocast compile_of_the_formulas) \
-	test_operator_gradients.py test_export.py compat/test_graphs.py \
+	test_export.py \
 	$(addprefix test_fullgraph.py::test_one_graph,[squeeze_excite] [selective_kernel] [SqueezeExcite] \
 		[EfficientChannelAttention] [SelectiveKernelAttn] [SplitAttn]))
 
