@@ -30,6 +30,13 @@ MOST = 40  # of a selective kernel
 INFERENCE, TRAINING, FUNCTION = 25, 30, 15
 
 
+def is_apply(code: Any) -> bool:
+    """Whether it is part of ``Function.apply``, which torch 2.11 has in Python."""
+    names = ("apply", "_is_setup_context_defined")
+    own = code.co_filename.endswith("/torch/autograd/function.py") and code.co_name in names
+    return own or "/torch/_functorch/" in code.co_filename
+
+
 def python_calls(call: Callable[[], Any], also_layers: bool = False) -> int:
     """Functions entered by ``call``, but for those of nn.Module and its layers."""
     call()
@@ -38,7 +45,7 @@ def python_calls(call: Callable[[], Any], also_layers: bool = False) -> int:
     def watch(frame: Any, event: str, argument: Any) -> None:
         nonlocal entered, layers
         in_layer = "/torch/nn/modules/" in frame.f_code.co_filename
-        if event == "call":
+        if event == "call" and not is_apply(frame.f_code):
             layers += in_layer
             entered += not in_layer
 
