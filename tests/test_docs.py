@@ -13,7 +13,7 @@ TREES = "csrc|chattn_cuda|tests|tools|bench|docs|examples"
 PATH = re.compile(rf"(?<![\w/.:-])(?:{TREES})/[\w./*<>{{}},-]*")
 LINK = re.compile(r"\]\(([^)#:]+)(?:#[^)]*)?\)")
 #: what commands make, and what git ignores
-MADE = ("bench/results", "docs/bench")
+MADE = ("bench/results",)
 
 
 def missing(text: str, folder: Path) -> list[str]:
