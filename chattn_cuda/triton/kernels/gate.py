@@ -176,7 +176,7 @@ def mlp_dhidden_kernel(
     r_tiles = tl.cdiv(r_size, TR)
     r_tile = tl.program_id(0) % r_tiles
     n = (tl.program_id(0) // r_tiles).to(tl.int64) * TN + tl.arange(0, TN)
-    r = r_tile.to(tl.int64) * TR + tl.arange(0, TR)
+    r = r_tile * TR + tl.arange(0, TR)
     acc = tl.zeros([TN, TR, TK], ACC)
     for k in range(0, c_size, TK):
         c = k + tl.arange(0, TK)
