@@ -38,7 +38,7 @@ py::list as_list(const std::vector<chattn::cuda::LaunchInfo>& plan) {
 }
 
 py::list plan_se(std::int64_t n, std::int64_t c, std::int64_t hw, std::int64_t rd,
-                 const std::string& dtype, bool channels_last, bool add_maxpool, bool backward) {
+                 const std::string& dtype, bool channels_last, bool backward) {
   if (n < 1 || c < 1 || hw < 1) throw py::value_error("n, c and hw must be positive");
   if (rd < 0) throw py::value_error("rd must not be negative; 0: the gate has one layer");
   const chattn::MapShape map{dtype_of(dtype), channels_last, n, c, hw};
@@ -46,7 +46,6 @@ py::list plan_se(std::int64_t n, std::int64_t c, std::int64_t hw, std::int64_t r
   gate.weight_dtype = map.dtype;
   gate.direct = rd == 0;
   gate.rd = gate.direct ? c : rd;
-  gate.add_maxpool = add_maxpool;
   return as_list(chattn::cuda::describe(chattn::cuda::plan_se(map, gate), map, gate, backward));
 }
 
@@ -107,8 +106,7 @@ PYBIND11_MODULE(_C, m) {
       "Instruction set of the CPU kernels in use: baseline, avx2 or avx512.");
 
   m.def("plan_se", &plan_se, py::arg("n"), py::arg("c"), py::arg("hw"), py::arg("rd"),
-        py::arg("dtype") = "float32", py::arg("channels_last") = false,
-        py::arg("add_maxpool") = false, py::arg("backward") = false,
+        py::arg("dtype") = "float32", py::arg("channels_last") = false, py::arg("backward") = false,
         "CUDA launches of a squeeze-and-excitation call: kernel, blocks, bytes of the map moved. "
         "rd = 0: effective SE, with one layer.");
 

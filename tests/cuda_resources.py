@@ -172,8 +172,8 @@ def usage(binary: Path) -> dict[tuple[str, int], Usage]:
 # Calls that use every kernel, each with as much shared memory as any: block, shapes, options.
 _CALLS: tuple[tuple[str, tuple[tuple[int, ...], ...], tuple[dict[str, Any], ...]], ...] = (
     ("se", ((1, 4, 8, 8), (1, 4, 32, 32), (1, 256, 2, 2), (1, 66, 2, 2), (1, 33, 2, 2)),
-     ({"rd": 4}, {"rd": 4, "add_maxpool": True}, {"rd": 0}, {"rd": 0, "add_maxpool": True})),
-    ("se", ((65, 4, 1, 1),), ({"rd": 33}, {"rd": 33, "add_maxpool": True})),
+     ({"rd": 4}, {"rd": 0})),
+    ("se", ((65, 4, 1, 1),), ({"rd": 33},)),
     ("eca", ((1, 4, 8, 8), (1, 4, 128, 128), (1, 256, 2, 2), (1, 66, 2, 2), (1, 33, 2, 2),
              (4, 2048, 7, 7)),
      ({}, {"per_channel": True})),

@@ -73,7 +73,7 @@ def _functions() -> dict[str, Callable[[], nn.Module]]:
     return {
         "squeeze_excite": lambda: Function("squeeze_excite", *se),
         "squeeze_excite without biases": lambda: Function(
-            "squeeze_excite", se[0], None, se[2], None, act="silu", add_maxpool=True
+            "squeeze_excite", se[0], None, se[2], None, act="silu"
         ),
         "effective_squeeze_excite": lambda: Function("effective_squeeze_excite", (C, C), (C,)),
         "squeeze_excite_scale_bias": lambda: Function(

@@ -29,7 +29,7 @@ class OwnForward(SEModule):
 
 class OnlyDefaults(SEModule):
     def __init__(self, channels: int) -> None:
-        super().__init__(channels, rd_channels=4, add_maxpool=True)
+        super().__init__(channels, rd_channels=4, gate_layer="hard_sigmoid")
 
 
 class Tower(nn.Module):

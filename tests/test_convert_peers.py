@@ -28,10 +28,6 @@ MAP = (2, 24, 5, 7)
 BUILD: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "timm-se": (functools.partial(timm.layers.SEModule, 24, rd_channels=6), MAP),
     "timm-ese": (functools.partial(timm.layers.EffectiveSEModule, 24), MAP),
-    "timm-ese-maxpool": (
-        functools.partial(timm.layers.EffectiveSEModule, 24, add_maxpool=True),
-        MAP,
-    ),
     "timm-efficientnet": (functools.partial(EffNetSE, 24, act_layer=nn.SiLU), MAP),
     "timm-mobilenet": (functools.partial(EffNetSE, 24, gate_layer="hard_sigmoid"), MAP),
     "timm-legacy": (functools.partial(LegacySE, 24, 4), MAP),

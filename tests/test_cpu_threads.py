@@ -24,7 +24,7 @@ SHAPES = {
     "two-positions": (3, 520, 1, 2),
 }
 OPTIONS: dict[str, dict[str, Any]] = {
-    "se": {"rd": 9, "add_maxpool": True},
+    "se": {"rd": 9},
     "eca": {"k": 5, "circular": True},
     "ese": {},
     "sk": {"d": 9, "m": 3, "bias": False},

@@ -90,8 +90,6 @@ def test_problems_reach_every_path_of_se() -> None:
     assert reaches(kind="planes", warps_per_plane=8, reduce_splits=1)
     assert reaches(kind="planes", reduce_splits=2)
     assert reaches(kind="rows", vec=1, reduce_splits=2) and reaches(kind="rows", vec=4)
-    for kind in KINDS:
-        assert reaches(kind=kind, add_maxpool=True)
     for sm in (80, 90):  # without and with clusters
         assert reaches(product_splits=several, output_tiles=several, sm=sm)
         assert reaches(product_splits=several, sample_tiles=several, sm=sm)

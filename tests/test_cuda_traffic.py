@@ -236,25 +236,17 @@ def test_sk_planner_tells_what_was_counted(stage: tuple[int, int], layout: str, 
         check_plan(planned, call)
 
 
-def test_max_pooling_reads_the_map_once_more() -> None:
-    """The positions of the maximum are looked up in x while the gradient is written."""
-    calls = measure("se", (2, 64, 14, 14), torch.bfloat16, add_maxpool=True)
-    assert calls["forward"].passes == 3
-    assert calls["backward"].passes == 5
-
-
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_effective_se_moves_what_se_moves(layout: str) -> None:
     calls = measure("se", (2, 64, 14, 14), torch.bfloat16, layout, rd=0)
     assert (calls["forward"].passes, calls["backward"].passes) == (3, 4)
 
 
-@pytest.mark.parametrize("add_maxpool", [False, True])
 @pytest.mark.parametrize("rd", [None, 0], ids=["se", "ese"])
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("stage", [*STAGES, (24, 9)], ids=name_of)
 def test_planner_tells_what_was_counted(
-    stage: tuple[int, int], layout: str, rd: int | None, add_maxpool: bool
+    stage: tuple[int, int], layout: str, rd: int | None
 ) -> None:
     native = _native.module()
     if native is None:
@@ -263,12 +255,11 @@ def test_planner_tells_what_was_counted(
     if rd == 0 and c > 512:
         pytest.skip("C x C weights take long, and show nothing new")
     rd = layer.reduced(c) if rd is None else rd
-    calls = measure("se", (1, c, h, h), torch.float32, layout, rd=rd, add_maxpool=add_maxpool)
+    calls = measure("se", (1, c, h, h), torch.float32, layout, rd=rd)
     for direction, call in calls.items():
         planned = native.plan_se(
-            1, c, h * h, rd, "float32", layout == "channels_last", add_maxpool,
-            direction == "backward",
-        )  # fmt: skip
+            1, c, h * h, rd, "float32", layout == "channels_last", direction == "backward"
+        )
         check_plan(planned, call)
 
 

@@ -23,8 +23,8 @@ def variants(ops: Any, name: str, args: tuple[Any, ...]) -> list[tuple[Any, ...]
     found = [args]
     if name == "se_forward":
         x, _, _, w2, b2, *_ = args
-        found += [(*args[:5], 12, 0.0, gate, False) for gate in (0, 1, 11, 12)]
-        found.append((x, None, None, w2.new_ones(4, 4), b2, 0, 0.0, 11, True))
+        found += [(*args[:5], 12, 0.0, gate) for gate in (0, 1, 11, 12)]
+        found.append((x, None, None, w2.new_ones(4, 4), b2, 0, 0.0, 11))
         found.append((x.contiguous(memory_format=torch.channels_last), *args[1:]))
     if name in ("sk_squeeze", "sk_select"):
         found.append((*args[:-1], args[0][0].new_ones(2, 2 * 4)))

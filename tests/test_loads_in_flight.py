@@ -33,10 +33,8 @@ SERIAL = {
 }
 #: what a place of a map reads: these, and as many as the number in the kernel's name
 INPUTS = {
-    r"SumOp<\w+, (\d)>": 0, r"PrologueSumOp<\w+, (\d)>": 0, r"SumMaxOp<": 1, r"DotOp<": 2,
-    r"DotCountOp<": 2, r"DotsOp<\w+, (\d)>": 1,
-    r"(?:MlpForward|ConvForward|ConvBackward)Gate<": 1, r"MlpBackwardGate<\w+, false>": 1,
-    r"MlpBackwardGate<\w+, true>": 2, r"SpreadGate<": 1, r"SoftmaxGate<\w+, (\d)": 0,
+    r"SumOp<\w+, (\d)>": 0, r"PrologueSumOp<\w+, (\d)>": 0, r"DotOp<": 2, r"DotsOp<\w+, (\d)>": 1,
+    r"(?:Mlp|Conv)(?:Forward|Backward)Gate<": 1, r"SpreadGate<": 1, r"SoftmaxGate<\w+, (\d)": 0,
     r"stage_planes<": 1,
 }  # fmt: skip
 TYPES = {

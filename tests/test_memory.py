@@ -70,7 +70,6 @@ def accelerated(module: nn.Module) -> Any:
 MODULES: dict[str, Callable[[], Any]] = {
     "SE": se,
     "SE with a norm": lambda: se(norm_layer=nn.BatchNorm2d),
-    "SE with a maximum": lambda: se(add_maxpool=True),
     "SE of Linear": lambda: SqueezeExciteCl(C).eval(),
     "GE": lambda: GatherExcite(C, rd_channels=4).eval(),
     "scSE": lambda: SpatialChannelSqueezeExcite(C, 2).eval(),

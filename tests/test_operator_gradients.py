@@ -33,7 +33,7 @@ def samples(ops: Any) -> dict[str, tuple[Any, ...]]:
     u = [x, numbers(N, C, 2, 3).mT]
     logits, pooled = numbers(N, M, C), numbers(N, C)
     w1, b1, w2, b2 = numbers(2, C), numbers(2), numbers(C, 2), numbers(C)
-    conv, constants = numbers(1, 1, 3), (SILU, 0.0, SIGMOID, True)
+    conv, constants = numbers(1, 1, 3), (SILU, 0.0, SIGMOID)
     saved, of_conv = ops.se_forward(x, w1, b1, w2, b2, *constants)[1:], (SIGMOID, False)
     found = {
         "se_forward": (x, w1, b1, w2, b2, *constants),

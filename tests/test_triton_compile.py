@@ -65,7 +65,7 @@ def require_128_bit_accesses_to_maps(records: list[Record]) -> None:
         if not aligned or case["shape"][1] < 64:
             continue
         vector = VECTORS[case["dtype"]]
-        if kernel in READS_ONLY_MAPS and not case["options"].get("add_maxpool"):
+        if kernel in READS_ONLY_MAPS:
             others = set(record["loads"]) - {vector}  # a prologue has numbers of its own
             assert vector in record["loads"], record
             assert not others or case["options"].get("with_prologue"), record

@@ -86,11 +86,8 @@ def formula(
     act: activations.Activation,
     param: float,
     gate: activations.Activation,
-    add_maxpool: bool,
 ) -> tuple[Tensor, Tensor]:
     p = x.mean((2, 3))
-    if add_maxpool:
-        p = 0.5 * p + 0.5 * x.amax((2, 3))
     s = act.function(F.linear(p, w1.flatten(1), b1), param)
     s = gate.function(F.linear(s, w2.flatten(1), b2), 0.0)
     return x * s[:, :, None, None], s
@@ -113,7 +110,6 @@ def run(
     layout: str = "nchw",
     act: activations.Activation = RELU,
     gate: activations.Activation = SIGMOID,
-    add_maxpool: bool = False,
     bias: bool = True,
     conv: bool = False,
     weights: torch.dtype | None = None,
@@ -137,12 +133,12 @@ def run(
     leaves = [p.double().clone().requires_grad_() for p in (x, *parameters) if p is not None]
     given = iter(leaves)
     inputs = [None if p is None else next(given) for p in (x, *parameters)]
-    y, s = formula(*inputs, act, act.param, gate, add_maxpool)
+    y, s = formula(*inputs, act, act.param, gate)
     exact = torch.autograd.grad((y, s), leaves, (dy.double(), dgate))
 
     x = x.contiguous(memory_format=LAYOUTS[layout]).to(DEVICE)
     parameters = [None if p is None else p.to(DEVICE) for p in parameters]
-    how = (act.code, act.param, gate.code, add_maxpool)
+    how = (act.code, act.param, gate.code)
     acc = torch.float64 if dtype == torch.float64 else torch.float32
     out = ops.se_forward(x, *parameters, *how)
     back = ops.se_backward(
@@ -157,7 +153,7 @@ def run(
         True,
     )
     check("y", out[0], y.detach(), acc)
-    check("gate", out[4], s.detach(), acc)
+    check("gate", out[3], s.detach(), acc)
     grads = dict(zip(("dx", "dw1", "db1", "dw2", "db2"), back, strict=True))
     if not bias:
         exact = (exact[0], exact[1], None, exact[2], None)
@@ -167,7 +163,7 @@ def run(
     for t in (out[0], back[0]):
         assert t.dtype == dtype and t.is_contiguous(memory_format=LAYOUTS[layout])
     assert back[1].shape == parameters[0].shape and back[1].dtype == wdtype
-    return {"y": out[0], "gate": out[4], **grads}
+    return {"y": out[0], "gate": out[3], **grads}
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d)[6:])
@@ -175,19 +171,6 @@ def run(
 @pytest.mark.parametrize("size", SHAPES)
 def test_sizes(size: str, layout: str, dtype: torch.dtype) -> None:
     run(*SHAPES[size], dtype, layout)
-
-
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize(
-    ("size", "dtype"),
-    [("hw1", torch.float32), ("hw361", torch.float32), *(("hw25", dtype) for dtype in DTYPES)],
-)
-def test_maxpool(size: str, layout: str, dtype: torch.dtype) -> None:
-    shape, rd = SHAPES[size]
-    # most maxima are reached more than once, and none is above the 0 of a tile's padding
-    ties = (randn(*shape) * 1.5).round().clamp(max=0) / 4
-    ties[:, ::2] -= 2
-    run(shape, rd, dtype, layout, add_maxpool=True, x=ties)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=lambda d: str(d)[6:])
@@ -215,21 +198,19 @@ def test_without_bias(layout: str) -> None:
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize(
-    ("shape", "rd", "add_maxpool"),
-    [((1, 2, 70, 96), 3, True), ((3, 70, 5, 5), 40, False), ((6, 40, 13, 1), 33, False)],
+    ("shape", "rd"), [((1, 2, 70, 96), 3), ((3, 70, 5, 5), 40), ((6, 40, 13, 1), 33)]
 )
 def test_plans_of_a_gpu(
     shape: tuple[int, int, int, int],
     rd: int,
     layout: str,
-    add_maxpool: bool,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Small tiles, many splits: what the kernels get outside the interpreter."""
     monkeypatch.setattr(host, "FILL", launch.FILL)
     monkeypatch.setattr(se.se_forward, "programs", {})
     monkeypatch.setattr(se.se_backward, "programs", {})
-    run(shape, rd, layout=layout, add_maxpool=add_maxpool)
+    run(shape, rd, layout=layout)
 
 
 LAYOUT_OF: dict[str, Callable[[Tensor], Tensor]] = {
@@ -251,7 +232,7 @@ def test_any_strides(how: str) -> None:
     w1, b1, w2, b2 = (t.float().to(DEVICE) for t in (w1, b1, w2, b2))
     w1 = w1.t().contiguous().t()  # weights need not be contiguous either
     b2 = torch.stack([b2, b2], 1)[:, 0]
-    constants = (RELU.code, 0.0, SIGMOID.code, False)
+    constants = (RELU.code, 0.0, SIGMOID.code)
     out = ops.se_forward(x, w1, b1, w2, b2, *constants)
     dgate = randn(3, 6, seed=6).float().to(DEVICE)
     back = ops.se_backward(dy, dgate, x, *out[1:], w1, w2, *constants, True, True)
@@ -265,15 +246,13 @@ def _op_inputs(shape: tuple[int, int, int, int], rd: int) -> tuple[Tensor, ...]:
     return tuple(randn(*s, seed=i).float().to(DEVICE) for i, s in enumerate(sizes))
 
 
-@pytest.mark.parametrize("add_maxpool", [False, True])
-def test_empty_batch(add_maxpool: bool) -> None:
+def test_empty_batch() -> None:
     x, w1, b1, w2, b2 = _op_inputs((0, 6, 4, 5), 3)
-    how = (RELU.code, 0.0, SIGMOID.code, add_maxpool)
+    how = (RELU.code, 0.0, SIGMOID.code)
     out = ops.se_forward(x, w1, b1, w2, b2, *how)
     assert [tuple(t.shape) for t in out] == [
         (0, 6, 4, 5),
         (0, 6),
-        (0, 6) if add_maxpool else (0,),
         (0, 3),
         (0, 6),
     ]
@@ -287,7 +266,7 @@ def test_empty_batch(add_maxpool: bool) -> None:
 @pytest.mark.parametrize("need_dx", [False, True])
 def test_only_what_is_needed(need_dx: bool, need_dw: bool) -> None:
     x, w1, b1, w2, b2 = _op_inputs((2, 6, 4, 5), 3)
-    how = (RELU.code, 0.0, SIGMOID.code, False)
+    how = (RELU.code, 0.0, SIGMOID.code)
     out = ops.se_forward(x, w1, b1, w2, b2, *how)
     arguments = (x, None, x, *out[1:], w1, w2, *how)
     back = ops.se_backward(*arguments, need_dx, need_dw)
@@ -299,10 +278,9 @@ def test_only_what_is_needed(need_dx: bool, need_dw: bool) -> None:
     assert len(launches) == ((2 + need_dx + need_dw) if need_dx or need_dw else 0)
 
 
-@pytest.mark.parametrize("add_maxpool", [False, True])
-def test_three_launches_forward_and_four_backward(add_maxpool: bool) -> None:
+def test_three_launches_forward_and_four_backward() -> None:
     x, w1, b1, w2, b2 = _op_inputs((2, 6, 30, 50), 3)
-    how = (RELU.code, 0.0, SIGMOID.code, add_maxpool)
+    how = (RELU.code, 0.0, SIGMOID.code)
     out, forward = se.forward_launches(x, w1, b1, w2, b2, *how)
     _, backward = se.backward_launches(x, None, x, *out[1:], w1, w2, *how, True, True)
     assert (len(forward), len(backward)) == (3, 4)
@@ -563,7 +541,7 @@ def test_cpu_tensors_outside_the_interpreter_get_an_error(monkeypatch: pytest.Mo
     monkeypatch.setattr(se.se_forward, "programs", {})
     x, w1, b1, w2, b2 = (t.cpu() for t in _op_inputs((2, 6, 4, 5), 3))
     with pytest.raises(RuntimeError, match="TRITON_INTERPRET=1"):
-        ops.se_forward(x, w1, b1, w2, b2, RELU.code, 0.0, SIGMOID.code, False)
+        ops.se_forward(x, w1, b1, w2, b2, RELU.code, 0.0, SIGMOID.code)
 
 
 @pytest.mark.gpu
@@ -574,7 +552,7 @@ def test_more_than_2_to_31_elements() -> None:
         pytest.skip("needs 23 GB of GPU memory")
     x = torch.randn(shape[1:], dtype=torch.float16, device="cuda").expand(shape).contiguous()
     _, w1, b1, w2, b2 = (t.half().cuda() for t in _op_inputs((1, 17, 1, 1), 3))
-    how: tuple[Any, ...] = (RELU.code, 0.0, SIGMOID.code, False)
+    how: tuple[Any, ...] = (RELU.code, 0.0, SIGMOID.code)
     y, *_, gate = out = ops.se_forward(x, w1, b1, w2, b2, *how)
     assert torch.equal(y[1], (x[1].float() * gate[1, :, None, None]).half())
     assert torch.equal(gate[0], gate[1])

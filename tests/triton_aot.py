@@ -73,7 +73,6 @@ def all_cases(arch: int) -> Iterator[Case]:
     """What users meet."""
     yield from few_cases()
     for channels_last in (False, True):
-        yield Case("se", _SHORT, "bf16", channels_last, {"add_maxpool": True})
         yield Case("se", _SMALL, "bf16", channels_last, {"one_layer": True})
         yield Case("sk", _LONG, "bf16", channels_last, {"m": 4, "to_mean": False})
         yield Case("sk", _LONG, "bf16", channels_last, {"with_prologue": True})
@@ -98,13 +97,10 @@ def _rare_in_every_block() -> Iterator[Case]:
 
 
 def _rare_se() -> Iterator[Case]:
-    for channels_last in (False, True):
-        yield Case("se", _LONG, "fp32", channels_last, {"add_maxpool": True})
-        yield Case("se", _ODD, "fp64", channels_last, {"add_maxpool": True})
     yield Case("se", _SMALL, "fp32", options={"bias": False})
     yield Case("se", _SMALL, "bf16", options={"weights": "fp32"})
     for dtype in ("fp32", "fp64"):
-        options = {"one_layer": True, "gate": 11, "add_maxpool": True}
+        options = {"one_layer": True, "gate": 11}
         yield Case("se", _SMALL, dtype, options=options)
         for act in codes if dtype == "fp32" else _TRANSCENDENTAL:
             yield Case("se", _SMALL, dtype, options={"act": act})
@@ -135,7 +131,6 @@ def _se(
     one_layer: bool = False,
     act: int = 1,
     gate: int = 10,
-    add_maxpool: bool = False,
     bias: bool = True,
     weights: str | None = None,
 ) -> list[host.Launch]:
@@ -145,9 +140,9 @@ def _se(
     w1 = w2.new_empty(rd, c) if rd else None
     b1 = w2.new_empty(rd) if rd and bias else None
     b2 = w2.new_empty(c) if bias else None
-    how = (0 if one_layer else act, 0.01, gate, add_maxpool)
+    how = (0 if one_layer else act, 0.01, gate)
     out, forward = se.forward_launches(x, w1, b1, w2, b2, *how)
-    dgate = x.new_empty((n, c), dtype=out[4].dtype) if not bias else None
+    dgate = x.new_empty((n, c), dtype=out[3].dtype) if not bias else None
     _, backward = se.backward_launches(x, dgate, x, *out[1:], w1, w2, *how, True, True)
     return forward + backward
 

@@ -172,7 +172,6 @@ def se_calls(
     at: dict[str, int] | None = None,
     bias: bool = True,
     one_layer: bool = False,
-    add_maxpool: bool = False,
     how: tuple[int, float, int] = (1, 0.0, 10),
     needs: tuple[bool, bool] = (True, True),
 ) -> list[Call]:
@@ -187,7 +186,6 @@ def se_calls(
         "b2": ((c,), weights or dtype),
         "dgate": ((n, c), acc),
         "pooled": ((n, c), acc),
-        "peak": ((n, c) if add_maxpool else (0,), acc),
         "hidden": ((0,) if one_layer else (n, rd), acc),
         "gate": ((n, c), acc),
     }
@@ -196,9 +194,9 @@ def se_calls(
     t |= {k: tensor(*shape, dtype=dtype, fmt=fmt, at=at.get(k, 0)) for k in ("x", "dy")}
     for name in (() if bias else ("b1", "b2", "dgate")) + (("w1", "b1") if one_layer else ()):
         t[name] = None
-    how = (0 if one_layer else how[0], *how[1:], add_maxpool)  # type: ignore[assignment]
+    how = (0 if one_layer else how[0], *how[1:])
     forward = [t[k] for k in ("x", "w1", "b1", "w2", "b2")]
-    saved = ("dy", "dgate", "x", "pooled", "peak", "hidden", "gate", "w1", "w2")
+    saved = ("dy", "dgate", "x", "pooled", "hidden", "gate", "w1", "w2")
     return [
         Call("se_forward", (*forward, *how)),
         Call("se_backward", (*(t[k] for k in saved), *how, *needs)),
@@ -275,9 +273,7 @@ for _dtype in (torch.float16, torch.bfloat16, torch.float64):
 WAYS |= {
     "se-rd1": lambda: se_calls(rd=1),
     "se-rd16": lambda: se_calls(rd=16),
-    "se-maxpool": lambda: se_calls(add_maxpool=True),
     "se-one-layer": lambda: se_calls(one_layer=True),
-    "se-one-layer-maxpool": lambda: se_calls(one_layer=True, add_maxpool=True),
     "se-no-bias": lambda: se_calls(bias=False),
     "se-float32-weights": lambda: se_calls(dtype=torch.bfloat16, weights=torch.float32),
     "se-silu": lambda: se_calls(how=(4, 0.0, 11)),
@@ -294,7 +290,6 @@ WAYS |= {
         for name in ("x", "dy", "w1", "b1", "w2", "b2", "dgate", "pooled", "hidden", "gate")
         for at in (1, 4)
     },
-    "se-peak-at-1": lambda: se_calls(add_maxpool=True, at={"peak": 1}),
     "se-all-at-1": lambda: se_calls(at=dict.fromkeys(("x", "dy", "w1", "b1", "w2", "b2"), 1)),
     "eca-at-1": lambda: eca_calls(at=1),
     "eca-at-4": lambda: eca_calls(at=4),
@@ -419,7 +414,6 @@ def test_other_alignment_is_another_kernel(name: str) -> None:
         {"how": (4, 0.0, 10)},
         {"how": (3, 0.5, 10)},
         {"how": (1, 0.0, 11)},
-        {"add_maxpool": True},
         {"bias": False},
         {"one_layer": True},
     ],
@@ -444,7 +438,7 @@ def test_copies_what_is_not_dense(machine: Machine) -> None:
         (torch.empty(1, 24, 1, 1).expand(2, 24, 6, 5), w1, b1, w2, b2),
     ]
     for tensors in strange:
-        call = Call("se_forward", (*tensors, 1, 0.0, 10, False))
+        call = Call("se_forward", (*tensors, 1, 0.0, 10))
         want = by_triton(call)
         for _ in range(3):
             assert by_operator(call) == want
@@ -453,7 +447,7 @@ def test_copies_what_is_not_dense(machine: Machine) -> None:
 
 
 def test_results_are_new_every_time() -> None:
-    for way in ("se-maxpool", "eca-5", "sk-4"):
+    for way in ("se-silu", "eca-5", "sk-4"):
         for call in WAYS[way]():
             results = [call() for _ in range(4)]
             flat = [[r] if isinstance(r, Tensor) else list(r) for r in results]
@@ -624,7 +618,7 @@ def test_memory_that_is_not_aligned(monkeypatch: pytest.MonkeyPatch, machine: Ma
 
 def test_threads(machine: Machine) -> None:
     """Many threads with few kinds of calls, from an empty cache, and with small time slices."""
-    ways = ["se-maxpool", "se-x-at-1", "se-2x24x6x5-nhwc", "sk-4", "eca-5", "se-bfloat16"]
+    ways = ["se-silu", "se-x-at-1", "se-2x24x6x5-nhwc", "sk-4", "eca-5", "se-bfloat16"]
     calls = [call for way in ways for call in WAYS[way]()]
     want = [by_triton(call) for call in calls]
     errors: list[str] = []

@@ -26,11 +26,9 @@ COLD_BYTES = 1 << 27  # more than any second-level cache
 # The parts of a kernel's name that say how many maps it moves; M: the number of branches.
 MAPS: tuple[tuple[str, Callable[[int], int]], ...] = (
     (r"\b(?:Prologue)?SumOp<", lambda m: m),
-    (r"\bSumMaxOp<", lambda m: 1),
-    (r"\bDot(?:Count)?Op<", lambda m: 2),
+    (r"\bDotOp<", lambda m: 2),
     (r"\bDotsOp<", lambda m: m + 1),
     (r"\b(?:Softmax|Spread)Gate<", lambda m: m + 1),
-    (r"\bMlpBackwardGate<[^<>]*(?:true|\(bool\)1)", lambda m: 3),  # where the maximum was, in x
     (r"\b(?:Mlp|Conv)(?:Forward|Backward)Gate<", lambda m: 2),
     (r"\bstage_planes<", lambda m: 2),
 )

@@ -24,11 +24,11 @@ def se_weights(c: int, random: Callable[..., Tensor], variant: bool) -> Tensors:
 
 
 def se_call(ops: Any, t: Tensors, variant: bool) -> Tensors:
-    """Forward and backward through one namespace of operators; `variant`: with max pooling."""
-    gate = (1, 0.0, 10, variant)  # ReLU, its parameter, sigmoid
+    """Forward and backward through one namespace of operators; `variant`: SiLU."""
+    gate = (4 if variant else 1, 0.0, 10)  # SiLU or ReLU, its parameter, sigmoid
     y, *saved = ops.se_forward(t["x"], t["w1"], t["b1"], t["w2"], t["b2"], *gate)
     grads = ops.se_backward(t["dy"], None, t["x"], *saved, t["w1"], t["w2"], *gate, True, True)
-    names = ("y", "pooled", "peak", "hidden", "gate", "dx", "dw1", "db1", "dw2", "db2")
+    names = ("y", "pooled", "hidden", "gate", "dx", "dw1", "db1", "dw2", "db2")
     return dict(zip(names, (y, *saved, *grads), strict=True))
 
 
@@ -51,10 +51,10 @@ def ese_weights(c: int, random: Callable[..., Tensor], variant: bool) -> Tensors
 
 def ese_call(ops: Any, t: Tensors, variant: bool) -> Tensors:
     """As se_call, with the second layer alone."""
-    gate = (0, 0.0, 11, variant)  # no activation, hard_sigmoid
+    gate = (0, 0.0, 10 if variant else 11)  # no activation; sigmoid or hard_sigmoid
     y, *saved = ops.se_forward(t["x"], None, None, t["w2"], t["b2"], *gate)
     grads = ops.se_backward(t["dy"], None, t["x"], *saved, None, t["w2"], *gate, True, True)
-    names = ("y", "pooled", "peak", "hidden", "gate", "dx", "dw1", "db1", "dw2", "db2")
+    names = ("y", "pooled", "hidden", "gate", "dx", "dw1", "db1", "dw2", "db2")
     return dict(zip(names, (y, *saved, *grads), strict=True))
 
 

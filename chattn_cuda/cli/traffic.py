@@ -32,7 +32,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtype", choices=_DTYPES, default="bfloat16", help="default: bfloat16")
     parser.add_argument("--layout", choices=("nchw", "channels_last"), default="nchw", help="default: nchw")  # fmt: skip  # noqa: E501
     parser.add_argument("--rd", type=_positive, help="se: hidden channels (default: as timm, C/16)")
-    parser.add_argument("--max-pool", action="store_true", help="se: pool mean and maximum")
     parser.add_argument("--k", type=_positive, help="eca: length of the convolution (default: as timm)")  # fmt: skip  # noqa: E501
     parser.add_argument("--circular", action="store_true", help="eca: circular padding")
     parser.add_argument("--per-channel", action="store_true", help="eca: weights for every channel")
@@ -55,7 +54,7 @@ def _shape(text: str) -> tuple[int, ...]:
 
 # What measure() takes of each block, by the name of the argument.
 _OPTIONS = {
-    "se": {"rd": "rd", "max_pool": "add_maxpool"},
+    "se": {"rd": "rd"},
     "eca": {"k": "k", "circular": "circular", "per_channel": "per_channel"},
     "sk": {"branches": "m"},
 }

@@ -2,6 +2,7 @@
 
 from chattn_cuda.functional import checked
 from chattn_cuda.functional.common import (
+    MAXIMUM,
     Resolved,
     exported_plainly,
     from_map,
@@ -26,6 +27,7 @@ from chattn_cuda.functional.sk import (
 
 __all__ = [
     "COPIES_OF_SLICES",
+    "MAXIMUM",
     "Resolved",
     "checked",
     "constants",

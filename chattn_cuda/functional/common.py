@@ -11,10 +11,13 @@ from torch.autograd import forward_ad
 from chattn_cuda import compiled, validation
 from chattn_cuda.activations import Activation
 
-__all__ = ["Resolved", "exported_plainly", "from_map", "to_map", "why_not_fused"]
+__all__ = ["MAXIMUM", "Resolved", "exported_plainly", "from_map", "to_map", "why_not_fused"]
 
 Resolved = tuple[Activation, float]
 """An activation of the kernels and its parameter."""
+
+MAXIMUM = "the kernels squeeze with the mean alone, without a maximum (add_maxpool)"
+"""Why a squeeze with a maximum is not fused."""
 
 
 def to_map(x: Tensor, channel_dim: int = 1, channels: int | None = None) -> Tensor:

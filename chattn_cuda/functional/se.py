@@ -12,6 +12,7 @@ from chattn_cuda.activations import ActivationSpec
 from chattn_cuda.explanation import Explanation, explain_call, register_explainer
 from chattn_cuda.functional import checked
 from chattn_cuda.functional.common import (
+    MAXIMUM,
     Resolved,
     exported_plainly,
     from_map,
@@ -88,13 +89,14 @@ def squeeze_excite(
         act: Activation between the layers: a name ("relu", "silu", "hard_swish", ...), a module
             class or instance, a partial, or any function of a tensor.
         gate: The gate: "sigmoid", "hard_sigmoid", "tanh", "relu", "identity" or as above.
-        add_maxpool: Squeeze with the mean of the mean and the maximum.
+        add_maxpool: Squeeze with the mean of the mean and the maximum; by the formulas in PyTorch.
         channel_dim: 1, or -1 where x is (N, H, W, C), (N, L, C) or (N, D, H, W, C).
         return_gate: Also return the gate.
         backend: "auto" or one of "cuda", "triton", "cpu", "reference".
 
     The weights have x's type; under autocast they may have another. Activations that the kernels do
-    not know run the formulas in PyTorch; `chattn_cuda.explain` says which path a call takes.
+    not know and maxima run the formulas in PyTorch; `chattn_cuda.explain` says which path a call
+    takes.
     Forward-mode differentiation and tensor subclasses run the formulas too.
 
     Returns:
@@ -128,15 +130,15 @@ def squeeze_excite(
     act_, gate_ = activations.resolve(act, "act"), activations.resolve(gate, "gate")
     formula = compiled.takes_formula(backend, x.device.type, (x, *weights))
     plain = formula or exported_plainly(backend)
-    if plain or _why_not_fused(m, weights, act_, gate_) is not None:
+    if plain or _why_not_fused(m, weights, act_, gate_, add_maxpool) is not None:
         act_function = activations.as_callable(act, "act")
         gate_function = activations.as_callable(gate, "gate")
         y, s = _formulas(m, weights, act_function, gate_function, add_maxpool)
     else:
         assert act_ is not None and gate_ is not None
         if weights is given:
-            checked.remember(key, name, *constants(act_, gate_, add_maxpool))
-        y, s = run_squeeze_excite(name, m, weights, act_, gate_, add_maxpool)
+            checked.remember(key, name, *constants(act_, gate_))
+        y, s = run_squeeze_excite(name, m, weights, act_, gate_)
     y = from_map(y, x, channel_dim)
     return (y, s) if return_gate else y
 
@@ -147,7 +149,6 @@ def run_squeeze_excite(
     weights: Sequence[Tensor | None],
     act: Resolved,
     gate: Resolved,
-    add_maxpool: bool,
 ) -> tuple[Tensor, Tensor]:
     """Returns y and the gate by ``backend``, on arguments that were checked.
 
@@ -155,16 +156,14 @@ def run_squeeze_excite(
     """
     namespace = backends.get(backend).namespace
     if namespace is None:
-        return _formulas(
-            x, weights, act[0].with_param(act[1]), gate[0].with_param(0.0), add_maxpool
-        )
+        return _formulas(x, weights, act[0].with_param(act[1]), gate[0].with_param(0.0))
     w1, b1, w2, b2 = (w if w is None or w.is_contiguous() else w.contiguous() for w in weights)
-    return ops.apply("se", namespace, x, w1, b1, w2, b2, *constants(act, gate, add_maxpool))
+    return ops.apply("se", namespace, x, w1, b1, w2, b2, *constants(act, gate))
 
 
-def constants(act: Resolved, gate: Resolved, add_maxpool: bool) -> tuple[int, float, int, bool]:
+def constants(act: Resolved, gate: Resolved) -> tuple[int, float, int]:
     """The operators' arguments behind the tensors."""
-    return act[0].code, act[1], gate[0].code, add_maxpool
+    return act[0].code, act[1], gate[0].code
 
 
 def _formulas(
@@ -172,7 +171,7 @@ def _formulas(
     weights: Sequence[Tensor | None],
     act: Callable[[Tensor], Tensor],
     gate: Callable[[Tensor], Tensor],
-    add_maxpool: bool,
+    add_maxpool: bool = False,
 ) -> tuple[Tensor, Tensor]:
     w1, b1, w2, b2 = weights
     assert w2 is not None
@@ -185,11 +184,14 @@ def _why_not_fused(
     weights: Sequence[Tensor | None],
     act: Resolved | None,
     gate: Resolved | None,
+    add_maxpool: bool,
 ) -> str | None:
     if act is None:
         return "the kernels do not know this act"
     if gate is None or not gate[0].is_gate:
         return "the kernels do not know this gate"
+    if add_maxpool:
+        return MAXIMUM
     return why_not_fused(x, weights)
 
 
@@ -214,6 +216,7 @@ def _explain(
         (w1, b1, w2, b2),
         activations.resolve(act, "act"),
         activations.resolve(gate, "gate"),
+        add_maxpool,
     )
     device = x.device.type
     note = compiled.note(backend, device, (x, w1, b1, w2, b2))

@@ -11,6 +11,7 @@ from chattn_cuda.activations import ActivationSpec
 from chattn_cuda.explanation import Explanation, explain_call, register_explainer
 from chattn_cuda.functional import checked
 from chattn_cuda.functional.common import (
+    MAXIMUM,
     Resolved,
     exported_plainly,
     from_map,
@@ -80,7 +81,7 @@ def effective_squeeze_excite(
         weight: (C, C) as a Linear's weight or (C, C, 1, 1) as a 1x1 convolution's.
         bias: (C,) or None.
         gate: As in `squeeze_excite`.
-        add_maxpool: Squeeze with the mean of the mean and the maximum.
+        add_maxpool: As in `squeeze_excite`.
         channel_dim: As in `squeeze_excite`.
         return_gate: Also return the gate.
         backend: "auto" or one of "cuda", "triton", "cpu", "reference".
@@ -110,7 +111,7 @@ def effective_squeeze_excite(
     resolved = activations.resolve(gate, "gate")
     formula = compiled.takes_formula(backend, x.device.type, (x, weight, bias))
     plain = formula or exported_plainly(backend)
-    if plain or _why_not_effective(m, weight, bias, resolved) is not None:
+    if plain or _why_not_effective(m, weight, bias, resolved, add_maxpool) is not None:
         function = activations.as_callable(gate, "gate")
         y, s = reference.squeeze_excite(
             m, None, None, weight, bias, gate=function, add_maxpool=add_maxpool
@@ -119,8 +120,8 @@ def effective_squeeze_excite(
     else:
         assert resolved is not None
         if weight is given[0] and bias is given[1]:
-            checked.remember(key, name, *constants(_IDENTITY, resolved, add_maxpool))
-        y, s = run_effective_squeeze_excite(name, m, weight, bias, resolved, add_maxpool)
+            checked.remember(key, name, *constants(_IDENTITY, resolved))
+        y, s = run_effective_squeeze_excite(name, m, weight, bias, resolved)
     y = from_map(y, x, channel_dim)
     return (y, s) if return_gate else y
 
@@ -131,11 +132,10 @@ def run_effective_squeeze_excite(
     weight: Tensor,
     bias: Tensor | None,
     gate: Resolved,
-    add_maxpool: bool,
 ) -> tuple[Tensor, Tensor]:
     """Returns y and the gate by ``backend``, on arguments that were checked."""
     weights = (None, None, weight, bias)
-    return run_squeeze_excite(backend, x, weights, _IDENTITY, gate, add_maxpool)
+    return run_squeeze_excite(backend, x, weights, _IDENTITY, gate)
 
 
 def _unify(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -145,10 +145,12 @@ def _unify(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tens
 
 
 def _why_not_effective(
-    x: Tensor, weight: Tensor, bias: Tensor | None, gate: Resolved | None
+    x: Tensor, weight: Tensor, bias: Tensor | None, gate: Resolved | None, add_maxpool: bool
 ) -> str | None:
     if gate is None or not gate[0].is_gate:
         return "the kernels do not know this gate"
+    if add_maxpool:
+        return MAXIMUM
     return why_not_fused(x, (weight, bias))
 
 
@@ -165,7 +167,8 @@ def _explain_effective(
 ) -> Explanation:
     x = to_map(x, channel_dim)
     validation.check_effective_squeeze_excite(x, weight, bias)
-    uncovered = _why_not_effective(x, weight, bias, activations.resolve(gate, "gate"))
+    resolved = activations.resolve(gate, "gate")
+    uncovered = _why_not_effective(x, weight, bias, resolved, add_maxpool)
     device = x.device.type
     note = compiled.note(backend, device, (x, weight, bias))
     return explain_call(

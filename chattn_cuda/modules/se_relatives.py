@@ -58,7 +58,7 @@ class EffectiveSqueezeExcite(EffectiveSqueezeExciteForward, nn.Module):
 
     Args:
         channels: C of the input.
-        add_maxpool: Squeeze with the mean of the mean and the maximum.
+        add_maxpool: Squeeze with the mean of the mean and the maximum, by the submodules.
         gate_layer: The gate: a name, a class or a factory.
         device: Of the parameters.
         dtype: Of the parameters.
@@ -256,7 +256,7 @@ class GatherExcite(SqueezeExciteForward, nn.Module):
         rd_ratio: rd = channels * rd_ratio, rounded to a multiple of rd_divisor.
         rd_channels: rd itself, instead.
         rd_divisor: See rd_ratio.
-        add_maxpool: Squeeze with the mean of the mean and the maximum.
+        add_maxpool: Squeeze with the mean of the mean and the maximum, by the submodules.
         act_layer: Activation between the layers: a name, a class or a factory.
         norm_layer: Ignored, as by timm without extra_params.
         gate_layer: The gate: a name, a class or a factory.

@@ -81,6 +81,8 @@ class SqueezeExciteLayers(NamedTuple):
         return None
 
     def _why_another_block(self) -> str | None:
+        if self.add_maxpool:
+            return functional.MAXIMUM
         if self.pool is not None and not is_global_average_pool(self.pool):
             return f"it pools with a {type(self.pool).__name__}"
         return self.changed
@@ -207,12 +209,12 @@ class SqueezeExciteForward(FusedForward):
             return None
         weights = validation.unify_dtypes(m, given, names)
         if weights is given:
-            constants = functional.constants(*resolved, layers.add_maxpool)
+            constants = functional.constants(*resolved)
             eps = layers.norm.eps if norm else None
             self._remember(m, name, Call("se", self.backend, 4, constants, eps), layers.places())
         if norm:
             weights = fold_batch_norm(layers.norm.eps, *weights, *norm)
-        y = functional.run_squeeze_excite(name, m, weights, *resolved, layers.add_maxpool)[0]
+        y = functional.run_squeeze_excite(name, m, weights, *resolved)[0]
         return y.movedim(1, -1) if last else y
 
 
@@ -229,7 +231,7 @@ class SqueezeExcite(SqueezeExciteForward, nn.Module):
         rd_ratio: rd = channels * rd_ratio, rounded to a multiple of rd_divisor.
         rd_channels: rd itself, instead.
         rd_divisor: See rd_ratio.
-        add_maxpool: Squeeze with the mean of the mean and the maximum.
+        add_maxpool: Squeeze with the mean of the mean and the maximum, by the submodules.
         bias: Whether the two layers have biases.
         act_layer: Activation between the layers: a name, a class or a factory.
         norm_layer: Normalisation between fc1 and the activation. A BatchNorm2d in eval mode is

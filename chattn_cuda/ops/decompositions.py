@@ -40,15 +40,12 @@ def decompositions() -> dict[Any, Callable[..., Any]]:
 
 
 def _se_forward(
-    x: Tensor, w1: Any, b1: Any, w2: Tensor, b2: Any, act: int, act_param: float, gate_fn: int,
-    add_maxpool: bool,
+    x: Tensor, w1: Any, b1: Any, w2: Tensor, b2: Any, act: int, act_param: float, gate_fn: int
 ) -> tuple[Tensor, ...]:  # fmt: skip
-    y, gate = se.BLOCK.formulas(x, w1, b1, w2, b2, act, act_param, gate_fn, add_maxpool)
-    u = reference.in_type(x, gate.dtype)
-    pooled, nothing = reference.pooled(u, add_maxpool), gate.new_empty((0,))
-    hidden = nothing if w1 is None else reference.linear(pooled, w1, b1)
-    peak = u.amax((2, 3)) if add_maxpool else nothing
-    return _like(y, x), pooled, peak, hidden, gate
+    y, gate = se.BLOCK.formulas(x, w1, b1, w2, b2, act, act_param, gate_fn)
+    pooled = reference.pooled(reference.in_type(x, gate.dtype), False)
+    hidden = gate.new_empty((0,)) if w1 is None else reference.linear(pooled, w1, b1)
+    return _like(y, x), pooled, hidden, gate
 
 
 def _eca_forward(x: Tensor, weight: Tensor, gate_fn: int, circular: bool) -> tuple[Tensor, ...]:

@@ -31,7 +31,7 @@ def _se_forward(x: Any, w1: Any, b1: Any, w2: Any, *rest: Any, **_: Any) -> int:
 
 
 def _se_backward(dy: Any, dgate: Any, x: Any, *rest: Any, **_: Any) -> int:
-    w1, w2, (need_dx, need_dw) = rest[4], rest[5], rest[-2:]
+    w1, w2, (need_dx, need_dw) = rest[3], rest[4], rest[-2:]
     first = 0 if w1 is None else _product(x[0], *w1)
     second = _product(x[0], *w2)
     # through the second layer in any case, unless it is the only one and dx is not wanted

@@ -20,14 +20,12 @@ def _fake_forward(
     act: int,
     act_param: float,
     gate_fn: int,
-    add_maxpool: bool,
 ) -> tuple[Tensor, ...]:
     n, c = x.shape[:2]
     acc = reference.accumulation_dtype(x.dtype)
     return (
         torch.empty_like(x, memory_format=memory_format_of(x)),
         x.new_empty((n, c), dtype=acc),
-        x.new_empty((n, c) if add_maxpool else (0,), dtype=acc),
         x.new_empty((0,) if w1 is None else (n, w1.shape[0]), dtype=acc),
         x.new_empty((n, c), dtype=acc),
     )
@@ -38,7 +36,6 @@ def _fake_backward(
     dgate: Tensor | None,
     x: Tensor,
     pooled: Tensor,
-    peak: Tensor,
     hidden: Tensor,
     gate: Tensor,
     w1: Tensor | None,
@@ -46,7 +43,6 @@ def _fake_backward(
     act: int,
     act_param: float,
     gate_fn: int,
-    add_maxpool: bool,
     need_dx: bool,
     need_dw: bool,
 ) -> tuple[Tensor, ...]:
@@ -65,7 +61,6 @@ def _formulas(
     act: int,
     act_param: float,
     gate_fn: int,
-    add_maxpool: bool,
 ) -> tuple[Tensor, Tensor]:
     return reference.squeeze_excite(
         x,
@@ -75,8 +70,7 @@ def _formulas(
         b2,
         activation_of_code(act, act_param),
         activation_of_code(gate_fn),
-        add_maxpool,
     )
 
 
-BLOCK = Block("se", 5, 4, (2, 4), _fake_forward, _fake_backward, _formulas)
+BLOCK = Block("se", 5, 3, (2, 4), _fake_forward, _fake_backward, _formulas)

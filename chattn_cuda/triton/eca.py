@@ -55,7 +55,7 @@ def forward_launches(
     squeeze = host.Launch(
         passes.squeeze_kernel,
         p.programs,
-        ((x,), None, part_sum, None, *host.sizes(p, samples), *host.tiles(p)),
+        ((x,), None, part_sum, *host.sizes(p, samples), *host.tiles(p)),
     )
     parts = p.splits
     p = plan_pass(n, c, hw, cl, size, max_splits=UNLIMITED, fill=host.FILL)
@@ -118,7 +118,7 @@ def backward_launches(
         host.Launch(
             passes.reduce_kernel,
             p.programs,
-            (dy, (x,), None, part_ds, None, *host.sizes(p, samples), *host.tiles(p)),
+            (dy, (x,), part_ds, *host.sizes(p, samples), *host.tiles(p)),
         )
     ]
     parts = p.splits

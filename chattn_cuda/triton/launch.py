@@ -190,17 +190,15 @@ def plan_mlp(
     depth: int,
     itemsize: int,
     min_cols: int = 1,
-    inputs: int = 1,
     fill: int = FILL,
 ) -> MlpPlan:
     """Plan a (rows, depth) x (depth, cols) product; every weight tile serves ``tile_n`` rows.
 
     ``itemsize`` is that of the accumulation type. ``min_cols``: columns to keep together where the
-    weight is contiguous along them. ``inputs``: matrices that are added up for the left one; their
-    addresses take registers, too. A tile that is small in rows and columns is long in depth, so
+    weight is contiguous along them. A tile that is small in rows and columns is long in depth, so
     that a product of 128 x 2048 by 2048 x 128 waits for memory 16 times, not 128.
     """
-    budget = _MAX_GATE_TILE // (2 if itemsize == 8 else 1) // inputs
+    budget = _MAX_GATE_TILE // (2 if itemsize == 8 else 1)
     tile_n = min(_pow2_at_least(rows), 16)
     tile_r = min(_pow2_at_least(cols), 8)
     least = min(min_cols, tile_r)

@@ -20,15 +20,11 @@ from .program import Operator
 
 SCHEMAS = (
     "se_forward(Tensor x, Tensor? w1, Tensor? b1, Tensor w2, Tensor? b2, int act, float act_param, "
-    "int gate_fn, bool add_maxpool) "
-    "-> (Tensor y, Tensor pooled, Tensor peak, Tensor hidden, Tensor gate)",
-    "se_backward(Tensor dy, Tensor? dgate, Tensor x, Tensor pooled, Tensor peak, Tensor hidden, "
-    "Tensor gate, Tensor? w1, Tensor w2, int act, float act_param, int gate_fn, bool add_maxpool, "
-    "bool need_dx, bool need_dw) "
+    "int gate_fn) -> (Tensor y, Tensor pooled, Tensor hidden, Tensor gate)",
+    "se_backward(Tensor dy, Tensor? dgate, Tensor x, Tensor pooled, Tensor hidden, Tensor gate, "
+    "Tensor? w1, Tensor w2, int act, float act_param, int gate_fn, bool need_dx, bool need_dw) "
     "-> (Tensor dx, Tensor dw1, Tensor db1, Tensor dw2, Tensor db2)",
 )
-
-_TWO_TILES = 2
 
 
 def forward_launches(
@@ -40,9 +36,8 @@ def forward_launches(
     act: int,
     act_param: float,
     gate_fn: int,
-    add_maxpool: bool,
-) -> tuple[tuple[Tensor, Tensor, Tensor, Tensor, Tensor], list[host.Launch]]:
-    """Plan of ``se_forward``: outputs (y, pooled, peak, hidden, gate) and the launches.
+) -> tuple[tuple[Tensor, Tensor, Tensor, Tensor], list[host.Launch]]:
+    """Plan of ``se_forward``: outputs (y, pooled, hidden, gate) and the launches.
 
     Args:
         x: (N, C, H, W), float32, float16, bfloat16 or float64, any strides.
@@ -54,12 +49,11 @@ def forward_launches(
         act: the activation's code.
         act_param: leaky_relu's slope, elu's alpha.
         gate_fn: the gate's code.
-        add_maxpool: whether the squeeze is half mean, half maximum.
 
     Returns:
-        y in x's memory format; pooled (N, C), peak (N, C) or (0,), hidden (N, rd) and gate (N, C)
-        in the accumulation type. Three launches; extra memory: the partial sums of the squeeze, at
-        most 32 * N * C numbers.
+        y in x's memory format; pooled (N, C), hidden (N, rd) and gate (N, C) in the accumulation
+        type. Three launches; extra memory: the partial sums of the squeeze, at most 32 * N * C
+        numbers.
     """
     n, c, h, w = x.shape
     hw = h * w
@@ -68,10 +62,9 @@ def forward_launches(
     acc = host.accumulator(x.dtype)
     y = host.empty_map(x, channels_last)
     pooled = x.new_empty((n, c), dtype=acc)
-    peak = x.new_empty((n, c) if add_maxpool else (0,), dtype=acc)
     hidden = x.new_empty((n, r) if w1 is not None else (0,), dtype=acc)
     gate = x.new_empty((n, c), dtype=acc)
-    outputs = (y, pooled, peak, hidden, gate)
+    outputs = (y, pooled, hidden, gate)
     if n == 0:
         return outputs, []
     w1 = None if w1 is None else w1.reshape(r, c)
@@ -80,24 +73,22 @@ def forward_launches(
     cl = channels_last or hw == 1
     size = x.element_size()
 
-    samples, p = host.reduction(n, c, hw, cl, size, _TWO_TILES if add_maxpool else 1)
+    samples, p = host.reduction(n, c, hw, cl, size, 1)
     part_sum = x.new_empty((p.splits, n, c), dtype=acc)
-    part_max = torch.empty_like(part_sum) if add_maxpool else None
     launches = [
         host.Launch(
             passes.squeeze_kernel,
             p.programs,
-            ((x,), None, part_sum, part_max, *host.sizes(p, samples), *host.tiles(p)),
+            ((x,), None, part_sum, *host.sizes(p, samples), *host.tiles(p)),
         )
     ]
     units = 1 if w1 is None else r
-    inputs = 2 if add_maxpool else 1
-    m = plan_mlp(n, units, c, gate.element_size(), inputs=inputs, fill=host.FILL)
+    m = plan_mlp(n, units, c, gate.element_size(), fill=host.FILL)
     launches.append(
         host.Launch(
             gates.mlp_hidden_kernel,
             m.programs,
-            (part_sum, part_max, w1, b1, pooled, peak if add_maxpool else None)
+            (part_sum, w1, b1, pooled)
             + (
                 None if w1 is None else hidden,
                 n,
@@ -128,7 +119,6 @@ def backward_launches(
     dgate: Tensor | None,
     x: Tensor,
     pooled: Tensor,
-    peak: Tensor,
     hidden: Tensor,
     gate: Tensor,
     w1: Tensor | None,
@@ -136,7 +126,6 @@ def backward_launches(
     act: int,
     act_param: float,
     gate_fn: int,
-    add_maxpool: bool,
     need_dx: bool,
     need_dw: bool,
 ) -> tuple[tuple[Tensor, Tensor, Tensor, Tensor, Tensor], list[host.Launch]]:
@@ -147,7 +136,6 @@ def backward_launches(
         dgate: gradient of the gate, (N, C), or None.
         x: the forward's map.
         pooled: (N, C), from the forward.
-        peak: (N, C) or (0,), from the forward.
         hidden: (N, rd), from the forward.
         gate: (N, C), from the forward.
         w1: (rd, C) or (rd, C, 1, 1), as in the forward.
@@ -155,7 +143,6 @@ def backward_launches(
         act: the activation's code.
         act_param: leaky_relu's slope, elu's alpha.
         gate_fn: the gate's code.
-        add_maxpool: whether the squeeze is half mean, half maximum.
         need_dx: whether to compute dx.
         need_dw: whether to compute the weight gradients.
 
@@ -182,20 +169,17 @@ def backward_launches(
     cl = channels_last or hw == 1
     size = x.element_size()
     acc_size = gate.element_size()
-    top = peak if add_maxpool else None
 
-    samples, p = host.reduction(n, c, hw, cl, size, 2 * _TWO_TILES if add_maxpool else _TWO_TILES)
+    samples, p = host.reduction(n, c, hw, cl, size, 2)
     parts = x.new_empty((1, p.splits, n, c), dtype=acc)
-    part_count = parts.new_empty((p.splits, n, c)) if add_maxpool else None
     launches = [
         host.Launch(
             passes.reduce_kernel,
             p.programs,
-            (dy, (x,), top, parts, part_count, *host.sizes(p, samples), *host.tiles(p)),
+            (dy, (x,), parts, *host.sizes(p, samples), *host.tiles(p)),
         )
     ]
     dz = torch.empty_like(gate)
-    count = torch.empty_like(gate) if add_maxpool else None
     dhidden = dz if w1 is None else torch.empty_like(hidden)
     units = 1 if w1 is None else r
     # w2 is contiguous along the hidden axis here: 8 columns are one 32-byte sector of float32
@@ -204,8 +188,8 @@ def backward_launches(
         host.Launch(
             gates.mlp_dhidden_kernel,
             m.programs,
-            (parts, part_count, dgate, gate)
-            + ((None, None, dz, count, None) if w1 is None else (hidden, w2, dz, count, dhidden))
+            (parts, dgate, gate)
+            + ((None, None, dz, None) if w1 is None else (hidden, w2, dz, dhidden))
             + (n, c, units, p.splits, act, act_param, gate_fn, m.tile_n, m.tile_r, m.tile_k),
         )
     )
@@ -224,13 +208,12 @@ def backward_launches(
             )
         )
     if need_dx:
-        tiles = _TWO_TILES if add_maxpool else 1
-        p = plan_pass(n, c, hw, cl, size, tiles, max_splits=UNLIMITED, hidden=r, fill=host.FILL)
+        p = plan_pass(n, c, hw, cl, size, max_splits=UNLIMITED, hidden=r, fill=host.FILL)
         launches.append(
             host.Launch(
                 gates.mlp_spread_kernel,
                 p.programs,
-                (dy, (x,), top, count, gate, dhidden, w2 if w1 is None else w1, (dx,))
+                (dy, gate, dhidden, w2 if w1 is None else w1, (dx,))
                 + (*host.sizes(p, n), r, hw, *host.tiles(p), p.tile_k),
             )
         )

@@ -72,7 +72,7 @@ def squeeze_launches(
         n, c, hw, cl, x.element_size(), _tiles(len(branches)), prologue is not None
     )
     part_sum = pooled.new_empty((p.splits, n, c))
-    squeeze = (maps, prologue, part_sum, None, *host.sizes(p, samples), *host.tiles(p))
+    squeeze = (maps, prologue, part_sum, *host.sizes(p, samples), *host.tiles(p))
     mean = (part_sum, pooled, n * c, hw, p.splits, _PLANES)
     return pooled, [
         host.Launch(passes.squeeze_kernel, p.programs, squeeze),
@@ -121,7 +121,7 @@ def dot_launches(
     maps = tuple(branches)
     samples, p = host.reduction(n, c, hw, cl, x.element_size(), _tiles(m + 1))
     parts = logits.new_empty((m, p.splits, n, c))
-    reduce = (dy, maps, None, parts, None, *host.sizes(p, samples), *host.tiles(p))
+    reduce = (dy, maps, parts, *host.sizes(p, samples), *host.tiles(p))
     merge = (parts, logits, dlogits, n, c, p.splits, m, _PLANES)
     return dlogits, [
         host.Launch(passes.reduce_kernel, p.programs, reduce),

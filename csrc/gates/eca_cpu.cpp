@@ -187,7 +187,7 @@ struct Forward {
           for_tiles(
               p.map, p.gate, 1,
               [&](index_t c0, index_t c1) {
-                pass.squeeze(p.map, p.x, region(p.map, n, c0, c1), at<A>(p.pooled, n * c), nullptr);
+                pass.squeeze(p.map, p.x, region(p.map, n, c0, c1), at<A>(p.pooled, n * c));
                 pool(n, c0, c1);
               },
               [&](index_t c0, index_t c1) {
@@ -200,7 +200,7 @@ struct Forward {
     }
     const SpanSums<A> sums(p.map, 1);
     for_regions(p.map, parallel, [&](const Region& r) {
-      pass.squeeze(p.map, p.x, r, sums.at(r, at<A>(p.pooled, r.n * c)), nullptr);
+      pass.squeeze(p.map, p.x, r, sums.at(r, at<A>(p.pooled, r.n * c)));
     });
     for_planes(p.map, parallel, sums.count(), [&](index_t n, index_t c0, index_t c1) {
       sums.merge(n, c0, c1, 0, 1, at<A>(p.pooled, n * c));
@@ -238,8 +238,7 @@ struct Backward {
   }
 
   void gradient(const Region& r, bool stream) const {
-    pass.gradient(p.map, p.dy, p.x, r, at<A>(p.scale, r.n * c), dmean.data() + r.n * c, nullptr,
-                  nullptr, p.dx, stream);
+    pass.gradient(p.map, p.dy, r, at<A>(p.scale, r.n * c), dmean.data() + r.n * c, p.dx, stream);
   }
 
   // The samples' gradients are added in their order, whatever the number of threads.
@@ -268,8 +267,7 @@ struct Backward {
           for_tiles(
               p.map, p.gate, 2,
               [&](index_t c0, index_t c1) {
-                pass.dot(p.map, p.dy, p.x, region(p.map, n, c0, c1), dz.data() + n * c, nullptr,
-                         nullptr);
+                pass.dot(p.map, p.dy, p.x, region(p.map, n, c0, c1), dz.data() + n * c);
                 before_gate(n, c0, c1);
               },
               [&](index_t c0, index_t c1) {
@@ -282,7 +280,7 @@ struct Backward {
     } else {
       const SpanSums<A> sums(p.map, 1);
       for_regions(p.map, parallel, [&](const Region& r) {
-        pass.dot(p.map, p.dy, p.x, r, sums.at(r, dz.data() + r.n * c), nullptr, nullptr);
+        pass.dot(p.map, p.dy, p.x, r, sums.at(r, dz.data() + r.n * c));
       });
       for_planes(p.map, parallel, sums.count(), [&](index_t n, index_t c0, index_t c1) {
         sums.merge(n, c0, c1, 0, 1, dz.data() + n * c);

@@ -12,8 +12,7 @@ struct MlpGate {
   index_t rd = 0;  // hidden channels
   Act act = Act::relu, gate = Act::sigmoid;
   double act_param = 0;
-  bool add_maxpool = false;  // p = (mean + max)/2 instead of the mean
-  bool direct = false;       // no first layer: s = gate(W2 p + b2); rd is C, and hidden is p
+  bool direct = false;  // no first layer: s = gate(W2 p + b2); rd is C, and hidden is p
 
   index_t bytes(index_t c) const {  // of the matrices
     return (direct ? 1 : 2) * c * rd * size_of(weight_dtype);
@@ -32,7 +31,6 @@ struct SeForward {
   const void* b2 = nullptr;  // (C) or null
   void* y = nullptr;
   void* pooled = nullptr;  // (N, C) acc
-  void* peak = nullptr;    // (N, C) acc, only with add_maxpool
   void* hidden = nullptr;  // (N, rd) acc, before the activation; direct: pooled
   void* scale = nullptr;   // (N, C) acc, the gate's value
 };
@@ -44,7 +42,7 @@ struct SeBackward {
   const void* dy = nullptr;
   const void* dgate = nullptr;  // (N, C) acc or null: gradient of a gate that was returned
   const void* x = nullptr;
-  const void *pooled = nullptr, *peak = nullptr, *hidden = nullptr, *scale = nullptr;
+  const void *pooled = nullptr, *hidden = nullptr, *scale = nullptr;
   const void *w1 = nullptr, *w2 = nullptr;
   void* dx = nullptr;                   // null: not wanted
   void *dw1 = nullptr, *db1 = nullptr;  // all four null: not wanted; direct: these two are

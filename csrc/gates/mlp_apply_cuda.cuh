@@ -79,17 +79,16 @@ struct MlpForwardGate {
 
 // Backward: what every position receives besides s*g, from dp = W1^T dh. The first blocks of the
 // launch are the weights' gradients.
-template <class T, bool kMax>
+template <class T>
 struct MlpBackwardGate {
   using A = acc_t<T>;
-  using Form = ApplyForm<1, 1, true, kMax>;
+  using Form = ApplyForm<1, 1, true>;
   using Product = GateProduct<A>;
   static constexpr int kShared = Product::kShared;
   MlpShape<A> shape;
   const A* dhidden;
   Weights<T> w1;
-  const A *scale, *peak;
-  Partials<A> count;
+  const A* scale;
   WeightGrads<T> beside;
 
   CHATTN_DEVICE void prepare(const Shared<A>& scratch, const Shared<A>& tiles,
@@ -99,22 +98,11 @@ struct MlpBackwardGate {
     const auto place = [&](int m) { return m * kApplyChannels + Product::channel(); };
     A dp[Product::kEach] = {};
     Product::run(scratch, shape, rows, columns, dp, [&] {
-      Product::each(shape, p, [&](int, int m, int plane) {
-        tiles.st(place(m), ld(scale + plane));
-        if constexpr (kMax) {
-          tiles.st(2 * kTileSize + place(m), ld(peak + plane));
-          tiles.st(3 * kTileSize + place(m), count.sum(plane));
-        }
-      });
+      Product::each(shape, p,
+                    [&](int, int m, int plane) { tiles.st(place(m), ld(scale + plane)); });
     });
-    Product::each(shape, p, [&](int r, int m, int) {
-      if constexpr (kMax) {
-        const int share = 3 * kTileSize + place(m);
-        dp[r] *= A(0.5);
-        tiles.st(share, dp[r] / tiles.ld(share));
-      }
-      tiles.st(kTileSize + place(m), dp[r] / shape.hw);
-    });
+    Product::each(shape, p,
+                  [&](int r, int m, int) { tiles.st(kTileSize + place(m), dp[r] / shape.hw); });
   }
 };
 

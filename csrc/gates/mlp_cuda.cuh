@@ -7,8 +7,7 @@
 // The squeeze leaves the parts of a split plane to the product, which adds them up on the fly.
 //
 // A gate of one layer has no product: finish adds up the parts, and p takes the place of the
-// hidden values, dz that of their gradients, W2 that of W1. So it does with max pooling, whose
-// product starts from finished values.
+// hidden values, dz that of their gradients, W2 that of W1.
 #pragma once
 #include "engine/cuda/plan.h"
 #include "gates/mlp.h"
@@ -30,18 +29,10 @@ struct MlpShape {
 // The pooled value of plane i.
 template <class A>
 struct PooledPlane {
-  Partials<A> total, top;  // top.p: null without max pooling
-  A scale;                 // 1 / HW
-  A *pooled, *peak;
-  CHATTN_DEVICE void finish(int i) const {
-    A v = total.sum(i) * scale;
-    if (top.p != nullptr) {
-      const A t = top.max(i);
-      v = A(0.5) * (v + t);
-      st(peak + i, t);
-    }
-    st(pooled + i, v);
-  }
+  Partials<A> total;
+  A scale;  // 1 / HW
+  A* pooled;
+  CHATTN_DEVICE void finish(int i) const { st(pooled + i, total.sum(i) * scale); }
 };
 
 // The gradient in front of the gate function.

@@ -79,11 +79,6 @@ struct Partials {
     }
     return total;
   }
-  CHATTN_DEVICE A max(int i) const {
-    A top = part(i, 0);
-    for (int q = 1; q < count; ++q) top = nan_max(top, part(i, q));
-    return top;
-  }
 };
 
 // ---- operands of products (tile_product.cuh)

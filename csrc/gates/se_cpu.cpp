@@ -34,13 +34,11 @@ struct Forward {
         c(p.map.c),
         rd(p.gate.rd) {}
 
-  // The pooled values of planes whose sums and maxima are there.
+  // The pooled values of planes whose sums are there.
   void pool(index_t n, index_t c0, index_t c1) const {
     A* sum = at<A>(p.pooled, n * c);
-    const A* peak = at<A>(static_cast<const void*>(p.peak), n * c);
     const A scale = A(1) / static_cast<A>(p.map.hw);
-    for (index_t i = c0; i < c1; ++i)
-      sum[i] = peak ? A(0.5) * (sum[i] * scale + peak[i]) : sum[i] * scale;
+    for (index_t i = c0; i < c1; ++i) sum[i] *= scale;
   }
 
   // Hidden units [j0, j1) of samples [n0, n1).
@@ -69,16 +67,12 @@ struct Forward {
 
   // All threads together.
   void squeeze(const Parallel& parallel) const {
-    const SpanSums<A> sums(p.map, 1), peaks(p.map, p.peak ? 1 : 0);
+    const SpanSums<A> sums(p.map, 1);
     for_regions(p.map, parallel, [&](const Region& r) {
-      pass.squeeze(p.map, p.x, r, sums.at(r, at<A>(p.pooled, r.n * c)),
-                   peaks.at(r, at<A>(p.peak, r.n * c)));
+      pass.squeeze(p.map, p.x, r, sums.at(r, at<A>(p.pooled, r.n * c)));
     });
     for_planes(p.map, parallel, sums.count(), [&](index_t n, index_t c0, index_t c1) {
       sums.merge(n, c0, c1, 0, 1, at<A>(p.pooled, n * c));
-      if (p.peak)
-        peaks.merge(n, c0, c1, 0, 1, at<A>(p.peak, n * c),
-                    [](A a, A b) { return b > a || b != b ? b : a; });  // NaN wins
       pool(n, c0, c1);
     });
   }
@@ -92,8 +86,7 @@ struct Forward {
         for (index_t n0 = first; n0 < last; n0 += schedule.tile) {
           const index_t n1 = std::min(last, n0 + schedule.tile);
           for (index_t n = n0; n < n1; ++n) {
-            pass.squeeze(p.map, p.x, region(p.map, n, 0, c), at<A>(p.pooled, n * c),
-                         at<A>(p.peak, n * c));
+            pass.squeeze(p.map, p.x, region(p.map, n, 0, c), at<A>(p.pooled, n * c));
             pool(n, 0, c);
           }
           hidden(n0, n1, 0, rd);
@@ -123,9 +116,9 @@ struct Backward {
   const MatrixKernels& matrix;
   index_t c, rd;
   // (N, C): dz, the gradient before the gate function; dp, of the pooled map, per position.
-  // (N, rd): dh, before the activation; activated hidden units. Counts and peak gradients: (N, C).
+  // (N, rd): dh, before the activation; activated hidden units.
   std::unique_ptr<A[]> scratch;
-  A *dz, *dp, *dh, *activated, *count;
+  A *dz, *dp, *dh, *activated;
 
   explicit Backward(const SeBackward& params)
       : p(params),
@@ -134,13 +127,12 @@ struct Backward {
         c(p.map.c),
         rd(p.gate.rd) {
     const index_t planes = p.map.planes(), units = p.map.n * rd;
-    const index_t size = (p.peak ? 3 : 2) * planes + 2 * units;
+    const index_t size = 2 * planes + 2 * units;
     scratch = std::make_unique_for_overwrite<A[]>(static_cast<std::size_t>(size));
     dz = scratch.get();
     dp = dz + planes;
     dh = p.gate.direct ? dp : dp + planes;
     activated = dp + planes + units;
-    count = p.peak ? activated + units : nullptr;
   }
 
   // dz of planes whose dots are there.
@@ -160,36 +152,26 @@ struct Backward {
     }
   }
 
-  // dp is left as what every position of a plane receives: dp/HW, halved where the max has its
-  // half.
+  // dp is left as what every position of a plane receives: dp/HW.
   void pooled(index_t n0, index_t n1, index_t c0, index_t c1) {
     if (!p.gate.direct) matrix.columns(dh + n0 * rd, p.w1, dp + n0 * c, n1 - n0, rd, c, c0, c1);
     const A hw = static_cast<A>(p.map.hw);
     for (index_t n = n0; n < n1; ++n)
-      for (index_t i = n * c + c0; i < n * c + c1; ++i) {
-        const A d = dp[i] * (p.peak ? A(0.5) : A(1));
-        if (p.peak) count[i] = d / count[i];
-        dp[i] = d / hw;
-      }
+      for (index_t i = n * c + c0; i < n * c + c1; ++i) dp[i] /= hw;
   }
 
   void gradient(const Region& r, bool stream) const {
     const index_t first = r.n * c;
-    pass.gradient(p.map, p.dy, p.x, r, at<A>(p.scale, first), dp + first, at<A>(p.peak, first),
-                  at<A>(count, first), p.dx, stream);
+    pass.gradient(p.map, p.dy, r, at<A>(p.scale, first), dp + first, p.dx, stream);
   }
 
   // All threads together.
   void reduce(const Parallel& parallel) {
-    const SpanSums<A> sums(p.map, 1), counts(p.map, p.peak ? 1 : 0);
-    for_regions(p.map, parallel, [&](const Region& r) {
-      const index_t first = r.n * c;
-      pass.dot(p.map, p.dy, p.x, r, sums.at(r, dz + first), at<A>(p.peak, first),
-               counts.at(r, at<A>(count, first)));
-    });
+    const SpanSums<A> sums(p.map, 1);
+    for_regions(p.map, parallel,
+                [&](const Region& r) { pass.dot(p.map, p.dy, p.x, r, sums.at(r, dz + r.n * c)); });
     for_planes(p.map, parallel, sums.count(), [&](index_t n, index_t c0, index_t c1) {
       sums.merge(n, c0, c1, 0, 1, dz + n * c);
-      if (p.peak) counts.merge(n, c0, c1, 0, 1, count + n * c);
       before_gate(n, c0, c1);
     });
   }
@@ -202,8 +184,7 @@ struct Backward {
         for (index_t n0 = first; n0 < last; n0 += schedule.tile) {
           const index_t n1 = std::min(last, n0 + schedule.tile);
           for (index_t n = n0; n < n1; ++n) {
-            pass.dot(p.map, p.dy, p.x, region(p.map, n, 0, c), dz + n * c, at<A>(p.peak, n * c),
-                     at<A>(count, n * c));
+            pass.dot(p.map, p.dy, p.x, region(p.map, n, 0, c), dz + n * c);
             before_gate(n, 0, c);
           }
           hidden(n0, n1, 0, rd);

@@ -52,24 +52,16 @@ Status se_forward_as(const SeForward& p, void* scratch, void* stream) {
   const MlpShape<A> shape = mlp_shape<T>(p.map, p.gate);
   const T* const x = static_cast<const T*>(p.x);
 
-  if (p.gate.add_maxpool) {
-    const ReduceIo<T, SumMaxOp<T>> io{{x}, {work, work + at.second}, nullptr, mine.arrivals};
-    CHATTN_TRY(launch_reduce("squeeze_max", plan.reduce, p.map, io, stream));
-  } else {
-    const ReduceIo<T, SumOp<T>> io{{x}, {work}, nullptr, mine.arrivals};
-    CHATTN_TRY(launch_reduce("squeeze", plan.reduce, p.map, io, stream));
-  }
+  const ReduceIo<T, SumOp<T>> squeeze{{x}, {work}, nullptr, mine.arrivals};
+  CHATTN_TRY(launch_reduce("squeeze", plan.reduce, p.map, squeeze, stream));
 
   const Partials<A> sums{work, plan.reduce.splits, p.map.planes()};
   A* const pooled = static_cast<A*>(p.pooled);
-  SummedRows<A> rows{sums, shape.n, shape.c, A(1) / shape.hw, pooled};
-  if (p.gate.direct || p.gate.add_maxpool) {
-    PooledPlane<A> plane{sums, {}, rows.scale, pooled, static_cast<A*>(p.peak)};
-    if (p.gate.add_maxpool) plane.top = {work + at.second, plan.reduce.splits, p.map.planes()};
+  if (p.gate.direct) {
+    const PooledPlane<A> plane{sums, A(1) / shape.hw, pooled};
     CHATTN_TRY(launch_finish("se_pooled", p.map, plane, stream));
-    rows = {{pooled, 1, 0}, shape.n, shape.c};
-  }
-  if (!p.gate.direct) {
+  } else {
+    const SummedRows<A> rows{sums, shape.n, shape.c, A(1) / shape.hw, pooled};
     const WeightColumns<T, true> w1{{p.w1, wide}, shape.c, shape.rd};
     const BiasedOut<T> out{{p.b1, wide}, static_cast<A*>(p.hidden)};
     CHATTN_TRY(launch_product("se_hidden", plan.product, rows, w1, out, mine, stream));
@@ -81,22 +73,20 @@ Status se_forward_as(const SeForward& p, void* scratch, void* stream) {
   gate.w2 = {p.w2, wide};
   gate.b2 = {p.b2, wide};
   gate.scale_out = static_cast<A*>(p.scale);
-  const ApplyIo<T> io{{x}, nullptr, {static_cast<T*>(p.y)}};
+  const ApplyIo<T> io{{x}, {static_cast<T*>(p.y)}};
   return launch_apply("se_rescale", plan.apply, p.map, io, gate, stream);
 }
 
 // The gradients of the map and of the weights: what is wanted of them.
-template <class T, bool kMax>
+template <class T>
 Status launch_gradient(const SeBackward& p, const SePlan& plan, const SeScratch& at, acc_t<T>* work,
                        bool wide, void* stream) {
   using A = acc_t<T>;
-  MlpBackwardGate<T, kMax> gate{};
+  MlpBackwardGate<T> gate{};
   gate.shape = mlp_shape<T>(p.map, p.gate);
   gate.dhidden = work + (p.gate.direct ? at.dz : at.dhidden);
   gate.w1 = {p.gate.direct ? p.w2 : p.w1, wide};
   gate.scale = static_cast<const A*>(p.scale);
-  gate.peak = static_cast<const A*>(p.peak);
-  gate.count = {work + at.second, plan.reduce.splits, p.map.planes()};
   if (p.dw2 != nullptr) {
     WeightGrads<T>& weights = gate.beside;
     weights.shape = gate.shape;
@@ -112,9 +102,9 @@ Status launch_gradient(const SeBackward& p, const SePlan& plan, const SeScratch&
   }
   ApplyPlan tiles = plan.apply;
   if (p.dx == nullptr) tiles.sample_tiles = 0;
-  const ApplyIo<T, typename MlpBackwardGate<T, kMax>::Form> io{
-      {static_cast<const T*>(p.dy)}, static_cast<const T*>(p.x), {static_cast<T*>(p.dx)}};
-  return launch_apply(kMax ? "se_gradient_max" : "se_gradient", tiles, p.map, io, gate, stream);
+  const ApplyIo<T, typename MlpBackwardGate<T>::Form> io{{static_cast<const T*>(p.dy)},
+                                                         {static_cast<T*>(p.dx)}};
+  return launch_apply("se_gradient", tiles, p.map, io, gate, stream);
 }
 
 template <class T>
@@ -129,14 +119,8 @@ Status se_backward_as(const SeBackward& p, void* scratch, void* stream) {
   const T* const x = static_cast<const T*>(p.x);
   const T* const dy = static_cast<const T*>(p.dy);
 
-  if (p.gate.add_maxpool) {
-    const ReduceIo<T, DotCountOp<T>> io{
-        {dy, x}, {work, work + at.second}, static_cast<const A*>(p.peak), mine.arrivals};
-    CHATTN_TRY(launch_reduce("se_dot_count", plan.reduce, p.map, io, stream));
-  } else {
-    const ReduceIo<T, DotOp<T>> io{{dy, x}, {work}, nullptr, mine.arrivals};
-    CHATTN_TRY(launch_reduce("se_dot", plan.reduce, p.map, io, stream));
-  }
+  const ReduceIo<T, DotOp<T>> product{{dy, x}, {work}, nullptr, mine.arrivals};
+  CHATTN_TRY(launch_reduce("se_dot", plan.reduce, p.map, product, stream));
 
   const Partials<A> dot{work, plan.reduce.splits, p.map.planes()};
   const A* const scale = static_cast<const A*>(p.scale);
@@ -153,8 +137,7 @@ Status se_backward_as(const SeBackward& p, void* scratch, void* stream) {
   }
 
   if (p.dx == nullptr && p.dw2 == nullptr) return Status{};
-  return p.gate.add_maxpool ? launch_gradient<T, true>(p, plan, at, work, wide, stream)
-                            : launch_gradient<T, false>(p, plan, at, work, wide, stream);
+  return launch_gradient<T>(p, plan, at, work, wide, stream);
 }
 
 }  // namespace chattn::cuda

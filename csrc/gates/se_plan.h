@@ -32,7 +32,6 @@ inline int weight_blocks(const MapShape& map, const MlpGate& gate) {
 // Scratch arrays, in accumulators, one after another.
 struct SeScratch {
   index_t first = 0;     // (splits, N, C): sums; dot products in the backward pass
-  index_t second = 0;    // (splits, N, C): maxima; counts. Only with max pooling
   index_t parts = 0;     // (splits, N, rd) of a product that is split
   index_t dhidden = 0;   // (N, rd): only in the backward pass; direct: dz
   index_t dz = 0;        // (N, C): only in the backward pass
@@ -43,10 +42,8 @@ struct SeScratch {
                         bool backward) {
     SeScratch s;
     const index_t planes = map.planes();
-    const index_t sums = padded(plan.reduce.splits * planes);
     const index_t splits = plan.product.splits, hidden = gate.direct ? 0 : map.n * gate.rd;
-    s.second = sums;
-    s.parts = s.second + (gate.add_maxpool ? sums : 0);
+    s.parts = padded(plan.reduce.splits * planes);
     s.dhidden = s.parts + (splits > 1 ? padded(splits * hidden) : 0);
     s.dz = s.dhidden + (backward ? padded(hidden) : 0);
     s.arrivals = s.dz + (backward ? padded(planes) : 0);
@@ -72,18 +69,17 @@ inline std::vector<LaunchInfo> describe(const SePlan& plan, const MapShape& map,
   const auto add = [&](const LaunchInfo& launch) { launches.push_back(launch); };
   if (!backward) {
     add({reduce, "squeeze", plan.reduce.blocks, reduce_vector, map_bytes, 0});
-    if (gate.direct || gate.add_maxpool) add({"finish", "p", finish_blocks(map), 0, 0, 0});
+    if (gate.direct) add({"finish", "p", finish_blocks(map), 0, 0, 0});
     if (!gate.direct) add({"product", "hidden = W1 p", plan.product.blocks(), 0, 0, 0});
     add({apply, "gate, y = gate * x", apply_blocks, apply_vector, map_bytes, map_bytes});
     return launches;
   }
-  const index_t gradient_reads = gate.add_maxpool ? 2 * map_bytes : map_bytes;
   const char* gradients = gate.direct ? "dx = gate * dy + dmean; dW2, db2"
                                       : "dx = gate * dy + dmean; dW1, db1, dW2, db2";
   add({reduce, "dgate = sum dy * x", plan.reduce.blocks, reduce_vector, 2 * map_bytes, 0});
   if (gate.direct) add({"finish", "dz", finish_blocks(map), 0, 0, 0});
   if (!gate.direct) add({"product", "dhidden = W2^T dz", plan.product.blocks(), 0, 0, 0});
-  add({apply, gradients, apply_blocks + weight_blocks(map, gate), apply_vector, gradient_reads,
+  add({apply, gradients, apply_blocks + weight_blocks(map, gate), apply_vector, map_bytes,
        map_bytes});
   return launches;
 }

@@ -31,7 +31,7 @@ CHATTN_DEVICE void softmax(const A* logits, int c, A (&s)[M]) {
 template <class T, int M, bool Prologue>
 struct SoftmaxGate {
   using A = acc_t<T>;
-  using Form = ApplyForm<M, 1, false, false, true, Prologue>;
+  using Form = ApplyForm<M, 1, false, true, Prologue>;
   static constexpr int kShared = 0;
   int c;
   const A* logits;
@@ -61,7 +61,7 @@ struct SoftmaxGate {
 template <class T, int M>
 struct SpreadGate {
   using A = acc_t<T>;
-  using Form = ApplyForm<1, M, true, false, true>;
+  using Form = ApplyForm<1, M, true, true>;
   static constexpr int kShared = 0;
   int c;
   const A *logits, *dpooled;  // dpooled may be null

@@ -28,7 +28,7 @@ struct SkPasses {
   void squeeze(const Branches& x, void* pooled, const Parallel& parallel) const {
     const SpanSums<A> sums(map, 1);
     for_regions(map, parallel, [&](const Region& r) {
-      pass.squeeze(map, x, r, sums.at(r, at<A>(pooled, r.n * map.c)), nullptr);
+      pass.squeeze(map, x, r, sums.at(r, at<A>(pooled, r.n * map.c)));
     });
     for_planes(map, parallel, sums.count(), [&](index_t n, index_t c0, index_t c1) {
       A* const sum = at<A>(pooled, n * map.c);
@@ -38,7 +38,7 @@ struct SkPasses {
   }
   void squeeze_sample(const Branches& x, void* pooled, index_t n) const {
     A* const sum = at<A>(pooled, n * map.c);
-    pass.squeeze(map, x, region(map, n, 0, map.c), sum, nullptr);
+    pass.squeeze(map, x, region(map, n, 0, map.c), sum);
     mean(sum, 0, map.c);
   }
 
@@ -64,7 +64,7 @@ struct SkPasses {
     const index_t row = branches * map.c;
     const SpanSums<A> sums(map, branches);
     for_regions(map, parallel, [&](const Region& r) {
-      pass.dot(map, dy, x, r, sums.at(r, at<A>(dlogits, r.n * row)), nullptr, nullptr);
+      pass.dot(map, dy, x, r, sums.at(r, at<A>(dlogits, r.n * row)));
     });
     const auto gate = gates(logits, parallel);
     for_planes(map, parallel, row_cost() + sums.count(), [&](index_t n, index_t c0, index_t c1) {
@@ -87,8 +87,8 @@ struct SkPasses {
     for_regions(
         map, parallel,
         [&](const Region& r) {
-          pass.gradient(map, dy, nullptr, r, gate.get() + r.n * branches * map.c,
-                        dmean.get() + r.n * map.c, nullptr, nullptr, dx, stream);
+          pass.gradient(map, dy, r, gate.get() + r.n * branches * map.c, dmean.get() + r.n * map.c,
+                        dx, stream);
         },
         true);
   }

@@ -10,21 +10,20 @@ namespace chattn::ops {
 
 inline constexpr const char* kSeForwardSchema =
     "se_forward(Tensor x, Tensor? w1, Tensor? b1, Tensor w2, Tensor? b2, int act, float act_param, "
-    "int gate_fn, bool add_maxpool) -> (Tensor y, Tensor pooled, Tensor peak, Tensor hidden, "
-    "Tensor gate)";
+    "int gate_fn) -> (Tensor y, Tensor pooled, Tensor hidden, Tensor gate)";
 inline constexpr const char* kSeBackwardSchema =
-    "se_backward(Tensor dy, Tensor? dgate, Tensor x, Tensor pooled, Tensor peak, Tensor hidden, "
-    "Tensor gate, Tensor? w1, Tensor w2, int act, float act_param, int gate_fn, bool add_maxpool, "
+    "se_backward(Tensor dy, Tensor? dgate, Tensor x, Tensor pooled, Tensor hidden, "
+    "Tensor gate, Tensor? w1, Tensor w2, int act, float act_param, int gate_fn, "
     "bool need_dx, bool need_dw) -> (Tensor dx, Tensor dw1, Tensor db1, Tensor dw2, Tensor db2)";
 
+using FourTensors = std::tuple<Tensor, Tensor, Tensor, Tensor>;
 using FiveTensors = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
 
 // Python explains to the user what is wrong; these only keep the kernels inside their arrays.
 // Without w1 the gate has one layer, w2 of (C, C), and the operators leave hidden, dw1 and db1
 // empty.
 inline MlpGate mlp_gate(const Tensor& x, const std::optional<Tensor>& w1, const Tensor& w2,
-                        std::int64_t act, double act_param, std::int64_t gate_fn,
-                        bool add_maxpool) {
+                        std::int64_t act, double act_param, std::int64_t gate_fn) {
   STD_TORCH_CHECK(x.dim() == 4, "chattn_cuda::se: x must be 4-D");
   STD_TORCH_CHECK((!w1 || w1->dim() >= 2) && w2.dim() >= 2,
                   "chattn_cuda::se: w1 and w2 must be matrices");
@@ -46,16 +45,15 @@ inline MlpGate mlp_gate(const Tensor& x, const std::optional<Tensor>& w1, const 
                   "chattn_cuda::se: without w1 the activation must be the identity");
   gate.act_param = act_param;
   gate.gate = static_cast<Act>(gate_fn);
-  gate.add_maxpool = add_maxpool;
   return gate;
 }
 
 template <class Runner>
-FiveTensors se_forward(Tensor x, std::optional<Tensor> w1, std::optional<Tensor> b1, Tensor w2,
+FourTensors se_forward(Tensor x, std::optional<Tensor> w1, std::optional<Tensor> b1, Tensor w2,
                        std::optional<Tensor> b2, std::int64_t act, double act_param,
-                       std::int64_t gate_fn, bool add_maxpool) {
+                       std::int64_t gate_fn) {
   SeForward p;
-  p.gate = mlp_gate(x, w1, w2, act, act_param, gate_fn, add_maxpool);
+  p.gate = mlp_gate(x, w1, w2, act, act_param, gate_fn);
   const index_t n = x.size(0), c = x.size(1), rd = p.gate.rd;
   const bool direct = p.gate.direct;
   STD_TORCH_CHECK(!direct || !b1, "chattn_cuda::se: b1 without w1");
@@ -68,7 +66,6 @@ FiveTensors se_forward(Tensor x, std::optional<Tensor> w1, std::optional<Tensor>
   const ScalarType acc = acc_type(x.scalar_type());
   Tensor y = new_tensor(x, {n, c, x.size(2), x.size(3)}, x.scalar_type(), channels_last);
   Tensor pooled = new_tensor(x, {n, c}, acc);
-  Tensor peak = add_maxpool ? new_tensor(x, {n, c}, acc) : new_tensor(x, {0}, acc);
   Tensor hidden = direct ? new_tensor(x, {0}, acc) : new_tensor(x, {n, rd}, acc);
   Tensor scale = new_tensor(x, {n, c}, acc);
   if (n > 0) {
@@ -85,21 +82,20 @@ FiveTensors se_forward(Tensor x, std::optional<Tensor> w1, std::optional<Tensor>
     p.b2 = pointer(b2);
     p.y = y.data_ptr();
     p.pooled = pooled.data_ptr();
-    p.peak = add_maxpool ? peak.data_ptr() : nullptr;
     p.hidden = direct ? p.pooled : hidden.data_ptr();
     p.scale = scale.data_ptr();
     Runner::run(x, p);
   }
-  return {y, pooled, peak, hidden, scale};
+  return {y, pooled, hidden, scale};
 }
 
 template <class Runner>
 FiveTensors se_backward(Tensor dy, std::optional<Tensor> dgate, Tensor x, Tensor pooled,
-                        Tensor peak, Tensor hidden, Tensor gate, std::optional<Tensor> w1,
-                        Tensor w2, std::int64_t act, double act_param, std::int64_t gate_fn,
-                        bool add_maxpool, bool need_dx, bool need_dw) {
+                        Tensor hidden, Tensor gate, std::optional<Tensor> w1, Tensor w2,
+                        std::int64_t act, double act_param, std::int64_t gate_fn, bool need_dx,
+                        bool need_dw) {
   SeBackward p;
-  p.gate = mlp_gate(x, w1, w2, act, act_param, gate_fn, add_maxpool);
+  p.gate = mlp_gate(x, w1, w2, act, act_param, gate_fn);
   const index_t n = x.size(0), c = x.size(1), rd = p.gate.rd;
   const ScalarType acc = acc_type(x.scalar_type()), type = w2.scalar_type();
   const bool direct = p.gate.direct;
@@ -107,7 +103,6 @@ FiveTensors se_backward(Tensor dy, std::optional<Tensor> dgate, Tensor x, Tensor
   if (w1) check_like(*w1, x, type, rd * c, "w1");
   check_like(w2, x, type, rd * c, "w2");
   check_like(pooled, x, acc, n * c, "pooled");
-  check_like(peak, x, acc, add_maxpool ? n * c : 0, "peak");
   check_like(hidden, x, acc, direct ? 0 : n * rd, "hidden");
   check_like(gate, x, acc, n * c, "gate");
   if (dgate) check_like(*dgate, x, acc, n * c, "dgate");
@@ -132,7 +127,6 @@ FiveTensors se_backward(Tensor dy, std::optional<Tensor> dgate, Tensor x, Tensor
   w1 = row_major(w1);
   w2 = row_major(w2);
   pooled = row_major(pooled);
-  peak = row_major(peak);
   hidden = row_major(hidden);
   gate = row_major(gate);
   dgate = row_major(dgate);
@@ -141,7 +135,6 @@ FiveTensors se_backward(Tensor dy, std::optional<Tensor> dgate, Tensor x, Tensor
   p.dgate = pointer(dgate);
   p.x = x.data_ptr();
   p.pooled = pooled.data_ptr();
-  p.peak = add_maxpool ? peak.data_ptr() : nullptr;
   p.hidden = direct ? p.pooled : hidden.data_ptr();
   p.scale = gate.data_ptr();
   p.w1 = pointer(w1);

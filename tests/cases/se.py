@@ -79,8 +79,8 @@ _VARIANTS = (
     {"act": "leaky_relu", "gate": "hard_sigmoid", "conv": True},
     {"act": torch.nn.LeakyReLU(0.3), "bias": False},
     {"act": torch.nn.ELU(0.7), "gate": "tanh", "conv": True, "bias": False},
+    {"act": "silu", "gate": "hard_sigmoid", "conv": True},
     {"add_maxpool": True},
-    {"add_maxpool": True, "act": "silu", "gate": "hard_sigmoid", "conv": True},
 )
 
 BLOCK = Block(
@@ -100,10 +100,10 @@ BLOCK = Block(
         Config("wide", (2, 3840, 3, 3), {"rd": 160}),
         Config("batch", (70, 20, 5, 5), {"rd": 6}),
         Config("batch_wide", (70, 256, 1, 2), {"rd": 40}),
-        Config("maxpool", (2, 65, 14, 14), {"rd": 16, "add_maxpool": True}),
+        Config("c65", (2, 65, 14, 14), {"rd": 16}),
         Config("few", (2, 3, 40, 41), {"rd": 2}),
-        Config("few_maxpool", (1, 9, 23, 29), {"rd": 2, "add_maxpool": True}),
-        Config("spans", (2, 40, 23, 25), {"rd": 6, "add_maxpool": True}),
+        Config("few_odd", (1, 9, 23, 29), {"rd": 2}),
+        Config("spans", (2, 40, 23, 25), {"rd": 6}),
         Config("whole_rows", (1, 250, 11, 9), {"rd": 7}),
         Config("one", (1, 1, 1, 1), {"rd": 1, "act": "silu"}),
         Config("empty", (0, 8, 4, 4), {"rd": 4}),
@@ -114,7 +114,7 @@ BLOCK = Block(
         Config("hw49", (3, 17, 7, 7), {"rd": 19, "conv": True}),
         Config("hw1", (5, 33, 1, 1), {"rd": 5, "bias": False}),
         Config("hw361", (1, 8, 19, 19), {"rd": 2}),
-        Config("maxpool", (2, 12, 6, 5), {"rd": 4, "add_maxpool": True}),
+        Config("hw30", (2, 12, 6, 5), {"rd": 4}),
         Config("one", (1, 1, 1, 1), {"rd": 1, "act": "silu"}),
         Config("empty", (0, 8, 4, 4), {"rd": 4}),
     ),
@@ -124,8 +124,8 @@ BLOCK = Block(
     variants={
         "relu": Variant({}),
         "silu-tanh-gate": Variant({"act": "silu", "gate": "tanh", "return_gate": True}),
-        "maxpool": Variant({"add_maxpool": True, "act": "gelu", "gate": "hard_sigmoid"}),
+        "gelu-hard-gate": Variant({"act": "gelu", "gate": "hard_sigmoid"}),
     },
-    constants=((1, 0.0, 10, False), (1, 0.0, 10, True)),
+    constants=((1, 0.0, 10), (4, 0.0, 11)),
     smooth={"act": "silu"},
 )

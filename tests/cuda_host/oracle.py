@@ -48,12 +48,9 @@ def inputs_of(problem: Problem) -> Tensors:
 
 def _se(problem: SeProblem, x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> Tensors:
     silu = torch.nn.functional.silu
-    y, gate = reference.squeeze_excite(x, w1, b1, w2, b2, silu, add_maxpool=problem.add_maxpool)
-    pooled, small = x.mean((2, 3)), {}
-    if problem.add_maxpool:
-        small["peak"] = x.amax((2, 3))
-        pooled = 0.5 * pooled + 0.5 * small["peak"]
-    return {"pooled": pooled, **small, "hidden": pooled @ w1.T + b1, "gate": gate, "y": y}
+    y, gate = reference.squeeze_excite(x, w1, b1, w2, b2, silu)
+    pooled = x.mean((2, 3))
+    return {"pooled": pooled, "hidden": pooled @ w1.T + b1, "gate": gate, "y": y}
 
 
 def _eca(problem: EcaProblem, x: Tensor, weight: Tensor) -> Tensors:
@@ -132,7 +129,7 @@ def check_results(problem: Problem, outcome: Outcome) -> None:
 # ---- traffic ------------------------------------------------------------------------------------
 def _se_traffic(problem: SeProblem, _: dict[str, int]) -> tuple[Bytes, Bytes]:
     size = problem.map_bytes
-    return {"x": 2 * size}, {"dy": 2 * size, "x": (1 + problem.add_maxpool) * size}
+    return {"x": 2 * size}, {"dy": 2 * size, "x": size}
 
 
 def _eca_traffic(problem: EcaProblem, plan: dict[str, int]) -> tuple[Bytes, Bytes]:

@@ -77,7 +77,6 @@ class SeProblem(Problem):
     """Squeeze-and-excitation."""
 
     rd: int
-    add_maxpool: bool = False
 
     block = "se"
     plan_fields = (
@@ -93,12 +92,12 @@ class SeProblem(Problem):
     @property
     def outputs(self) -> dict[str, Shape]:
         n, c, rd, size = self.n, self.c, self.rd, self.map_shape
-        forward = {"y": size, "pooled": (n, c), "peak": (n, c), "hidden": (n, rd), "gate": (n, c)}
+        forward = {"y": size, "pooled": (n, c), "hidden": (n, rd), "gate": (n, c)}
         return {**forward, "dx": size, "dw1": (rd, c), "db1": (rd,), "dw2": (c, rd), "db2": (c,)}
 
     @property
     def sizes(self) -> list[int]:
-        gate = [self.rd, SILU, SIGMOID, int(self.add_maxpool)]
+        gate = [self.rd, SILU, SIGMOID]
         return [self.n, self.c, self.h * self.w, int(self.channels_last), *gate]
 
 
@@ -240,11 +239,11 @@ class SkBlockProblem(Problem):
 PROBLEMS: dict[str, tuple[Problem, ...]] = {
     "se": (
         SeProblem("tiles", 2, 33, 7, 5, 40),
-        SeProblem("tiles_max", 3, 64, 9, 9, 8, add_maxpool=True),
+        SeProblem("tiles_by_word", 3, 64, 9, 9, 8),
         SeProblem("planes_by_block", 1, 6, 40, 40, 3),
-        SeProblem("planes_in_parts", 1, 2, 95, 97, 2, add_maxpool=True),
+        SeProblem("planes_in_parts", 1, 2, 95, 97, 2),
         SeProblem("planes_by_warp", 1, 11, 23, 23, 4),
-        SeProblem("rows", 2, 36, 9, 9, 5, add_maxpool=True, channels_last=True),
+        SeProblem("rows", 2, 36, 9, 9, 5, channels_last=True),
         SeProblem("rows_by_element", 2, 33, 7, 9, 7, channels_last=True),
         SeProblem("wide", 2, 520, 3, 3, 70),
         SeProblem("batch", 70, 20, 2, 2, 6),

@@ -100,7 +100,6 @@ def _measure_se(
     dy: Tensor,
     count: Callable[[Callable[[], object]], Report],
     rd: int | None = None,
-    add_maxpool: bool = False,
 ) -> dict[str, Report]:
     ops = torch.ops.chattn_cuda_host
     c = x.shape[1]
@@ -109,7 +108,7 @@ def _measure_se(
     if rd:
         w1, b1 = torch.randn(rd, c).to(x.dtype), torch.randn(rd).to(x.dtype)
     w2, b2 = torch.randn(c, rd or c).to(x.dtype), torch.randn(c).to(x.dtype)
-    gate = (1 if rd else 0, 0.0, 10, add_maxpool)  # ReLU (or nothing), its parameter, sigmoid
+    gate = (1 if rd else 0, 0.0, 10)  # ReLU (or nothing), its parameter, sigmoid
     saved: list[Tensor] = []
 
     def forward() -> None:
@@ -273,7 +272,7 @@ def measure(
         layout: A name in LAYOUTS.
         sm: Device profile, 90 for compute capability 9.0.
         **options: The block's own: SE's rd (by default as in timm; 0 for effective SE, with one
-            layer) and add_maxpool; ECA's k (by default as in timm), circular and per_channel; SK's
+            layer); ECA's k (by default as in timm), circular and per_channel; SK's
             m, the number of branches, and prologue; the whole selective kernel's (sk_block) also d
             and norm: "none", "fixed" or "batch".
 

@@ -51,7 +51,7 @@ def loader(classes: int = 3) -> Iterator[tuple[Tensor, Tensor]]:
 
 ATTENTION = {
     "se": lambda: SqueezeExcite(16, rd_channels=4),
-    "se-maxpool-bn": lambda: SqueezeExcite(16, add_maxpool=True, norm_layer=nn.BatchNorm2d),
+    "se-bn": lambda: SqueezeExcite(16, norm_layer=nn.BatchNorm2d),
     "se-hard": lambda: SqueezeExcite(16, gate_layer="hard_sigmoid"),
     "eca": lambda: EfficientChannelAttention(kernel_size=3),
     "eca-ns": lambda: EfficientChannelAttentionNS(16),

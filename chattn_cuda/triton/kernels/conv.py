@@ -135,9 +135,7 @@ def conv_spread_kernel(
         dp += dz * tap(weight, there, j, taps, exists, PER_CHANNEL, ACC)
     mask = rows & (c < C)[None, :]
     s = tl.load(gate + (n[:, None] * C + c[None, :]), mask=mask, other=0.0)
-    spread_tile(
-        dy, (s,), dp / hw, (), None, None, dxs, n, c, split, steps, n_size, C, L, CL, TN, TC, TL
-    )
+    spread_tile(dy, (s,), dp / hw, dxs, n, c, split, steps, n_size, C, L, CL, TN, TC, TL)
 
 
 @triton.jit(do_not_specialize=("n_size", "c_size", "rows", "parts", "taps"))

@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 
 from .activations import activate, activation_gradient, gate_gradient, to_storage
-from .parts import load_weight, merge_max, merge_sum
+from .parts import load_weight, merge_sum
 from .passes import SIZES, channels_and_length, last_first, locate, rescale_tile, spread_tile
 
 _GATE_SIZES = ("n_size", "hw", "splits")
@@ -27,11 +27,9 @@ _GATE_SIZES = ("n_size", "hw", "splits")
 @triton.jit(do_not_specialize=_GATE_SIZES)
 def mlp_hidden_kernel(
     part_sum,
-    part_max,
     w1,
     b1,
     pooled,
-    peak,
     hidden,
     n_size,
     c_size,
@@ -42,9 +40,9 @@ def mlp_hidden_kernel(
     TR: tl.constexpr,
     TK: tl.constexpr,
 ):
-    """Hidden = pooled w1^T + b1; merges the squeeze's partials and stores pooled (and peak).
+    """Hidden = pooled w1^T + b1; merges the squeeze's partials and stores pooled.
 
-    part_max and peak: None without add_maxpool. w1 and hidden: None for a gate of one layer, which
+    w1 and hidden: None for a gate of one layer, which
     needs pooled alone; r_size is 1 then. Grid: sample tiles x hidden tiles (fastest).
     """
     ACC: tl.constexpr = pooled.dtype.element_ty
@@ -62,10 +60,6 @@ def mlp_hidden_kernel(
             w_mask = (r < r_size)[:, None] & (c < c_size)[None, :]
             w = load_weight(w1, r[:, None] * c_size + c[None, :], w_mask, ACC)
         p = merge_sum(part_sum, where, exists, splits, N * c_size) / hw
-        if part_max is not None:
-            top = merge_max(part_max, where, exists, splits, N * c_size)
-            p = p * 0.5 + top * 0.5
-            tl.store(peak + where, top, mask=exists & (r_tile == 0))
         tl.store(pooled + where, p, mask=exists & (r_tile == 0))
         if w1 is not None:
             acc += p[:, None, :] * w[None, :, :]
@@ -147,13 +141,11 @@ def mlp_rescale_kernel(
 @triton.jit(do_not_specialize=_GATE_SIZES)
 def mlp_dhidden_kernel(
     part_ds,
-    part_count,
     dgate,
     gate,
     hidden,
     w2,
     dz,
-    count,
     dhidden,
     n_size,
     c_size,
@@ -168,8 +160,8 @@ def mlp_dhidden_kernel(
 ):
     """Dz = (merged ds + dgate) gate_fn', and dhidden = (dz w2) act'(hidden).
 
-    Stores dz and, with add_maxpool, the merged count of peak elements (else both counts are None).
-    hidden, w2 and dhidden: None for a gate of one layer, which needs dz alone; r_size is 1 then.
+    Stores dz. hidden, w2 and dhidden: None for a gate of one layer, which needs dz alone; r_size is
+    1 then.
     """
     ACC: tl.constexpr = dz.dtype.element_ty
     N = tl.cast(n_size, tl.int64)
@@ -191,9 +183,6 @@ def mlp_dhidden_kernel(
         s = tl.load(gate + where, mask=exists, other=0.0)
         d = gate_gradient(s, ds, GATE)
         tl.store(dz + where, d, mask=exists & (r_tile == 0))
-        if part_count is not None:
-            hits = merge_sum(part_count, where, exists, splits, N * c_size)
-            tl.store(count + where, hits, mask=exists & (r_tile == 0))
         if w2 is not None:
             acc += d[:, None, :] * w[None, :, :]
     if w2 is not None:
@@ -291,9 +280,6 @@ def mlp_dpooled_tile(
 @triton.jit(do_not_specialize=(*SIZES, "hw"))
 def mlp_spread_kernel(
     dy,
-    xs,
-    peak,
-    count,
     gate,
     dhidden,
     w1,
@@ -313,21 +299,11 @@ def mlp_spread_kernel(
     TL: tl.constexpr,
     TK: tl.constexpr,
 ):
-    """Dx = dy gate + dp / HW with dp = dhidden w1; with ``peak``, half of dp goes to the maxima."""
+    """Dx = dy gate + dp / HW with dp = dhidden w1."""
     C, L = channels_and_length(mid_size, inner_units, ALIGN, CL)
     n, c, split = locate(last_first(), c_tiles, splits, TN, TC, CL)
     dp = mlp_dpooled_tile(dhidden, w1, n, c, n_size, C, r_size, TN, TC, TK)
     where = n[:, None] * C + c[None, :]
     mask = (n < n_size)[:, None] & (c < C)[None, :]
     s = tl.load(gate + where, mask=mask, other=0.0)
-    if peak is not None:
-        top = tl.load(peak + where, mask=mask, other=0.0)
-        peak_shift = dp * 0.5 / tl.load(count + where, mask=mask, other=1.0)
-        shift = dp * 0.5 / hw
-    else:
-        top = None
-        peak_shift = None
-        shift = dp / hw
-    spread_tile(
-        dy, (s,), shift, xs, top, peak_shift, dxs, n, c, split, steps, n_size, C, L, CL, TN, TC, TL
-    )
+    spread_tile(dy, (s,), dp / hw, dxs, n, c, split, steps, n_size, C, L, CL, TN, TC, TL)

@@ -8,8 +8,6 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .passes import maximum
-
 
 @triton.jit
 def merge_sum(part, where, mask, splits, stride):
@@ -20,18 +18,6 @@ def merge_sum(part, where, mask, splits, stride):
             here = part + (first + i) * stride + where
             total += tl.load(here, mask=mask & (first + i < splits), other=0.0)
     return total
-
-
-@triton.jit
-def merge_max(part, where, mask, splits, stride):
-    """Maximum over the splits."""
-    top = tl.load(part + where, mask=mask, other=0.0)
-    for first in range(1, splits, 4):
-        for i in tl.static_range(4):
-            here = part + (first + i) * stride + where
-            v = tl.load(here, mask=mask & (first + i < splits), other=float("-inf"))
-            top = maximum(v, top)
-    return top
 
 
 @triton.jit

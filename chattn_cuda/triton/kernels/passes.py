@@ -2,10 +2,10 @@
 
 | pass | reads | writes |
 |---|---|---|
-| ``squeeze_kernel`` | every map once | partial sums (and maxima) per (n, c) |
+| ``squeeze_kernel`` | every map once | partial sums per (n, c) |
 | ``rescale_tile`` | every map once | y = sum_m gate_m * x_m, once |
 | ``reduce_kernel`` | dy and every map once | partial sums of dy * x_m per (n, c) |
-| ``spread_tile`` | dy once (and x with the max) | dx_m = gate_m * dy + dp / HW, once |
+| ``spread_tile`` | dy once | dx_m = gate_m * dy + dp / HW, once |
 
 The reductions are whole kernels. The other two are functions that a block calls from its own kernel
 with the gate tile that it has just computed in registers: that saves a launch and a round trip.
@@ -112,18 +112,6 @@ def sum_length(v, CL: tl.constexpr):
 
 
 @triton.jit
-def max_length(v, CL: tl.constexpr):
-    """Maximum of a tile over L: [TN, TC]. NaN propagates (Triton's own reduction drops it)."""
-    if CL:
-        nan = tl.max((v != v).to(tl.int32), axis=1)
-        top = tl.max(tl.where(v != v, float("-inf"), v), axis=1)
-    else:
-        nan = tl.max((v != v).to(tl.int32), axis=2)
-        top = tl.max(tl.where(v != v, float("-inf"), v), axis=2)
-    return tl.where(nan > 0, float("nan"), top)
-
-
-@triton.jit
 def maximum(a, b):
     """Elementwise maximum that propagates NaN."""
     return tl.where((a > b) | (a != a), a, b)
@@ -174,7 +162,6 @@ def squeeze_kernel(
     xs,
     prologue,
     part_sum,
-    part_max,
     n_size,
     mid_size,
     inner_units,
@@ -187,32 +174,24 @@ def squeeze_kernel(
     TC: tl.constexpr,
     TL: tl.constexpr,
 ):
-    """part_sum[split, n, c] = sum over maps and over the split of L; part_max likewise or None.
+    """part_sum[split, n, c] = sum over maps and over the split of L.
 
-    xs: tuple of maps; the maximum is of the first one, without a prologue (see `load_branch`).
-    Grid: sample tiles x channel tiles x splits.
+    xs: tuple of maps; prologue: as in `load_branch`. Grid: sample tiles x channel tiles x splits.
     """
     ACC: tl.constexpr = part_sum.dtype.element_ty
     C, L = channels_and_length(mid_size, inner_units, ALIGN, CL)
     n, c, split = locate(tl.program_id(0), c_tiles, splits, TN, TC, CL)
     total = zero_tile(TN, TC, TL, CL, ACC)
-    if part_max is not None:
-        top = total + float("-inf")
     begin, end = step_range(split, steps, L, TL)
     for step in range(begin, end):
         pos = step * TL + tl.arange(0, TL)
         offs = offsets(n, c, pos, C, L, CL)
         mask = inside(n, c, pos, n_size, C, L, CL)
         for m in tl.static_range(len(xs)):
-            v = load_branch(xs[m], prologue, m, c, offs, mask, c < C, C, len(xs), CL, ACC)
-            total += v
-            if part_max is not None and m == 0:
-                top = maximum(tl.where(mask, v, float("-inf")), top)
+            total += load_branch(xs[m], prologue, m, c, offs, mask, c < C, C, len(xs), CL, ACC)
     where = (split * n_size + n)[:, None] * C + c[None, :]
     exists = (n < n_size)[:, None] & (c < C)[None, :]
     tl.store(part_sum + where, sum_length(total, CL), mask=exists)
-    if part_max is not None:
-        tl.store(part_max + where, max_length(top, CL), mask=exists)
 
 
 @triton.jit
@@ -242,9 +221,7 @@ def _add_products(tiles, g, xs, offs, mask, ACC: tl.constexpr):
 def reduce_kernel(
     dy,
     xs,
-    peak,
     parts,
-    part_count,
     n_size,
     mid_size,
     inner_units,
@@ -257,36 +234,23 @@ def reduce_kernel(
     TC: tl.constexpr,
     TL: tl.constexpr,
 ):
-    """parts[m, split, n, c] = sum over the split of dy * x_m; dy is read once for all m.
-
-    With ``peak`` (n, c), for M = 1, part_count[split, n, c] = number of elements equal to it.
-    """
+    """parts[m, split, n, c] = sum over the split of dy * x_m; dy is read once for all m."""
     ACC: tl.constexpr = parts.dtype.element_ty
     C, L = channels_and_length(mid_size, inner_units, ALIGN, CL)
     n, c, split = locate(tl.program_id(0), c_tiles, splits, TN, TC, CL)
     exists = (n < n_size)[:, None] & (c < C)[None, :]
     totals = _zero_tiles(xs, TN, TC, TL, CL, ACC)
-    if peak is not None:
-        top = over_length(tl.load(peak + (n[:, None] * C + c[None, :]), mask=exists, other=0.0), CL)
-        count = zero_tile(TN, TC, TL, CL, ACC)
     begin, end = step_range(split, steps, L, TL)
     for step in range(begin, end):
         pos = step * TL + tl.arange(0, TL)
         offs = offsets(n, c, pos, C, L, CL)
         mask = inside(n, c, pos, n_size, C, L, CL)
         g = load_map(dy, offs, mask, ACC)
-        if peak is not None:
-            v = load_map(xs[0], offs, mask, ACC)
-            totals = (totals[0] + g * v,)
-            count += ((v == top) & mask).to(ACC)
-        else:
-            totals = _add_products(totals, g, xs, offs, mask, ACC)
+        totals = _add_products(totals, g, xs, offs, mask, ACC)
     where = (split * n_size + n)[:, None] * C + c[None, :]
     for m in tl.static_range(len(xs)):
         plane = parts + m * splits * n_size * C
         tl.store(plane + where, sum_length(totals[m], CL), mask=exists)
-    if peak is not None:
-        tl.store(part_count + where, sum_length(count, CL), mask=exists)
 
 
 @triton.jit
@@ -329,9 +293,6 @@ def spread_tile(
     dy,
     gates,
     shift,
-    xs,
-    peak,
-    peak_shift,
     dxs,
     n,
     c,
@@ -347,8 +308,7 @@ def spread_tile(
 ):
     """dxs[m] = dy * gates[m] + shift over one split of L; dy is read once for all m.
 
-    gates: tuple of [TN, TC] tiles; shift: [TN, TC]. With ``peak``, for M = 1, elements of xs[0]
-    equal to it get ``peak_shift`` in addition (both [TN, TC]); without it, xs is not read.
+    gates: tuple of [TN, TC] tiles; shift: [TN, TC].
     """
     ACC: tl.constexpr = shift.dtype
     begin, end = step_range(split, steps, L, TL)
@@ -359,7 +319,4 @@ def spread_tile(
         g = load_map(dy, offs, mask, ACC)
         for m in tl.static_range(len(dxs)):
             v = g * over_length(gates[m], CL) + over_length(shift, CL)
-            if peak is not None:
-                hit = load_map(xs[m], offs, mask, ACC) == over_length(peak, CL)
-                v = tl.where(hit, v + over_length(peak_shift, CL), v)
             store_map(dxs[m], offs, mask, v)

@@ -127,6 +127,4 @@ def select_spread_kernel(
     shift = tl.zeros([TN, TC], ACC)
     if dpooled is not None:
         shift += tl.load(dpooled + (n[:, None] * C + c[None, :]), mask=mask, other=0.0) / hw
-    spread_tile(
-        dy, gates, shift, (), None, None, dxs, n, c, split, steps, n_size, C, L, CL, TN, TC, TL
-    )
+    spread_tile(dy, gates, shift, dxs, n, c, split, steps, n_size, C, L, CL, TN, TC, TL)

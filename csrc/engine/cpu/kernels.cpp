@@ -37,17 +37,14 @@ struct Passes {
   static const A* acc(const void* p) { return static_cast<const A*>(p); }
   static A* acc(void* p) { return static_cast<A*>(p); }
 
-  static void squeeze(const MapShape& s, const Branches& x, const Region& at, void* sum,
-                      void* peak) {
-    with_prologue(x, [&](auto prologue) {
-      CHATTN_ISA::squeeze<T, prologue()>(s, x, at, acc(sum), acc(peak));
-    });
+  static void squeeze(const MapShape& s, const Branches& x, const Region& at, void* sum) {
+    with_prologue(x,
+                  [&](auto prologue) { CHATTN_ISA::squeeze<T, prologue()>(s, x, at, acc(sum)); });
   }
-  static void dot(const MapShape& s, const void* g, const Branches& x, const Region& at, void* out,
-                  const void* peak, void* count) {
-    with_count(x.count, [&](auto m) {
-      CHATTN_ISA::dot<T, m()>(s, in(g), {s, x, at.n}, at, acc(out), acc(peak), acc(count));
-    });
+  static void dot(const MapShape& s, const void* g, const Branches& x, const Region& at,
+                  void* out) {
+    with_count(x.count,
+               [&](auto m) { CHATTN_ISA::dot<T, m()>(s, in(g), {s, x, at.n}, at, acc(out)); });
   }
   static void rescale(const MapShape& s, const Branches& x, const Region& at, const void* gate,
                       void* y, bool stream) {
@@ -57,12 +54,10 @@ struct Passes {
       });
     });
   }
-  static void gradient(const MapShape& s, const void* g, const void* x, const Region& at,
-                       const void* gate, const void* dmean, const void* peak, const void* dpeak,
-                       const MutableBranches& dx, bool stream) {
+  static void gradient(const MapShape& s, const void* g, const Region& at, const void* gate,
+                       const void* dmean, const MutableBranches& dx, bool stream) {
     with_count(dx.count, [&](auto m) {
-      CHATTN_ISA::gradient<T, m()>(s, in(g), in(x), at, acc(gate), acc(dmean), acc(peak),
-                                   acc(dpeak), {s, dx, at.n}, stream);
+      CHATTN_ISA::gradient<T, m()>(s, in(g), at, acc(gate), acc(dmean), {s, dx, at.n}, stream);
     });
   }
   static constexpr cpu::PassKernels table() { return {squeeze, dot, rescale, gradient}; }

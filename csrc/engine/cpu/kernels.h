@@ -20,21 +20,19 @@ struct Region {
 constexpr index_t kWholeRow = 256;
 
 // Arrays over channels are in the accumulation type and indexed by the channel itself (so they
-// start at channel 0 of the sample). With M branches, `gate` and `dot` have M rows of C. A maximum
-// (`peak`) is of one map. `squeeze` and `rescale` read branches through their prologue, if any.
+// start at channel 0 of the sample). With M branches, `gate` and `dot` have M rows of C. `squeeze`
+// and `rescale` read branches through their prologue, if any.
 struct PassKernels {
-  // sum[c] = sum_hw sum_m x_m; with `peak`, also peak[c] = max_hw x.
-  void (*squeeze)(const MapShape&, const Branches& x, const Region&, void* sum, void* peak);
-  // dot[m][c] = sum_hw g*x_m; with `peak`, also count[c] = number of positions where x == peak[c].
-  void (*dot)(const MapShape&, const void* g, const Branches& x, const Region&, void* dot,
-              const void* peak, void* count);
+  // sum[c] = sum_hw sum_m x_m.
+  void (*squeeze)(const MapShape&, const Branches& x, const Region&, void* sum);
+  // dot[m][c] = sum_hw g*x_m.
+  void (*dot)(const MapShape&, const void* g, const Branches& x, const Region&, void* dot);
   // y = sum_m gate[m][c]*x_m. `stream`: write past the caches.
   void (*rescale)(const MapShape&, const Branches& x, const Region&, const void* gate, void* y,
                   bool stream);
-  // dx_m = gate[m][c]*g + dmean[c]; with `peak`, also + dpeak[c] where x == peak[c].
-  void (*gradient)(const MapShape&, const void* g, const void* x, const Region&, const void* gate,
-                   const void* dmean, const void* peak, const void* dpeak,
-                   const MutableBranches& dx, bool stream);
+  // dx_m = gate[m][c]*g + dmean[c].
+  void (*gradient)(const MapShape&, const void* g, const Region&, const void* gate,
+                   const void* dmean, const MutableBranches& dx, bool stream);
 };
 
 // Products of small row-major matrices, and activations. `w` has the weights' type, everything else

@@ -133,23 +133,6 @@ CHATTN_INLINE void plane_sums(const MapShape& s, index_t c0, index_t c1, acc_t<T
   }
 }
 
-template <class T>
-CHATTN_INLINE acc_t<T> plane_max(const T* x, index_t hw) {
-  using S = Simd<T>;
-  const acc_t<T> first = to_acc(x[0]);
-  auto m = S::broadcast(first);
-  for_vectors<S::kLanes>(
-      hw, [&](index_t i, index_t count) { m = S::max(m, S::load_some(x + i, count, first)); });
-  return S::max_lane(m);
-}
-
-template <class T>
-CHATTN_INLINE acc_t<T> plane_count(const T* x, index_t hw, acc_t<T> value) {
-  index_t count = 0;
-  for (index_t i = 0; i < hw; ++i) count += to_acc(x[i]) == value;
-  return static_cast<acc_t<T>>(count);
-}
-
 // out[i] = value(i) for a run of elements, streamed where the run starts on a vector boundary.
 template <class T, class Value>
 CHATTN_INLINE void write_run(T* out, index_t length, bool stream, Value&& value) {
@@ -278,29 +261,8 @@ CHATTN_INLINE void column_sums(const MapShape& s, const Region& at, bool one_map
 
 // ---- the table's functions
 
-// peak[c] = the maximum of a channel.
-template <class T>
-void maxima(const MapShape& s, const T* x, const Region& at, acc_t<T>* peak) {
-  using S = Simd<T>;
-  using SA = Simd<acc_t<T>>;
-  if (!s.channels_last) {
-    for (index_t c = at.c0; c < at.c1; ++c) peak[c] = plane_max(x + c * s.hw, s.hw);
-    return;
-  }
-  for (index_t p = at.p0; p < at.p1; ++p) {
-    const T* row = x + p * s.c + at.c0;
-    for_vectors<S::kLanes>(at.c1 - at.c0, [&](index_t i, index_t count) {
-      auto v = S::load_some(row + i, count);
-      acc_t<T>* o = peak + at.c0 + i;
-      if (p > at.p0) v = S::max(SA::load_some(o, count), v);
-      SA::store_some(o, v, count);
-    });
-  }
-}
-
 template <class T, bool kPrologue>
-void squeeze(const MapShape& s, const Branches& x, const Region& at, acc_t<T>* sum,
-             acc_t<T>* peak) {
+void squeeze(const MapShape& s, const Branches& x, const Region& at, acc_t<T>* sum) {
   using S = Simd<T>;
   const Prologues<T, kPrologue> prologue(s, x);
   const T* base[kMaxBranches];
@@ -325,31 +287,23 @@ void squeeze(const MapShape& s, const Branches& x, const Region& at, acc_t<T>* s
                         return prologue.of_channels(m, c, count)(v, count);
                       });
   }
-  if (peak) maxima(s, base[0], at, peak);
 }
 
 template <class T, int M>
 void dot(const MapShape& s, const T* g, const Sample<const T*, M>& u, const Region& at,
-         acc_t<T>* out, const acc_t<T>* peak, acc_t<T>* count_out) {
+         acc_t<T>* out) {
   using S = Simd<T>;
   g += at.n * s.c * s.hw;
-  const T* x = u.base[0];
   if (!s.channels_last) {
     plane_sums<T, M>(
         s, at.c0, at.c1, out, false, [&](int m, index_t, index_t offset, index_t count) {
           return S::load_some(g + offset, count) * S::load_some(u.base[m] + offset, count);
         });
-    if (!peak) return;
-    for (index_t c = at.c0; c < at.c1; ++c) count_out[c] = plane_count(x + c * s.hw, s.hw, peak[c]);
     return;
   }
   column_sums<T, M>(s, at, M == 1, 1, out, [&](int m, index_t p, index_t c, index_t count) {
     return S::load_some(g + p * s.c + c, count) * S::load_some(u.base[m] + p * u.pitch + c, count);
   });
-  if (!peak) return;
-  for (index_t c = at.c0; c < at.c1; ++c) count_out[c] = 0;
-  for (index_t p = at.p0; p < at.p1; ++p)
-    for (index_t c = at.c0; c < at.c1; ++c) count_out[c] += to_acc(x[p * s.c + c]) == peak[c];
 }
 
 template <class T, int M, bool kPrologue>
@@ -395,32 +349,21 @@ void rescale(const MapShape& s, const Branches& x, const Region& at, const acc_t
 }
 
 template <class T, int M>
-void gradient(const MapShape& s, const T* g, const T* x, const Region& at, const acc_t<T>* gate,
-              const acc_t<T>* dmean, const acc_t<T>* peak, const acc_t<T>* dpeak,
-              const Sample<T*, M>& dx, bool stream) {
+void gradient(const MapShape& s, const T* g, const Region& at, const acc_t<T>* gate,
+              const acc_t<T>* dmean, const Sample<T*, M>& dx, bool stream) {
   using S = Simd<T>;
   using SA = Simd<acc_t<T>>;
   using V = typename S::V;
   using A = acc_t<T>;
-  const V zero{};
   g += at.n * s.c * s.hw;
-  if (peak) x += at.n * s.c * s.hw;
   if (!s.channels_last) {
     for (index_t c = at.c0; c < at.c1; ++c) {
       const index_t offset = c * s.hw;
       const V mean = S::broadcast(dmean[c]);
       for (int m = 0; m < M; ++m) {
         const V scale = S::broadcast(gate[m * s.c + c]);
-        if (!peak) {
-          write_run(dx.base[m] + offset, s.hw, stream, [&](index_t i, index_t count) {
-            return scale * S::load_some(g + offset + i, count) + mean;
-          });
-          continue;
-        }
-        const V top = S::broadcast(peak[c]), share = S::broadcast(dpeak[c]);
         write_run(dx.base[m] + offset, s.hw, stream, [&](index_t i, index_t count) {
-          const V hit = S::load_some(x + offset + i, count) == top ? share : zero;
-          return scale * S::load_some(g + offset + i, count) + (mean + hit);
+          return scale * S::load_some(g + offset + i, count) + mean;
         });
       }
     }
@@ -428,22 +371,16 @@ void gradient(const MapShape& s, const T* g, const T* x, const Region& at, const
   }
   const index_t fold = positions_per_row<T>(s, dx.pitch == s.c);
   const Repeated<A, M> gates(gate, s.c, fold);
-  const Repeated<A, 1> means(dmean, s.c, fold), tops(peak, s.c, fold), shares(dpeak, s.c, fold);
+  const Repeated<A, 1> means(dmean, s.c, fold);
   for (index_t p = at.p0; p < at.p1; p += fold) {
     const index_t offset = p * s.c + at.c0;
     const index_t width = fold == 1 ? at.c1 - at.c0 : s.c * (fold < at.p1 - p ? fold : at.p1 - p);
     for (int m = 0; m < M; ++m)
       write_run(dx.base[m] + p * dx.pitch + at.c0, width, stream, [&](index_t i, index_t count) {
         const index_t c = at.c0 + i;
-        V v = SA::load_some(gates.first + m * gates.stride + c, count) *
-                  S::load_some(g + offset + i, count) +
-              SA::load_some(means.first + c, count);
-        if (peak) {
-          const V top = SA::load_some(tops.first + c, count);
-          v += S::load_some(x + offset + i, count) == top ? SA::load_some(shares.first + c, count)
-                                                          : zero;
-        }
-        return v;
+        return SA::load_some(gates.first + m * gates.stride + c, count) *
+                   S::load_some(g + offset + i, count) +
+               SA::load_some(means.first + c, count);
       });
   }
 }

@@ -137,13 +137,10 @@ class SpanSums {
   index_t count() const { return spans_.count; }
 
   // Where a region's sums go: `out`, of its sample, if there is nothing to merge.
-  A* at(const Region& r, A* out) const {
-    return out && sums_ ? of(r.n, r.p0 / spans_.length) : out;
-  }
+  A* at(const Region& r, A* out) const { return sums_ ? of(r.n, r.p0 / spans_.length) : out; }
 
-  // out[r][c] = what `add` makes of all spans' numbers, for rows [r0, r1).
-  template <class Add>
-  void merge(index_t n, index_t c0, index_t c1, index_t r0, index_t r1, A* out, Add&& add) const {
+  // out[r][c] = the sum over all spans, for rows [r0, r1).
+  void merge(index_t n, index_t c0, index_t c1, index_t r0, index_t r1, A* out) const {
     if (!sums_) return;
     for (index_t r = r0; r < r1; ++r) {
       A* const o = out + (r - r0) * row_;
@@ -151,12 +148,9 @@ class SpanSums {
       std::copy(part + c0, part + c1, o + c0);
       for (index_t q = 1; q < spans_.count; ++q) {
         part += rows_ * row_;
-        for (index_t c = c0; c < c1; ++c) o[c] = add(o[c], part[c]);
+        for (index_t c = c0; c < c1; ++c) o[c] += part[c];
       }
     }
-  }
-  void merge(index_t n, index_t c0, index_t c1, index_t r0, index_t r1, A* out) const {
-    merge(n, c0, c1, r0, r1, out, [](A a, A b) { return a + b; });
   }
 
  private:

@@ -119,36 +119,33 @@ struct Simd {
 #endif
   }
 
-  // The first `count` < kLanes elements; the other lanes are `fill`.
-  static CHATTN_INLINE V load_partial(const T* p, int count, A fill = A(0)) {
+  // The first `count` < kLanes elements; the other lanes are zero.
+  static CHATTN_INLINE V load_partial(const T* p, int count) {
 #if defined(__AVX512BW__) && defined(__AVX512VL__)
     const unsigned mask = (1u << count) - 1u;
-    const V filled = broadcast(fill);
     if constexpr (std::is_same_v<T, float>) {
-      return (V)_mm512_mask_loadu_ps((__m512)filled, mask, p);
+      return (V)_mm512_maskz_loadu_ps(mask, p);
     } else if constexpr (std::is_same_v<T, double>) {
-      return (V)_mm512_mask_loadu_pd((__m512d)filled, mask, p);
+      return (V)_mm512_maskz_loadu_pd(mask, p);
     } else {
       const __m256i bits = _mm256_maskz_loadu_epi16(mask, p);
       T lanes[kLanes];
       memcpy(lanes, &bits, sizeof lanes);
-      return (V)_mm512_mask_mov_ps((__m512)filled, mask, (__m512)load(lanes));
+      return load(lanes);  // the bits of zero are those of a 16-bit zero
     }
 #else
 #if defined(__AVX2__)
     if constexpr (std::is_same_v<T, float>) {
       const __m256i lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
       const __m256i mask = _mm256_cmpgt_epi32(_mm256_set1_epi32(count), lanes);
-      return (V)_mm256_blendv_ps((__m256)broadcast(fill), _mm256_maskload_ps(p, mask),
-                                 (__m256)mask);
+      return (V)_mm256_maskload_ps(p, mask);
     } else if constexpr (std::is_same_v<T, double>) {
       const __m256i lanes = _mm256_setr_epi64x(0, 1, 2, 3);
       const __m256i mask = _mm256_cmpgt_epi64(_mm256_set1_epi64x(count), lanes);
-      return (V)_mm256_blendv_pd((__m256d)broadcast(fill), _mm256_maskload_pd(p, mask),
-                                 (__m256d)mask);
+      return (V)_mm256_maskload_pd(p, mask);
     }
 #endif
-    V v = broadcast(fill);
+    V v{};
     for (int i = 0; i < count; ++i) v[i] = to_acc(p[i]);
     return v;
 #endif
@@ -170,8 +167,8 @@ struct Simd {
   }
 
   // Any count, whole vectors included.
-  static CHATTN_INLINE V load_some(const T* p, index_t count, A fill = A(0)) {
-    return count >= kLanes ? load(p) : load_partial(p, static_cast<int>(count), fill);
+  static CHATTN_INLINE V load_some(const T* p, index_t count) {
+    return count >= kLanes ? load(p) : load_partial(p, static_cast<int>(count));
   }
   static CHATTN_INLINE void store_some(T* p, V v, index_t count) {
     if (count >= kLanes) {
@@ -212,11 +209,6 @@ struct Simd {
 
   // NaN wins, as in torch.amax.
   static CHATTN_INLINE V max(V m, V x) { return (x > m) | (x != x) ? x : m; }
-  static CHATTN_INLINE A max_lane(V v) {
-    A m = v[0];
-    for (int i = 1; i < kLanes; ++i) m = (v[i] > m || v[i] != v[i]) ? v[i] : m;
-    return m;
-  }
 };
 
 // N vectors as separate variables: GCC keeps an array of vectors in memory.

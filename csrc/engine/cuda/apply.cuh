@@ -1,4 +1,4 @@
-// The passes that write maps: y = gate*x, and dx = gate*g + dmean (+ dpeak where x is the maximum).
+// The passes that write maps: y = gate*x, and dx = gate*g + dmean.
 // With M branches: y = sum_m gate_m*x_m, and dx_m = gate_m*g + dmean.
 //
 // A block owns a tile of (samples x channels) gates, which a Gate computes into shared memory, and
@@ -17,17 +17,16 @@
 
 namespace chattn::cuda {
 
-// Numbers that a gate has: a scale for every input or output, and a shift, and the peak and the
-// peak's share. kSlices: the branches may be slices of a larger map. kPrologue: a shift for every
-// input, and the ReLU of each scaled and shifted input is added up.
-template <int Inputs = 1, int Outputs = 1, bool Shift = false, bool Peak = false,
-          bool Slices = false, bool Prologue = false>
+// Numbers that a gate has: a scale for every input or output, and a shift. kSlices: the branches
+// may be slices of a larger map. kPrologue: a shift for every input, and the ReLU of each scaled
+// and shifted input is added up.
+template <int Inputs = 1, int Outputs = 1, bool Shift = false, bool Slices = false,
+          bool Prologue = false>
 struct ApplyForm {
   static_assert(Inputs == 1 || Outputs == 1);
   static constexpr int kInputs = Inputs, kOutputs = Outputs, kScales = Inputs * Outputs;
-  static constexpr bool kShift = Shift, kPeak = Peak, kSlices = Slices, kPrologue = Prologue;
-  static constexpr int kTiles =
-      kScales + (Prologue ? kScales : 0) + (Shift ? 1 : 0) + (Peak ? 2 : 0);
+  static constexpr bool kShift = Shift, kSlices = Slices, kPrologue = Prologue;
+  static constexpr int kTiles = kScales + (Prologue ? kScales : 0) + (Shift ? 1 : 0);
 };
 
 template <class Gate>
@@ -41,7 +40,7 @@ constexpr int kApplyBlocks =
 // Vectors that a thread asks for before it uses the first of them: at least four loads in flight,
 // fewer vectors where each takes several.
 template <class Form>
-constexpr int kApplyBatch = Form::kInputs + (Form::kPeak ? 1 : 0) > 1 ? 2 : 4;
+constexpr int kApplyBatch = Form::kInputs > 1 ? 2 : 4;
 constexpr int kTileSize = kApplySamples * kApplyChannels;
 
 // Which gates a block owns. part == 0: nobody else computes them, so this block also stores them.
@@ -81,7 +80,6 @@ struct ApplyShape {
 template <class T, class Form = ApplyForm<>>
 struct ApplyIo {
   const T* in[Form::kInputs];  // x, or g in the backward pass
-  const T* x;                  // only where the maximum's positions are needed
   T* out[Form::kOutputs];
   index_t gap = 0;  // of the branches: elements between samples (channels_last: positions)
 
@@ -96,8 +94,7 @@ struct ApplyIo {
 
 // One element: output o of the inputs' values, by the numbers of its gate.
 template <class Form, class A>
-CHATTN_DEVICE A apply_one(const A (&gate)[Form::kTiles], int o, const A (&values)[Form::kInputs],
-                          A x) {
+CHATTN_DEVICE A apply_one(const A (&gate)[Form::kTiles], int o, const A (&values)[Form::kInputs]) {
   if constexpr (Form::kPrologue) {
     A r = A(0);
     CHATTN_UNROLL
@@ -109,9 +106,6 @@ CHATTN_DEVICE A apply_one(const A (&gate)[Form::kTiles], int o, const A (&values
   CHATTN_UNROLL
   for (int m = 1; m < Form::kInputs; ++m) r += gate[m] * values[m];
   if constexpr (Form::kShift) r += gate[Form::kScales];
-  if constexpr (Form::kPeak) {
-    if (x == gate[Form::kScales + 1]) r += gate[Form::kScales + 2];
-  }
   return r;
 }
 
@@ -124,13 +118,12 @@ struct ApplyVectors {
   using Word = std::conditional_t<kBytes % 4 == 0, std::uint32_t, std::uint16_t>;
   static constexpr int kWords = kBytes / static_cast<int>(sizeof(Word));
   using Words = Vec<Word, kWords>;
-  Words in[Form::kInputs], x;
+  Words in[Form::kInputs];
 
   // `dense`: the place in a map that is no slice of another; `skipped`: what the branches skip.
   CHATTN_DEVICE void load(const ApplyIo<T, Form>& io, index_t dense, index_t skipped) {
     CHATTN_UNROLL
     for (int q = 0; q < Form::kInputs; ++q) in[q] = load_words(io.in[q] + dense + skipped);
-    if constexpr (Form::kPeak) x = load_words(io.x + dense);
   }
   CHATTN_DEVICE static Words load_words(const T* p) {
     return load_stream<kWords>(reinterpret_cast<const Word*>(p));
@@ -143,10 +136,9 @@ struct ApplyVectors {
   // gate_of(k, gate): the numbers of element k's gate; asked in the order of the elements.
   template <class GateOf>
   CHATTN_DEVICE void apply(Words (&out)[Form::kOutputs], GateOf&& gate_of) const {
-    Vec<T, V> v[Form::kInputs], peak, r[Form::kOutputs];
+    Vec<T, V> v[Form::kInputs], r[Form::kOutputs];
     CHATTN_UNROLL
     for (int q = 0; q < Form::kInputs; ++q) v[q] = elements(in[q]);
-    if constexpr (Form::kPeak) peak = elements(x);
     CHATTN_UNROLL
     for (int k = 0; k < V; ++k) {
       A gate[Form::kTiles], values[Form::kInputs];
@@ -155,8 +147,7 @@ struct ApplyVectors {
       for (int q = 0; q < Form::kInputs; ++q) values[q] = to_acc(v[q][k]);
       CHATTN_UNROLL
       for (int o = 0; o < Form::kOutputs; ++o)
-        r[o][k] =
-            from_acc<T>(apply_one<Form>(gate, o, values, Form::kPeak ? to_acc(peak[k]) : A(0)));
+        r[o][k] = from_acc<T>(apply_one<Form>(gate, o, values));
     }
     CHATTN_UNROLL
     for (int o = 0; o < Form::kOutputs; ++o) out[o] = bit_cast<Words>(r[o]);

@@ -1,4 +1,4 @@
-// Per-plane reductions over a map: the squeeze (sum, max) and the gate's gradient (sum of g*x).
+// Per-plane reductions over a map: the squeeze (sum) and the gate's gradient (sum of g*x).
 //
 // One read of every input, nothing else but the results. Three ways through memory, chosen by
 // plan_reduce; what is reduced is the Op. Sums are partial where the plan splits a plane:

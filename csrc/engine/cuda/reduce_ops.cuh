@@ -1,4 +1,4 @@
-// What a reduction reduces: a squeeze (sum, max), or the gate's gradient (sum of g*x).
+// What a reduction reduces: a squeeze (sum), or the gate's gradient (sum of g*x).
 //
 // An Op turns the inputs' values at a position into kStaged numbers, and folds those into kOutputs.
 // A Reference is what the fold needs to know of a plane: load(memory, plane,
@@ -14,13 +14,6 @@ namespace chattn::cuda {
 template <class A>
 struct Nothing {
   CHATTN_DEVICE static Nothing load(const A*, index_t, index_t, index_t) { return {}; }
-};
-template <class A>
-struct NumberOfPlane {
-  A value;
-  CHATTN_DEVICE static NumberOfPlane load(const A* numbers, index_t plane, index_t, index_t) {
-    return {ld(numbers + plane)};
-  }
 };
 template <class A, int M>
 struct PrologueOfPlane {  // of M branches, in (2, M, C): scale and shift
@@ -71,20 +64,6 @@ struct PrologueSumOp {  // sum over M inputs, each through its prologue
 };
 
 template <class T>
-struct SumMaxOp {  // sum and max of one input
-  using A = acc_t<T>;
-  static constexpr int kInputs = 1, kStaged = 1, kOutputs = 2, kBranches = -1;
-  using Reference = Nothing<A>;
-  CHATTN_DEVICE static void stage(const A (&in)[1], A (&out)[1]) { out[0] = in[0]; }
-  CHATTN_DEVICE static A first(int o) { return o == 0 ? A(0) : -A(INFINITY); }
-  CHATTN_DEVICE static void fold(A (&s)[2], const A (&v)[1], Reference) {
-    s[0] += v[0];
-    s[1] = nan_max(s[1], v[0]);
-  }
-  CHATTN_DEVICE static A merge(int o, A a, A b) { return o == 0 ? a + b : nan_max(a, b); }
-};
-
-template <class T>
 struct DotOp {  // sum of g*x
   using A = acc_t<T>;
   static constexpr int kInputs = 2, kStaged = 1, kOutputs = 1, kBranches = -1;
@@ -92,23 +71,6 @@ struct DotOp {  // sum of g*x
   CHATTN_DEVICE static void stage(const A (&in)[2], A (&out)[1]) { out[0] = in[0] * in[1]; }
   CHATTN_DEVICE static A first(int) { return A(0); }
   CHATTN_DEVICE static void fold(A (&s)[1], const A (&v)[1], Reference) { s[0] += v[0]; }
-  CHATTN_DEVICE static A merge(int, A a, A b) { return a + b; }
-};
-
-template <class T>
-struct DotCountOp {  // sum of g*x, and how many x equal the plane's maximum
-  using A = acc_t<T>;
-  static constexpr int kInputs = 2, kStaged = 2, kOutputs = 2, kBranches = -1;
-  using Reference = NumberOfPlane<A>;
-  CHATTN_DEVICE static void stage(const A (&in)[2], A (&out)[2]) {
-    out[0] = in[0] * in[1];
-    out[1] = in[1];
-  }
-  CHATTN_DEVICE static A first(int) { return A(0); }
-  CHATTN_DEVICE static void fold(A (&s)[2], const A (&v)[2], Reference maximum) {
-    s[0] += v[0];
-    s[1] += v[1] == maximum.value ? A(1) : A(0);
-  }
   CHATTN_DEVICE static A merge(int, A a, A b) { return a + b; }
 };
 

@@ -26,9 +26,9 @@ BUGS = (
     ),
     # ---- something is not written
     in_csrc(
-        "peak-not-written", _MLP,
-        "st(peak + i, t);", "(void)t;",
-        "se_forward: no kernel wrote 'peak' at byte 0",
+        "pooled-not-written", _MLP,
+        "st(pooled + i, total.sum(i) * scale);", "(void)i;",
+        "se_forward: no kernel wrote 'pooled' at byte 0",
     ),
     in_csrc(
         "bias-gradient-of-first-tile-only", _WEIGHTS,

@@ -20,7 +20,6 @@ chattn::MlpGate gate_of(const int* sizes) {
   gate.rd = sizes[4];
   gate.act = static_cast<chattn::Act>(sizes[5]);
   gate.gate = static_cast<chattn::Act>(sizes[6]);
-  gate.add_maxpool = sizes[7] != 0;
   return gate;
 }
 
@@ -33,17 +32,16 @@ DIRECT_API int direct_se(int backward, const int* sizes, float* const* arrays, c
   const MlpGate gate = gate_of(sizes);
   const float *x = arrays[0], *dy = arrays[1], *w1 = arrays[2], *b1 = arrays[3], *w2 = arrays[4],
               *b2 = arrays[5];
-  float* const* out = arrays + 6;  // y, pooled, peak, hidden, gate, dx, dw1, db1, dw2, db2
-  float* const peak = gate.add_maxpool ? out[2] : nullptr;
+  float* const* out = arrays + 6;  // y, pooled, hidden, gate, dx, dw1, db1, dw2, db2
   const index_t scratch =
       cuda::SeScratch::make(cuda::plan_se(map, gate), map, gate, backward != 0).total;
   return direct::reported(error, error_size, [&] {
     if (backward)
-      direct::launch(SeBackward{map, gate, dy, nullptr, x, out[1], peak, out[3], out[4], w1, w2,
-                                out[5], out[6], out[7], out[8], out[9]},
+      direct::launch(SeBackward{map, gate, dy, nullptr, x, out[1], out[2], out[3], w1, w2,
+                                out[4], out[5], out[6], out[7], out[8]},
                      scratch, cuda::se_backward_as<float>);
     else
-      direct::launch(SeForward{map, gate, x, w1, b1, w2, b2, out[0], out[1], peak, out[3], out[4]},
+      direct::launch(SeForward{map, gate, x, w1, b1, w2, b2, out[0], out[1], out[2], out[3]},
                      scratch, cuda::se_forward_as<float>);
   });
 }

@@ -32,7 +32,6 @@ inline void register_buffers(hostcuda::BufferScope& known, const SeForward& p) {
   if (p.b2) known.input(p.b2, size.column, "b2");
   known.output(p.y, size.map, "y");
   known.output(p.pooled, size.planes, "pooled");
-  if (p.peak) known.output(p.peak, size.planes, "peak");
   if (!p.gate.direct) known.output(p.hidden, size.hidden, "hidden");
   known.output(p.scale, size.planes, "gate");
 }
@@ -43,7 +42,6 @@ inline void register_buffers(hostcuda::BufferScope& known, const SeBackward& p) 
   if (p.dgate) known.input(p.dgate, size.planes, "dgate");
   known.input(p.x, size.map, "x");
   known.input(p.pooled, size.planes, "pooled");
-  if (p.peak) known.input(p.peak, size.planes, "peak");
   if (!p.gate.direct) known.input(p.hidden, size.hidden, "hidden");
   known.input(p.scale, size.planes, "gate");
   if (p.w1) known.input(p.w1, size.matrix, "w1");
