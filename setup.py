@@ -228,7 +228,7 @@ class BuildNative(build_ext):
         folder = ROOT / "build/temp-editable" if self.editable_mode else Path(self.build_temp)
         self.objects = folder.resolve() / "csrc"
         cxx = cxx_compiler()
-        base = [cxx, "-O3", "-std=c++20", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra",
+        base = [cxx, "-O2", "-std=c++20", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra",
                 f"-I{ROOT / 'csrc'}", *shlex.split(os.environ.get("CXXFLAGS", ""))]  # fmt: skip
         x86 = ["-DCHATTN_HAVE_X86"] if "avx2" in ISA_FLAGS else []
         with_cuda = ["-DCHATTN_WITH_CUDA"] if cuda.home else []

@@ -38,6 +38,52 @@ struct vector_of {
 typedef std::uint16_t U16 __attribute__((vector_size(kVectorBytes / 2)));
 typedef std::uint32_t U32 __attribute__((vector_size(kVectorBytes)));
 
+typedef std::uint64_t U64x2 __attribute__((vector_size(16)));
+
+// The first `bytes` < 16 bytes of memory, zeros behind them; all in units of kUnit bytes. In pieces
+// of powers of two, as what is left of a row or a plane is the same for all: every branch is
+// foreseen.
+template <int kUnit>
+CHATTN_INLINE U64x2 load_bytes(const void* from, int bytes) {
+  const char* p = static_cast<const char*>(from);
+  std::uint64_t first = 0, rest = 0;
+  int shift = 0;
+  if (bytes & 8) {
+    memcpy(&first, p, 8);
+    p += 8;
+  }
+  if (kUnit <= 4 && bytes & 4) {
+    std::uint32_t piece;
+    memcpy(&piece, p, 4);
+    rest = piece;
+    shift = 32;
+    p += 4;
+  }
+  if (kUnit <= 2 && bytes & 2) {
+    std::uint16_t piece;
+    memcpy(&piece, p, 2);
+    rest |= static_cast<std::uint64_t>(piece) << shift;
+  }
+  return bytes & 8 ? U64x2{first, rest} : U64x2{rest, 0};
+}
+
+template <int kUnit>
+CHATTN_INLINE void store_bytes(void* to, U64x2 v, int bytes) {
+  char* p = static_cast<char*>(to);
+  std::uint64_t rest = v[0];
+  if (bytes & 8) {
+    memcpy(p, &rest, 8);
+    rest = v[1];
+    p += 8;
+  }
+  if (kUnit <= 4 && bytes & 4) {
+    memcpy(p, &rest, 4);
+    rest >>= 32;
+    p += 4;
+  }
+  if (kUnit <= 2 && bytes & 2) memcpy(p, &rest, 2);
+}
+
 template <class T>
 struct Simd {
   using A = acc_t<T>;
@@ -51,18 +97,28 @@ struct Simd {
     V v;
     if constexpr (sizeof(T) == sizeof(A)) {
       memcpy(&v, p, sizeof v);
-    } else if constexpr (std::is_same_v<T, bfloat16_t>) {
+    } else {
       U16 bits;
       memcpy(&bits, p, sizeof bits);
+      v = widen(bits);
+    }
+    return v;
+  }
+
+  static CHATTN_INLINE V widen(U16 bits) {
+    static_assert(sizeof(T) == 2);
+    V v;
+    if constexpr (std::is_same_v<T, bfloat16_t>) {
       const U32 wide = __builtin_convertvector(bits, U32) << 16;
       memcpy(&v, &wide, sizeof v);
     } else {
 #if defined(__AVX512F__)
-      v = (V)_mm512_maskz_cvtph_ps(0xffff, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+      v = (V)_mm512_maskz_cvtph_ps(0xffff, (__m256i)bits);
 #elif defined(__F16C__)
-      v = (V)_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+      v = (V)_mm256_cvtph_ps((__m128i)bits);
 #else
-      for (int i = 0; i < kLanes; ++i) v[i] = to_acc(p[i]);
+#pragma GCC unroll 16
+      for (int i = 0; i < kLanes; ++i) v[i] = to_acc(T{bits[i]});
 #endif
     }
     return v;
@@ -85,6 +141,7 @@ struct Simd {
 #elif defined(__F16C__)
       bits = (U16)_mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 #else
+#pragma GCC unroll 16
       for (int i = 0; i < kLanes; ++i) bits[i] = from_acc<T>(v[i]).bits;
 #endif
     }
@@ -128,26 +185,27 @@ struct Simd {
     } else if constexpr (std::is_same_v<T, double>) {
       return (V)_mm512_maskz_loadu_pd(mask, p);
     } else {
-      const __m256i bits = _mm256_maskz_loadu_epi16(mask, p);
-      T lanes[kLanes];
-      memcpy(lanes, &bits, sizeof lanes);
-      return load(lanes);  // the bits of zero are those of a 16-bit zero
+      return widen((U16)_mm256_maskz_loadu_epi16(mask, p));
     }
 #else
+    if constexpr (sizeof(T) == 2) {
+      const U64x2 words = load_bytes<2>(p, 2 * count);
+      U16 bits;
+      memcpy(&bits, &words, sizeof bits);
+      return widen(bits);
+    } else {
 #if defined(__AVX2__)
-    if constexpr (std::is_same_v<T, float>) {
-      const __m256i lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
-      const __m256i mask = _mm256_cmpgt_epi32(_mm256_set1_epi32(count), lanes);
-      return (V)_mm256_maskload_ps(p, mask);
-    } else if constexpr (std::is_same_v<T, double>) {
-      const __m256i lanes = _mm256_setr_epi64x(0, 1, 2, 3);
-      const __m256i mask = _mm256_cmpgt_epi64(_mm256_set1_epi64x(count), lanes);
-      return (V)_mm256_maskload_pd(p, mask);
-    }
+      if constexpr (sizeof(T) == 4) {
+        const __m256i lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+        return (V)_mm256_maskload_ps(p, _mm256_cmpgt_epi32(_mm256_set1_epi32(count), lanes));
+      } else {
+        const __m256i lanes = _mm256_setr_epi64x(0, 1, 2, 3);
+        return (V)_mm256_maskload_pd(p, _mm256_cmpgt_epi64(_mm256_set1_epi64x(count), lanes));
+      }
+#else
+      return (V)load_bytes<sizeof(T)>(p, count * static_cast<int>(sizeof(T)));
 #endif
-    V v{};
-    for (int i = 0; i < count; ++i) v[i] = to_acc(p[i]);
-    return v;
+    }
 #endif
   }
 
@@ -162,7 +220,24 @@ struct Simd {
       _mm256_mask_storeu_epi16(p, mask, (__m256i)narrow(v));
     }
 #else
-    for (int i = 0; i < count; ++i) p[i] = from_acc<T>(v[i]);
+    const int bytes = count * static_cast<int>(sizeof(T));
+    U64x2 words{};
+    if constexpr (sizeof(T) == 2) {
+      const U16 bits = narrow(v);
+      memcpy(&words, &bits, sizeof bits);
+    } else if constexpr (sizeof v == sizeof words) {
+      words = (U64x2)v;
+    } else {
+      typedef std::uint64_t U64x4 __attribute__((vector_size(32)));
+      const U64x4 both = (U64x4)v;
+      words = __builtin_shufflevector(both, both, 0, 1);
+      if (bytes & 16) {
+        memcpy(p, &words, 16);
+        p += 16 / sizeof(T);
+        words = __builtin_shufflevector(both, both, 2, 3);
+      }
+    }
+    store_bytes<sizeof(T)>(p, words, bytes);
 #endif
   }
 
@@ -203,8 +278,13 @@ struct Simd {
   // The first `count` lanes; zero in the others.
   static CHATTN_INLINE V first(V v, index_t count) {
     if (count >= kLanes) return v;
-    for (int i = 0; i < kLanes; ++i) v[i] = i < count ? v[i] : A(0);
-    return v;
+    return select_first(v, count, std::make_integer_sequence<int, kLanes>{});
+  }
+  template <int... kLane>
+  static CHATTN_INLINE V select_first(V v, index_t count, std::integer_sequence<int, kLane...>) {
+    using Index = decltype(v == v);
+    const Index index = {kLane...};
+    return index < static_cast<std::remove_reference_t<decltype(index[0])>>(count) ? v : V{};
   }
 
   // NaN wins, as in torch.amax.
