@@ -21,7 +21,6 @@ pytestmark = pytest.mark.skipif(_native.why_not_cpu() is not None, reason="needs
 
 MODULES: dict[str, Callable[[], nn.Module]] = {
     "se": lambda: modules.SqueezeExcite(C, rd_channels=RD),
-    "se-maxpool": lambda: modules.SqueezeExcite(C, rd_channels=RD, add_maxpool=True),
     "effective": lambda: modules.EffectiveSqueezeExcite(C),
     "eca": lambda: modules.EfficientChannelAttention(C),
     "circular": lambda: modules.CircularEfficientChannelAttention(C),

@@ -146,6 +146,26 @@ def test_trains_like_timm_on_every_backend(
     assert path(theirs, x) == "fused"
 
 
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [
+        (SqueezeExcite, timm.layers.SEModule),
+        (chattn_cuda.EffectiveSqueezeExcite, timm.layers.EffectiveSEModule),
+    ],
+    ids=["se", "ese"],
+)
+def test_a_maximum_in_the_squeeze_is_left_to_pytorch(ours: Any, theirs: Any) -> None:
+    """The module runs its submodules, the function its formulas; accelerate leaves timm's alone."""
+    module, peer = ours(24, add_maxpool=True), theirs(24, add_maxpool=True)
+    peer.load_state_dict(module.state_dict())
+    assert_trains_alike(module, peer, maps())
+    assert path(module, maps()) == "eager"
+    report = chattn_cuda.accelerate(nn.Sequential(peer))
+    assert type(peer) is theirs and not report.changed
+    assert "with the mean alone" in str(report)
+    assert "with the mean alone" in str(chattn_cuda.explain(module, maps()))
+
+
 @pytest.mark.parametrize("name", ["selu", "celu", "quick_gelu", "hard_mish", "prelu"])
 def test_activations_that_the_kernels_do_not_know(name: str) -> None:
     ours, theirs = pair(24, rd_channels=6, act_layer=name)

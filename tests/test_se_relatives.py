@@ -62,9 +62,9 @@ class Peer:
 
 PEERS = {
     "ese": Peer(modules.EffectiveSqueezeExcite, timm.layers.EffectiveSEModule, (2, 24, 5, 7)),
-    "ese-maxpool-sigmoid": Peer(
-        functools.partial(modules.EffectiveSqueezeExcite, add_maxpool=True, gate_layer="sigmoid"),
-        functools.partial(timm.layers.EffectiveSEModule, add_maxpool=True, gate_layer="sigmoid"),
+    "ese-sigmoid": Peer(
+        functools.partial(modules.EffectiveSqueezeExcite, gate_layer="sigmoid"),
+        functools.partial(timm.layers.EffectiveSEModule, gate_layer="sigmoid"),
         (2, 24, 5, 7),
     ),
     "cl": Peer(
