@@ -33,7 +33,7 @@ SERIAL = {
 }
 #: what a place of a map reads: these, and as many as the number in the kernel's name
 INPUTS = {
-    r"SumOp<\w+, (\d)>": 0, r"PrologueSumOp<\w+, (\d)>": 0, r"DotOp<": 2, r"DotsOp<\w+, (\d)>": 1,
+    r"SumOp<\w+, (\d)>": 0, r"PrologueSumOp<\w+, (\d)>": 0, r"DotOp<\w+, (\d), \w+>": 1,
     r"(?:Mlp|Conv)(?:Forward|Backward)Gate<": 1, r"SpreadGate<": 1, r"SoftmaxGate<\w+, (\d)": 0,
     r"stage_planes<": 1,
 }  # fmt: skip
@@ -128,7 +128,7 @@ PRETENDING = """
 
 def test_a_loop_that_pretends_is_found() -> None:
     for kernel in (
-        "reduce_rows<bfloat16_t, 8, DotsOp<bfloat16_t, 4>>",
+        "reduce_rows<bfloat16_t, 8, DotOp<bfloat16_t, 4, true>>",
         "reduce_planes<float, 4, SumOp<float, 1>>",
         "stage_planes<bfloat16_t, 8>",
     ):

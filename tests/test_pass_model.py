@@ -51,6 +51,6 @@ def test_batches_are_those_of_the_kernels() -> None:
 
     table = read()
     for (kind, inputs), (_, resident) in pass_model.RESIDENT.items():
-        op = "SumOp<bfloat16_t, 1>" if inputs == pass_model.SUM else "DotOp<bfloat16_t>"
+        op = "SumOp<bfloat16_t, 1>" if inputs == pass_model.SUM else "DotOp<bfloat16_t, 1, false>"
         row = table[f"reduce_{kind}<bfloat16_t, 8, {op}>", 90]
         assert int(row["blocks_per_sm"]) == resident, row

@@ -26,8 +26,7 @@ COLD_BYTES = 1 << 27  # more than any second-level cache
 # The parts of a kernel's name that say how many maps it moves; M: the number of branches.
 MAPS: tuple[tuple[str, Callable[[int], int]], ...] = (
     (r"\b(?:Prologue)?SumOp<", lambda m: m),
-    (r"\bDotOp<", lambda m: 2),
-    (r"\bDotsOp<", lambda m: m + 1),
+    (r"\bDotOp<", lambda m: m + 1),
     (r"\b(?:Softmax|Spread)Gate<", lambda m: m + 1),
     (r"\b(?:Mlp|Conv)(?:Forward|Backward)Gate<", lambda m: 2),
     (r"\bstage_planes<", lambda m: 2),

@@ -89,7 +89,7 @@ CHATTN_DEVICE void convolve(const Convolution<T>& conv, const Shared<acc_t<T>>& 
 template <class T>
 struct ConvForwardGate {
   using A = acc_t<T>;
-  using Form = ApplyForm<>;
+  using Element = Scale;
   static constexpr int kShared = kConvShared;
   Convolution<T> conv;
   Partials<A> total;
@@ -113,7 +113,7 @@ struct ConvForwardGate {
 template <class T>
 struct ConvBackwardGate {
   using A = acc_t<T>;
-  using Form = ApplyForm<1, 1, true>;
+  using Element = Spread<>;
   static constexpr int kShared = kConvShared;
   Convolution<T> conv;
   ConvGateGrad<A> dz;

@@ -47,7 +47,7 @@ Status eca_forward_as(const EcaForward& p, void* scratch, void* stream) {
   const ReduceIo<T, SumOp<T>> in{{x}, {sums}, nullptr, {}};
   CHATTN_TRY(launch_reduce("squeeze", plan.reduce, p.map, in, stream));
   const ConvForwardGate<T> gate{conv, {sums, plan.reduce.splits, p.map.planes()}, pooled, scale};
-  const ApplyIo<T> io{{x}, {static_cast<T*>(p.y)}};
+  const ApplyIo<T, Scale> io{{x}, {static_cast<T*>(p.y)}};
   return launch_apply("eca_rescale", plan.apply, p.map, io, gate, stream);
 }
 
@@ -99,7 +99,7 @@ Status eca_backward_as(const EcaBackward& p, void* scratch, void* stream) {
   }
   if (p.dx == nullptr) return Status{};
   const ConvBackwardGate<T> gate{conv, dz};
-  const ApplyIo<T, typename ConvBackwardGate<T>::Form> io{{dy}, {static_cast<T*>(p.dx)}};
+  const ApplyIo<T, typename ConvBackwardGate<T>::Element> io{{dy}, {static_cast<T*>(p.dx)}};
   return launch_apply("eca_gradient", plan.apply, p.map, io, gate, stream);
 }
 

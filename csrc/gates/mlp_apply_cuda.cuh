@@ -46,7 +46,7 @@ struct GateProduct : TileProduct<A, kApplySamples, kApplyChannels, sizeof(A) == 
 template <class T>
 struct MlpForwardGate {
   using A = acc_t<T>;
-  using Form = ApplyForm<>;
+  using Element = Scale;
   using Product = GateProduct<A>;
   static constexpr int kShared = Product::kShared;
   MlpShape<A> shape;
@@ -82,7 +82,7 @@ struct MlpForwardGate {
 template <class T>
 struct MlpBackwardGate {
   using A = acc_t<T>;
-  using Form = ApplyForm<1, 1, true>;
+  using Element = Spread<>;
   using Product = GateProduct<A>;
   static constexpr int kShared = Product::kShared;
   MlpShape<A> shape;

@@ -73,7 +73,7 @@ Status se_forward_as(const SeForward& p, void* scratch, void* stream) {
   gate.w2 = {p.w2, wide};
   gate.b2 = {p.b2, wide};
   gate.scale_out = static_cast<A*>(p.scale);
-  const ApplyIo<T> io{{x}, {static_cast<T*>(p.y)}};
+  const ApplyIo<T, Scale> io{{x}, {static_cast<T*>(p.y)}};
   return launch_apply("se_rescale", plan.apply, p.map, io, gate, stream);
 }
 
@@ -102,8 +102,8 @@ Status launch_gradient(const SeBackward& p, const SePlan& plan, const SeScratch&
   }
   ApplyPlan tiles = plan.apply;
   if (p.dx == nullptr) tiles.sample_tiles = 0;
-  const ApplyIo<T, typename MlpBackwardGate<T>::Form> io{{static_cast<const T*>(p.dy)},
-                                                         {static_cast<T*>(p.dx)}};
+  const ApplyIo<T, typename MlpBackwardGate<T>::Element> io{{static_cast<const T*>(p.dy)},
+                                                            {static_cast<T*>(p.dx)}};
   return launch_apply("se_gradient", tiles, p.map, io, gate, stream);
 }
 

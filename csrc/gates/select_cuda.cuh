@@ -31,7 +31,7 @@ CHATTN_DEVICE void softmax(const A* logits, int c, A (&s)[M]) {
 template <class T, int M, bool Prologue>
 struct SoftmaxGate {
   using A = acc_t<T>;
-  using Form = ApplyForm<M, 1, false, true, Prologue>;
+  using Element = std::conditional_t<Prologue, PrologueSelect<M>, Select<M>>;
   static constexpr int kShared = 0;
   int c;
   const A* logits;
@@ -61,7 +61,7 @@ struct SoftmaxGate {
 template <class T, int M>
 struct SpreadGate {
   using A = acc_t<T>;
-  using Form = ApplyForm<1, M, true, true>;
+  using Element = Spread<M, (M > 1)>;
   static constexpr int kShared = 0;
   int c;
   const A *logits, *dpooled;  // dpooled may be null

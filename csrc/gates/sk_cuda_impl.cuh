@@ -75,7 +75,7 @@ Status sk_select_as(const SkSelect& p, void*, void* stream) {
     using Gate = SoftmaxGate<T, m(), prologue()>;
     const Gate gate{static_cast<int>(p.map.c), static_cast<const A*>(p.logits),
                     static_cast<const A*>(p.x.prologue)};
-    ApplyIo<T, typename Gate::Form> io{};
+    ApplyIo<T, typename Gate::Element> io{};
     for (int b = 0; b < m(); ++b) io.in[b] = static_cast<const T*>(p.x.at[b]);
     io.out[0] = static_cast<T*>(p.y);
     io.gap = p.x.gap;
@@ -91,7 +91,7 @@ Status launch_dot(const SkDot& p, const acc_t<T>* given, acc_t<T>* sums, const A
   return with_branches(p.x.count, [&](auto m) {
     const ReducePlan plan = plan_sk_reduce(p.map, m(), p.x.gap);
     const index_t planes = p.map.planes();
-    ReduceIo<T, DotsOp<T, m()>> io{};
+    ReduceIo<T, DotOp<T, m(), true>> io{};
     LogitGradient<A, m()> args{};
     io.in[0] = static_cast<const T*>(p.dy);
     for (int b = 0; b < m(); ++b) {
@@ -124,7 +124,7 @@ Status sk_gradient_as(const SkGradient& p, void*, void* stream) {
     using Gate = SpreadGate<T, m()>;
     const Gate gate{static_cast<int>(p.map.c), static_cast<const A*>(p.logits),
                     static_cast<const A*>(p.dpooled), static_cast<A>(p.map.hw)};
-    ApplyIo<T, typename Gate::Form> io{};
+    ApplyIo<T, typename Gate::Element> io{};
     io.in[0] = static_cast<const T*>(p.dy);
     for (int b = 0; b < m(); ++b) io.out[b] = static_cast<T*>(p.dx.at[b]);
     io.gap = p.dx.gap;

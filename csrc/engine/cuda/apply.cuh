@@ -4,30 +4,19 @@
 // A block owns a tile of (samples x channels) gates, which a Gate computes into shared memory, and
 // then streams the part of the map under it: one read of every input, one write. The Gate is all
 // that a new block has to bring:
-//   Form              numbers per gate, and how many maps they are for: see ApplyForm
+//   Element           what becomes of a position's values: an emit of elements.cuh
 //   kShared           accumulators of scratch that prepare() needs
 //   prepare(scratch, tiles, place)   fills tiles[q*kTileSize + sample*kApplyChannels + channel]
 // and may bring
 //   beside            other work: the launch's first `blocks` blocks call its run(block) instead
 #pragma once
+#include "engine/cuda/elements.cuh"
 #include "engine/cuda/fast_div.h"
 #include "engine/cuda/plan.h"
 //
 #include "common/device.cuh"
 
 namespace chattn::cuda {
-
-// Numbers that a gate has: a scale for every input or output, and a shift. kSlices: the branches
-// may be slices of a larger map. kPrologue: a shift for every input, and the ReLU of each scaled
-// and shifted input is added up.
-template <int Inputs = 1, int Outputs = 1, bool Shift = false, bool Slices = false,
-          bool Prologue = false>
-struct ApplyForm {
-  static_assert(Inputs == 1 || Outputs == 1);
-  static constexpr int kInputs = Inputs, kOutputs = Outputs, kScales = Inputs * Outputs;
-  static constexpr bool kShift = Shift, kSlices = Slices, kPrologue = Prologue;
-  static constexpr int kTiles = kScales + (Prologue ? kScales : 0) + (Shift ? 1 : 0);
-};
 
 template <class Gate>
 constexpr bool kHasBeside = requires(const Gate& gate) { gate.beside; };
@@ -36,11 +25,11 @@ constexpr bool kHasBeside = requires(const Gate& gate) { gate.beside; };
 // lies beside the gate's, for its registers.
 template <class T, int V, class Gate>
 constexpr int kApplyBlocks =
-    sizeof(acc_t<T>) == 8 || Gate::Form::kTiles >= 3 || V == 1 || kHasBeside<Gate> ? 2 : 3;
+    sizeof(acc_t<T>) == 8 || Gate::Element::kNumbers >= 3 || V == 1 || kHasBeside<Gate> ? 2 : 3;
 // Vectors that a thread asks for before it uses the first of them: at least four loads in flight,
 // fewer vectors where each takes several.
-template <class Form>
-constexpr int kApplyBatch = Form::kInputs > 1 ? 2 : 4;
+template <class Element>
+constexpr int kApplyBatch = Element::kInputs > 1 ? 2 : 4;
 constexpr int kTileSize = kApplySamples * kApplyChannels;
 
 // Which gates a block owns. part == 0: nobody else computes them, so this block also stores them.
@@ -77,53 +66,32 @@ struct ApplyShape {
   }
 };
 
-template <class T, class Form = ApplyForm<>>
+template <class T, class Element>
 struct ApplyIo {
-  const T* in[Form::kInputs];  // x, or g in the backward pass
-  T* out[Form::kOutputs];
+  const T* in[Element::kInputs];  // x, or g in the backward pass
+  T* out[Element::kOutputs];
   index_t gap = 0;  // of the branches: elements between samples (channels_last: positions)
 
   // What lies between a dense offset and the branches' own, behind i samples or positions.
-  CHATTN_DEVICE index_t skipped_in(index_t i) const {
-    return Form::kSlices && Form::kInputs > 1 ? i * gap : 0;
-  }
-  CHATTN_DEVICE index_t skipped_out(index_t i) const {
-    return Form::kSlices && Form::kOutputs > 1 ? i * gap : 0;
-  }
+  CHATTN_DEVICE index_t skipped_in(index_t i) const { return Element::kSliceIn ? i * gap : 0; }
+  CHATTN_DEVICE index_t skipped_out(index_t i) const { return Element::kSliceOut ? i * gap : 0; }
 };
-
-// One element: output o of the inputs' values, by the numbers of its gate.
-template <class Form, class A>
-CHATTN_DEVICE A apply_one(const A (&gate)[Form::kTiles], int o, const A (&values)[Form::kInputs]) {
-  if constexpr (Form::kPrologue) {
-    A r = A(0);
-    CHATTN_UNROLL
-    for (int m = 0; m < Form::kInputs; ++m)
-      r += nan_max(A(0), gate[m] * values[m] + gate[Form::kInputs + m]);
-    return r;
-  }
-  A r = gate[o] * values[0];
-  CHATTN_UNROLL
-  for (int m = 1; m < Form::kInputs; ++m) r += gate[m] * values[m];
-  if constexpr (Form::kShift) r += gate[Form::kScales];
-  return r;
-}
 
 // What a thread holds of the maps at one place: V elements of every input. They stay the words that
 // were loaded until they are used; as elements, they would take a register each.
-template <class T, int V, class Form>
+template <class T, int V, class Element>
 struct ApplyVectors {
   using A = acc_t<T>;
   static constexpr int kBytes = V * static_cast<int>(sizeof(T));
   using Word = std::conditional_t<kBytes % 4 == 0, std::uint32_t, std::uint16_t>;
   static constexpr int kWords = kBytes / static_cast<int>(sizeof(Word));
   using Words = Vec<Word, kWords>;
-  Words in[Form::kInputs];
+  Words in[Element::kInputs];
 
   // `dense`: the place in a map that is no slice of another; `skipped`: what the branches skip.
-  CHATTN_DEVICE void load(const ApplyIo<T, Form>& io, index_t dense, index_t skipped) {
+  CHATTN_DEVICE void load(const ApplyIo<T, Element>& io, index_t dense, index_t skipped) {
     CHATTN_UNROLL
-    for (int q = 0; q < Form::kInputs; ++q) in[q] = load_words(io.in[q] + dense + skipped);
+    for (int q = 0; q < Element::kInputs; ++q) in[q] = load_words(io.in[q] + dense + skipped);
   }
   CHATTN_DEVICE static Words load_words(const T* p) {
     return load_stream<kWords>(reinterpret_cast<const Word*>(p));
@@ -135,36 +103,36 @@ struct ApplyVectors {
   }
   // gate_of(k, gate): the numbers of element k's gate; asked in the order of the elements.
   template <class GateOf>
-  CHATTN_DEVICE void apply(Words (&out)[Form::kOutputs], GateOf&& gate_of) const {
-    Vec<T, V> v[Form::kInputs], r[Form::kOutputs];
+  CHATTN_DEVICE void apply(Words (&out)[Element::kOutputs], GateOf&& gate_of) const {
+    Vec<T, V> v[Element::kInputs], r[Element::kOutputs];
     CHATTN_UNROLL
-    for (int q = 0; q < Form::kInputs; ++q) v[q] = elements(in[q]);
+    for (int q = 0; q < Element::kInputs; ++q) v[q] = elements(in[q]);
     CHATTN_UNROLL
     for (int k = 0; k < V; ++k) {
-      A gate[Form::kTiles], values[Form::kInputs];
+      A gate[Element::kNumbers], values[Element::kInputs];
       gate_of(k, gate);
       CHATTN_UNROLL
-      for (int q = 0; q < Form::kInputs; ++q) values[q] = to_acc(v[q][k]);
+      for (int q = 0; q < Element::kInputs; ++q) values[q] = to_acc(v[q][k]);
       CHATTN_UNROLL
-      for (int o = 0; o < Form::kOutputs; ++o)
-        r[o][k] = from_acc<T>(apply_one<Form>(gate, o, values));
+      for (int o = 0; o < Element::kOutputs; ++o)
+        r[o][k] = from_acc<T>(Element::at(gate, o, values));
     }
     CHATTN_UNROLL
-    for (int o = 0; o < Form::kOutputs; ++o) out[o] = bit_cast<Words>(r[o]);
+    for (int o = 0; o < Element::kOutputs; ++o) out[o] = bit_cast<Words>(r[o]);
   }
-  CHATTN_DEVICE static void store(const ApplyIo<T, Form>& io, index_t to,
-                                  const Words (&out)[Form::kOutputs]) {
+  CHATTN_DEVICE static void store(const ApplyIo<T, Element>& io, index_t to,
+                                  const Words (&out)[Element::kOutputs]) {
     CHATTN_UNROLL
-    for (int o = 0; o < Form::kOutputs; ++o)
+    for (int o = 0; o < Element::kOutputs; ++o)
       store_vec(reinterpret_cast<Word*>(io.out[o] + to), out[o]);
   }
 };
 
 // The gate of one channel of the tile.
-template <class Form, class A>
-CHATTN_DEVICE void load_gate(const Shared<A>& tiles, int t, A (&gate)[Form::kTiles]) {
+template <class Element, class A>
+CHATTN_DEVICE void load_gate(const Shared<A>& tiles, int t, A (&gate)[Element::kNumbers]) {
   CHATTN_UNROLL
-  for (int q = 0; q < Form::kTiles; ++q) gate[q] = tiles.ld(q * kTileSize + t);
+  for (int q = 0; q < Element::kNumbers; ++q) gate[q] = tiles.ld(q * kTileSize + t);
 }
 
 // Whether this block is one of those that a gate has brought along, and has done its work.
@@ -192,20 +160,20 @@ struct Span {
 
 template <class T, int V, class Gate>
 CHATTN_KERNEL(kThreads, (kApplyBlocks<T, V, Gate>))
-apply_spans(ApplyShape shape, ApplyIo<T, typename Gate::Form> io, Gate gate) {
+apply_spans(ApplyShape shape, ApplyIo<T, typename Gate::Element> io, Gate gate) {
   using A = acc_t<T>;
-  using Form = typename Gate::Form;
-  constexpr int kBatch = kApplyBatch<Form>;
+  using Element = typename Gate::Element;
+  constexpr int kBatch = kApplyBatch<Element>;
   if (ran_beside(gate)) return;
   const TilePlace p = shape.place();
   Shared<A> scratch = shared<A>(0, Gate::kShared);
-  Shared<A> tiles = shared<A>(sizeof(A) * Gate::kShared, Form::kTiles * kTileSize);
+  Shared<A> tiles = shared<A>(sizeof(A) * Gate::kShared, Element::kNumbers * kTileSize);
   const int length = p.channels * shape.hw;
   const int words = static_cast<int>(shape.by_words.divisor);  // of a span, at most
   const int last = shape.begin(p.samples * words, p.part + 1);
 
   // body(u, m, base, e) for the whole words of a batch: at element e of sample m's span.
-  ApplyVectors<T, V, Form> v[kBatch];
+  ApplyVectors<T, V, Element> v[kBatch];
   const auto batch = [&](int i, auto&& body) {
     CHATTN_UNROLL
     for (int u = 0; u < kBatch; ++u) {
@@ -224,17 +192,17 @@ apply_spans(ApplyShape shape, ApplyIo<T, typename Gate::Form> io, Gate gate) {
     batch(i, [&](int u, int m, index_t base, int e) {
       const int channel = shape.by_hw.quotient(e);
       int t = m * kApplyChannels + channel, left = (channel + 1) * shape.hw - e;
-      typename ApplyVectors<T, V, Form>::Words out[Form::kOutputs];
+      typename ApplyVectors<T, V, Element>::Words out[Element::kOutputs];
       if (left >= V) {  // all in one plane
-        A same[Form::kTiles];
-        load_gate<Form>(tiles, t, same);
-        v[u].apply(out, [&](int, A(&of)[Form::kTiles]) {
+        A same[Element::kNumbers];
+        load_gate<Element>(tiles, t, same);
+        v[u].apply(out, [&](int, A(&of)[Element::kNumbers]) {
           CHATTN_UNROLL
-          for (int q = 0; q < Form::kTiles; ++q) of[q] = same[q];
+          for (int q = 0; q < Element::kNumbers; ++q) of[q] = same[q];
         });
       } else {
-        v[u].apply(out, [&](int, A(&of)[Form::kTiles]) {
-          load_gate<Form>(tiles, t, of);
+        v[u].apply(out, [&](int, A(&of)[Element::kNumbers]) {
+          load_gate<Element>(tiles, t, of);
           if (--left == 0) {
             left = shape.hw;
             ++t;
@@ -247,7 +215,7 @@ apply_spans(ApplyShape shape, ApplyIo<T, typename Gate::Form> io, Gate gate) {
   };
 
   // body(m, base, e) for the element before or behind a span's words that is this thread's, if any.
-  ApplyVectors<T, 1, Form> end{};
+  ApplyVectors<T, 1, Element> end{};
   const auto at_end = [&](unsigned thread, auto&& body) {
     static_assert(2 * V * kApplySamples <= kThreads);
     const int m = static_cast<int>(thread / (2 * V)), side = static_cast<int>(thread % (2 * V));
@@ -266,9 +234,9 @@ apply_spans(ApplyShape shape, ApplyIo<T, typename Gate::Form> io, Gate gate) {
   __syncthreads();
 
   at_end(opaque(threadIdx.x), [&](int m, index_t base, int e) {
-    typename ApplyVectors<T, 1, Form>::Words out[Form::kOutputs];
-    end.apply(out, [&](int, A(&of)[Form::kTiles]) {
-      load_gate<Form>(tiles, m * kApplyChannels + shape.by_hw.quotient(e), of);
+    typename ApplyVectors<T, 1, Element>::Words out[Element::kOutputs];
+    end.apply(out, [&](int, A(&of)[Element::kNumbers]) {
+      load_gate<Element>(tiles, m * kApplyChannels + shape.by_hw.quotient(e), of);
     });
     end.store(io, base + e + io.skipped_out(p.n0 + m), out);
   });
@@ -283,24 +251,24 @@ apply_spans(ApplyShape shape, ApplyIo<T, typename Gate::Form> io, Gate gate) {
 // ---- channels_last: a position's channels of the tile are one short row
 template <class T, int V, class Gate>
 CHATTN_KERNEL(kThreads, (kApplyBlocks<T, V, Gate>))
-apply_rows(ApplyShape shape, ApplyIo<T, typename Gate::Form> io, Gate gate) {
+apply_rows(ApplyShape shape, ApplyIo<T, typename Gate::Element> io, Gate gate) {
   using A = acc_t<T>;
-  using Form = typename Gate::Form;
+  using Element = typename Gate::Element;
   constexpr int kCols = kApplyChannels / V, kRows = kThreads / kCols;
-  constexpr int kBatch = V == 1 && sizeof(A) == 8 && kHasBeside<Gate> ? 2 : kApplyBatch<Form>;
+  constexpr int kBatch = V == 1 && sizeof(A) == 8 && kHasBeside<Gate> ? 2 : kApplyBatch<Element>;
   constexpr int kWord = V * sizeof(A) <= 16 ? V : 16 / static_cast<int>(sizeof(A));
   if (ran_beside(gate)) return;
   const unsigned tid = threadIdx.x;
   const TilePlace p = shape.place();
   Shared<A> scratch = shared<A>(0, Gate::kShared);
-  Shared<A> tiles = shared<A>(sizeof(A) * Gate::kShared, Form::kTiles * kTileSize);
+  Shared<A> tiles = shared<A>(sizeof(A) * Gate::kShared, Element::kNumbers * kTileSize);
 
   // The samples' rows are one run; this thread takes every kRows-th of the block's part.
   const int channel = static_cast<int>(tid % kCols) * V, rows = p.samples * shape.hw;
   const int last = channel < p.channels ? shape.begin(rows, p.part + 1) : 0;
   const index_t first_row = static_cast<index_t>(p.n0) * shape.hw;
   const index_t first = first_row * shape.c + p.c0 + channel;
-  ApplyVectors<T, V, Form> v[kBatch];
+  ApplyVectors<T, V, Element> v[kBatch];
   const auto batch = [&](int i, auto&& body) {
     CHATTN_UNROLL
     for (int u = 0; u < kBatch; ++u) {
@@ -319,11 +287,11 @@ apply_rows(ApplyShape shape, ApplyIo<T, typename Gate::Form> io, Gate gate) {
   const auto apply = [&](int i) {
     batch(i, [&](int u, int at, index_t row, index_t offset) {
       const int t = shape.by_hw.quotient(at) * kApplyChannels + channel;
-      Vec<A, kWord> word[Form::kTiles];
-      typename ApplyVectors<T, V, Form>::Words out[Form::kOutputs];
-      v[u].apply(out, [&](int k, A(&of)[Form::kTiles]) {
+      Vec<A, kWord> word[Element::kNumbers];
+      typename ApplyVectors<T, V, Element>::Words out[Element::kOutputs];
+      v[u].apply(out, [&](int k, A(&of)[Element::kNumbers]) {
         CHATTN_UNROLL
-        for (int q = 0; q < Form::kTiles; ++q) {
+        for (int q = 0; q < Element::kNumbers; ++q) {
           if (k % kWord == 0) word[q] = tiles.template ldv<kWord>(q * kTileSize + t + k);
           of[q] = word[q][k % kWord];
         }
@@ -348,7 +316,7 @@ apply_rows(ApplyShape shape, ApplyIo<T, typename Gate::Form> io, Gate gate) {
 // ---- launch
 template <class T, class Gate>
 Status launch_apply(const char* name, const ApplyPlan& plan, const MapShape& map,
-                    const ApplyIo<T, typename Gate::Form>& io, const Gate& gate, void* stream) {
+                    const ApplyIo<T, typename Gate::Element>& io, const Gate& gate, void* stream) {
   using A = acc_t<T>;
   constexpr int kWidest = 16 / static_cast<int>(sizeof(T));
   ApplyShape shape;
@@ -366,7 +334,7 @@ Status launch_apply(const char* name, const ApplyPlan& plan, const MapShape& map
   shape.by_words = FastDiv(static_cast<std::uint32_t>(std::max<index_t>(words, 1)));
   LaunchConfig config;
   index_t blocks = plan.sample_tiles * plan.channel_tiles * plan.parts;
-  config.shared_bytes = sizeof(A) * (Gate::kShared + Gate::Form::kTiles * kTileSize);
+  config.shared_bytes = sizeof(A) * (Gate::kShared + Gate::Element::kNumbers * kTileSize);
   if constexpr (kHasBeside<Gate>) {
     blocks += gate.beside.blocks;
     config.shared_bytes = std::max(config.shared_bytes, sizeof(A) * gate.beside.kShared);

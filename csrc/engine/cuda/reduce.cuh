@@ -7,9 +7,9 @@
 #include <bit>
 
 #include "engine/cuda/arrival.cuh"
+#include "engine/cuda/elements.cuh"
 #include "engine/cuda/fast_div.h"
 #include "engine/cuda/plan.h"
-#include "engine/cuda/reduce_ops.cuh"
 //
 #include "common/device.cuh"
 
@@ -117,20 +117,37 @@ struct ReduceIo {
   }
 };
 
-template <class Op, class A>
-CHATTN_DEVICE void start(A (&s)[Op::kOutputs]) {
-  CHATTN_UNROLL
-  for (int o = 0; o < Op::kOutputs; ++o) s[o] = Op::first(o);
-}
-
 // Merges across lanes whose numbers differ in the bits [from, to) (powers of two).
 template <class Op, class A>
 CHATTN_DEVICE void merge_lanes(A (&s)[Op::kOutputs], int from, int to) {
   for (int bit = to >> 1; bit >= from; bit >>= 1) {
+    A other[Op::kOutputs];
     CHATTN_UNROLL
-    for (int o = 0; o < Op::kOutputs; ++o)
-      s[o] = Op::merge(o, s[o], __shfl_xor_sync(kFullMask, s[o], bit));
+    for (int o = 0; o < Op::kOutputs; ++o) other[o] = __shfl_xor_sync(kFullMask, s[o], bit);
+    Op::merge(s, other);
   }
+}
+
+// The states that a block's warps left in shared memory, `width` of them each: column i's, merged
+// in the warps' order and stored.
+template <class Op, class T, class A>
+CHATTN_DEVICE void merge_warps(const ReduceIo<T, Op>& io, const Shared<A>& partial, int width,
+                               int i, index_t out) {
+  A total[Op::kOutputs];
+  CHATTN_UNROLL
+  for (int w = 0; w < kWarps; ++w) {
+    A s[Op::kOutputs];
+    CHATTN_UNROLL
+    for (int o = 0; o < Op::kOutputs; ++o) s[o] = partial.ld((o * kWarps + w) * width + i);
+    if (w > 0) {
+      Op::merge(total, s);
+    } else {
+      CHATTN_UNROLL
+      for (int o = 0; o < Op::kOutputs; ++o) total[o] = s[o];
+    }
+  }
+  CHATTN_UNROLL
+  for (int o = 0; o < Op::kOutputs; ++o) st(io.out[o] + out, total[o]);
 }
 
 // Blocks that must fit on a multiprocessor; 0 leaves it to the compiler, which would rather spill a
@@ -141,9 +158,8 @@ constexpr int kReduceBlocks = sizeof(typename Op::Reference) > sizeof(double) ||
                                   : 0;
 
 // ---- NCHW, small planes
-// Block b: planes
-// [b*tile_planes, ...), read as one run of 16-byte words however long a plane is. Shared: kStaged
-// arrays of tile_planes*hw accumulators.
+// Block b: planes [b*tile_planes, ...), read as one run of 16-byte words however long a plane is.
+// Shared: kStaged arrays of tile_planes*hw accumulators.
 template <class T, int V, class Op>
 CHATTN_KERNEL(kThreads, kReduceBlocks<Op>)
 reduce_tiles(ReduceIo<T, Op> io, index_t planes, int hw, int tile_planes, int lane_bits) {
@@ -195,8 +211,7 @@ reduce_tiles(ReduceIo<T, Op> io, index_t planes, int hw, int tile_planes, int la
   const int groups = kThreads >> lane_bits, group = tid >> lane_bits;
   for (int p0 = 0; p0 < count; p0 += groups) {  // whole warps take part in the merge
     const int p = p0 + group;
-    A s[Op::kOutputs];
-    start<Op>(s);
+    A s[Op::kOutputs] = {};
     if (p < count) {
       const auto reference = io.of_plane(first + p);
       for (int i = lane; i < hw; i += lanes) {
@@ -215,10 +230,9 @@ reduce_tiles(ReduceIo<T, Op> io, index_t planes, int hw, int tile_planes, int la
 }
 
 // ---- NCHW, large planes
-// A plane (or one of
-// `splits` parts of it) belongs to one warp or to a whole block. Planes may start inside a 16-byte
-// word: elements before the first and after the last whole word go one by one. Shared: kOutputs *
-// kWarps accumulators.
+// A plane (or one of `splits` parts of it) belongs to one warp or to a whole block. Planes may
+// start inside a 16-byte word: elements before the first and after the last whole word go one by
+// one. Shared: kOutputs * kWarps accumulators.
 template <class T, int V, class Op>
 CHATTN_KERNEL(kThreads, kReduceBlocks<Op>)
 reduce_planes(ReduceIo<T, Op> io, index_t planes, int hw, int warps_per_plane, FastDiv by_splits) {
@@ -242,8 +256,7 @@ reduce_planes(ReduceIo<T, Op> io, index_t planes, int hw, int warps_per_plane, F
   const int tail = body + (end - body) / V * V;
   const auto reference = io.of_plane(plane);
 
-  A s[Op::kOutputs];
-  start<Op>(s);
+  A s[Op::kOutputs] = {};
   const auto fold = [&](int, const auto& staged) {
     CHATTN_UNROLL
     for (const auto& numbers : staged) Op::fold(s, numbers, reference);
@@ -277,20 +290,12 @@ reduce_planes(ReduceIo<T, Op> io, index_t planes, int hw, int warps_per_plane, F
     for (int o = 0; o < Op::kOutputs; ++o) partial.st(o * kWarps + warp, s[o]);
   }
   __syncthreads();
-  CHATTN_UNROLL
-  for (int o = 0; o < Op::kOutputs; ++o) {  // io.out[tid] would put all of io on the stack
-    if (tid != o) continue;
-    A total = partial.ld(o * kWarps);
-    CHATTN_UNROLL
-    for (int w = 1; w < kWarps; ++w) total = Op::merge(o, total, partial.ld(o * kWarps + w));
-    st(io.out[o] + out, total);
-  }
+  if (tid == 0) merge_warps<Op>(io, partial, 1, 0, out);
 }
 
 // ---- channels_last
-// A thread owns V
-// channels and walks over positions; `cols` threads lie along a row. Shared: kOutputs * kWarps *
-// cols * V accumulators.
+// A thread owns V channels and walks over positions; `cols` threads lie along a row. Shared:
+// kOutputs * kWarps * cols * V accumulators.
 template <class T, int V, class Op>
 CHATTN_KERNEL(kThreads, kReduceBlocks<Op>)
 reduce_rows(ReduceIo<T, Op> io, index_t n_count, int c_count, int hw, int col_bits,
@@ -309,11 +314,10 @@ reduce_rows(ReduceIo<T, Op> io, index_t n_count, int c_count, int hw, int col_bi
   const int begin = split_at(hw, split, splits);
   const int end = split_at(hw, split + 1, splits);
 
-  A s[V][Op::kOutputs];
+  A s[V][Op::kOutputs] = {};
   typename Op::Reference reference[V] = {};
   CHATTN_UNROLL
   for (int k = 0; k < V; ++k) {
-    start<Op>(s[k]);
     if (c < c_count)
       reference[k] = Op::Reference::load(io.reference, n * c_count + c + k, c + k, c_count);
   }
@@ -340,14 +344,8 @@ reduce_rows(ReduceIo<T, Op> io, index_t n_count, int c_count, int hw, int col_bi
   __syncthreads();
   for (int i = tid; i < width; i += kThreads) {
     if (c0 + i >= c_count) continue;
-    CHATTN_UNROLL
-    for (int o = 0; o < Op::kOutputs; ++o) {
-      A total = partial.ld(o * kWarps * width + i);
-      CHATTN_UNROLL
-      for (int w = 1; w < kWarps; ++w)
-        total = Op::merge(o, total, partial.ld((o * kWarps + w) * width + i));
-      st(io.out[o] + (static_cast<index_t>(split) * n_count + n) * c_count + c0 + i, total);
-    }
+    const index_t out = (static_cast<index_t>(split) * n_count + n) * c_count + c0 + i;
+    merge_warps<Op>(io, partial, width, i, out);
   }
 }
 

@@ -6,7 +6,7 @@ from tests.cuda_host.mutation import PLACE, Mutant, in_csrc
 
 _SELECT, _SK = "gates/select_cuda.cuh", "gates/sk_cuda_impl.cuh"
 _APPLY, _REDUCE = "engine/cuda/apply.cuh", "engine/cuda/reduce.cuh"
-_REDUCE_OPS = "engine/cuda/reduce_ops.cuh"
+_ELEMENTS = "engine/cuda/elements.cuh"
 
 
 def _pass(name: str, file: str, old: str, new: str, noticed: str) -> Mutant:
@@ -86,7 +86,7 @@ BUGS = (
         "y: max-abs error",
     ),
     _pass(
-        "prologue-without-relu", _REDUCE_OPS,
+        "prologue-without-relu", _ELEMENTS,
         "s[0] += nan_max(A(0), r.scale[m] * v[m] + r.shift[m]);",
         "s[0] += r.scale[m] * v[m] + r.shift[m];",
         "pooled: max-abs error",

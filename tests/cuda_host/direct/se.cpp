@@ -37,8 +37,8 @@ DIRECT_API int direct_se(int backward, const int* sizes, float* const* arrays, c
       cuda::SeScratch::make(cuda::plan_se(map, gate), map, gate, backward != 0).total;
   return direct::reported(error, error_size, [&] {
     if (backward)
-      direct::launch(SeBackward{map, gate, dy, nullptr, x, out[1], out[2], out[3], w1, w2,
-                                out[4], out[5], out[6], out[7], out[8]},
+      direct::launch(SeBackward{map, gate, dy, nullptr, x, out[1], out[2], out[3], w1, w2, out[4],
+                                out[5], out[6], out[7], out[8]},
                      scratch, cuda::se_backward_as<float>);
     else
       direct::launch(SeForward{map, gate, x, w1, b1, w2, b2, out[0], out[1], out[2], out[3]},
