@@ -4,6 +4,7 @@
 // namespace. Everything here lives in that namespace: an inline function shared between instruction
 // sets would let the linker keep the AVX-512 copy for a machine that has no AVX-512.
 #pragma once
+#include <bit>
 #include <cstdint>
 #include <cstring>
 #include <type_traits>
@@ -45,6 +46,11 @@ typedef std::uint64_t U64x2 __attribute__((vector_size(16)));
 // foreseen.
 template <int kUnit>
 CHATTN_INLINE U64x2 load_bytes(const void* from, int bytes) {
+  if constexpr (std::endian::native == std::endian::big) {
+    U64x2 v{};
+    memcpy(&v, from, static_cast<std::size_t>(bytes));
+    return v;
+  }
   const char* p = static_cast<const char*>(from);
   std::uint64_t first = 0, rest = 0;
   int shift = 0;
@@ -69,6 +75,10 @@ CHATTN_INLINE U64x2 load_bytes(const void* from, int bytes) {
 
 template <int kUnit>
 CHATTN_INLINE void store_bytes(void* to, U64x2 v, int bytes) {
+  if constexpr (std::endian::native == std::endian::big) {
+    memcpy(to, &v, static_cast<std::size_t>(bytes));
+    return;
+  }
   char* p = static_cast<char*>(to);
   std::uint64_t rest = v[0];
   if (bytes & 8) {
