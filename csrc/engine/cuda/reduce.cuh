@@ -133,18 +133,13 @@ CHATTN_DEVICE void merge_lanes(A (&s)[Op::kOutputs], int from, int to) {
 template <class Op, class T, class A>
 CHATTN_DEVICE void merge_warps(const ReduceIo<T, Op>& io, const Shared<A>& partial, int width,
                                int i, index_t out) {
-  A total[Op::kOutputs];
-  CHATTN_UNROLL
+  A total[Op::kOutputs] = {};
+  CHATTN_UNROLL_BY(Op::kStaged == 1 && Op::kOutputs == 1 ? kWarps : 1)
   for (int w = 0; w < kWarps; ++w) {
     A s[Op::kOutputs];
     CHATTN_UNROLL
     for (int o = 0; o < Op::kOutputs; ++o) s[o] = partial.ld((o * kWarps + w) * width + i);
-    if (w > 0) {
-      Op::merge(total, s);
-    } else {
-      CHATTN_UNROLL
-      for (int o = 0; o < Op::kOutputs; ++o) total[o] = s[o];
-    }
+    Op::merge(total, s);
   }
   CHATTN_UNROLL
   for (int o = 0; o < Op::kOutputs; ++o) st(io.out[o] + out, total[o]);
