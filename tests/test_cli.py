@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from chattn_cuda import _native, backends
-from chattn_cuda.cli import breakdown, cases, chart, demo, doctor, main, measure, report
+from chattn_cuda.cli import breakdown, cases, chart, demo, demo_check, doctor, main, measure, report
 from chattn_cuda.cli.environment import Environment, architecture_runs, environment
 from chattn_cuda.cli.measure import Entry, Result
 from chattn_cuda.cli.terminal import Table, Terminal
@@ -575,9 +575,10 @@ def test_demo_check_notices_a_small_difference(monkeypatch: pytest.MonkeyPatch) 
             model.get_submodule("layer3.2.se").fc2.weight.mul_(1.001)  # type: ignore[union-attr]
         return made
 
-    demo_accelerate = demo.accelerate
-    monkeypatch.setattr(demo, "accelerate", tampered)
-    checks, _ = demo._check(TINY, "cpu", "cpu")
+    demo_accelerate = demo_check.accelerate
+    monkeypatch.setattr(demo_check, "accelerate", tampered)
+    model, images = demo._model("cpu"), demo._images(2, TINY.check_side, "cpu")
+    checks, _ = demo_check.check_model(model, *images, "cpu")
     by_name = {check.what: check for check in checks}
     assert by_name["float64: outputs"].wrong and by_name["float64: gradients"].wrong
     blocks = [check for check in checks if "blocks" in check.what]
