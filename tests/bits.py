@@ -27,7 +27,11 @@ def digest(t: Tensor) -> str:
 def main(backends: list[str]) -> None:
     """Print the table."""
     torch.set_num_threads(1)
-    backends = [b for b in backends if cases.unavailable(b) is None]
+    if not backends:
+        raise SystemExit(__doc__)
+    for backend in backends:
+        if (reason := cases.unavailable(backend)) is not None:
+            raise SystemExit(f"{backend}: {reason}")
     for parameter in cases.table():
         (case,) = parameter.values
         if case.backend not in backends:

@@ -75,6 +75,7 @@ def _functions() -> dict[str, Callable[[], nn.Module]]:
         "squeeze_excite without biases": lambda: Function(
             "squeeze_excite", se[0], None, se[2], None, act="silu"
         ),
+        "squeeze_excite with a maximum": lambda: Function("squeeze_excite", *se, add_maxpool=True),
         "effective_squeeze_excite": lambda: Function("effective_squeeze_excite", (C, C), (C,)),
         "squeeze_excite_scale_bias": lambda: Function(
             "squeeze_excite_scale_bias", *se[:2], (2 * C, 2), (2 * C,)
@@ -142,7 +143,11 @@ EVERY = {**FUNCTIONS, **MODULES, **ACCELERATED}
 #: one of each block
 BLOCKS = ("timm SEModule", "timm EcaModule", "timm SelectiveKernel", "timm SplitAttn")
 #: what the kernels have no operators for
-PLAIN = ("squeeze_excite_scale_bias", "SqueezeExciteScaleBias")
+PLAIN = (
+    "squeeze_excite_scale_bias",
+    "SqueezeExciteScaleBias",
+    "squeeze_excite with a maximum",
+)
 
 
 def pair(name: str, backend: str = "auto") -> tuple[Network, Network]:

@@ -94,6 +94,7 @@ def test_problems_reach_every_path_of_se() -> None:
         assert reaches(product_splits=several, output_tiles=several, sm=sm)
         assert reaches(product_splits=several, sample_tiles=several, sm=sm)
     assert reaches(product_splits=1)
+    assert reaches(rd=0, kind="tiles") and reaches(rd=0, kind="rows", reduce_splits=several)
     vectors, elements = (lambda c: c % 4 == 0), (lambda c: c % 4)
     assert reaches(tile_samples=8, c=vectors, rd=vectors)
     assert reaches(tile_samples=16, c=vectors, rd=vectors) and reaches(c=elements)

@@ -23,8 +23,12 @@ from chattn_cuda import (
     activations,
     backends,
 )
-from chattn_cuda.functional import efficient_channel_attention, squeeze_excite
-from chattn_cuda.modules import SEGC, SEVar3, adaptive_kernel_size
+from chattn_cuda.functional import (
+    effective_squeeze_excite,
+    efficient_channel_attention,
+    squeeze_excite,
+)
+from chattn_cuda.modules import SEGC, GatherExcite, SEVar3, adaptive_kernel_size
 
 
 def arguments(**changes: Any) -> dict[str, Any]:
@@ -216,6 +220,16 @@ BAD: dict[str, tuple[Callable[[], Any], type[Exception], tuple[str, ...]]] = {
         lambda: SqueezeExcite(6, add_maxpool="yes"),
         TypeError,
         ("add_maxpool must be True or False", "got 'yes'"),
+    ),
+    "constructor: add_maxpool of GatherExcite": (
+        lambda: GatherExcite(16, add_maxpool=None),
+        TypeError,
+        ("add_maxpool must be True or False", "got None"),
+    ),
+    "effective: add_maxpool": (
+        lambda: effective_squeeze_excite(X, torch.randn(6, 6), add_maxpool="no"),
+        TypeError,
+        ("add_maxpool must be True or False", "got 'no'"),
     ),
     "constructor: norm_layer": (
         lambda: SqueezeExcite(6, norm_layer=3),

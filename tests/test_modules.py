@@ -164,6 +164,9 @@ def test_a_maximum_in_the_squeeze_is_left_to_pytorch(ours: Any, theirs: Any) -> 
     assert type(peer) is theirs and not report.changed
     assert "with the mean alone" in str(report)
     assert "with the mean alone" in str(chattn_cuda.explain(module, maps()))
+    for wrong in (torch.randn(2, 24), torch.ones(2, 24, 3, 3, dtype=torch.int64)):
+        with pytest.raises((TypeError, ValueError), match="x must"):
+            module(wrong)
 
 
 @pytest.mark.parametrize("name", ["selu", "celu", "quick_gelu", "hard_mish", "prelu"])

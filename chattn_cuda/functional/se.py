@@ -95,9 +95,8 @@ def squeeze_excite(
         backend: "auto" or one of "cuda", "triton", "cpu", "reference".
 
     The weights have x's type; under autocast they may have another. Activations that the kernels do
-    not know and maxima run the formulas in PyTorch; `chattn_cuda.explain` says which path a call
-    takes.
-    Forward-mode differentiation and tensor subclasses run the formulas too.
+    not know and `add_maxpool` run the formulas in PyTorch; `chattn_cuda.explain` says which path a
+    call takes. Forward-mode differentiation and tensor subclasses run the formulas too.
 
     Returns:
         y with x's shape, type and memory format (contiguous or channels_last). With ``return_gate``
@@ -107,11 +106,11 @@ def squeeze_excite(
         TypeError: A tensor argument is not a dense floating-point tensor, or a specification is of
             the wrong type.
         ValueError: Wrong shape, device, or type mix; unknown activation or backend; a named backend
-            that cannot run here. (What its kernels do not
-            cover runs by the formulas on any backend; `chattn_cuda.explain` says so.)
+            that cannot run here. (What its kernels do not cover runs by the formulas on any
+            backend; `chattn_cuda.explain` says so.)
 
     Complexity: at most 2 reads and 1 write of x's size forward, 3 reads and 1 write backward. Kept
-    for the backward: x and at most N * (3 * C + rd) numbers.
+    for the backward: x and at most N * (2 * C + rd) numbers.
 
     Example:
         >>> x = torch.randn(2, 64, 8, 8)
@@ -211,6 +210,7 @@ def _explain(
 ) -> Explanation:
     x = to_map(x, channel_dim)
     validation.check_squeeze_excite(x, w1, b1, w2, b2)
+    validation.check_bool(add_maxpool, "add_maxpool")
     uncovered = _why_not_fused(
         x,
         (w1, b1, w2, b2),

@@ -94,7 +94,7 @@ def effective_squeeze_excite(
         ValueError: As `squeeze_excite`.
 
     Complexity: passes over the map as `squeeze_excite`, and N * C * C multiplications. Kept for the
-    backward: x and at most 3 * N * C numbers.
+    backward: x and at most 2 * N * C numbers.
 
     Example:
         >>> y = effective_squeeze_excite(torch.randn(2, 8, 4, 4), torch.randn(8, 8), torch.randn(8))
@@ -105,6 +105,7 @@ def effective_squeeze_excite(
         return repeated if return_gate else repeated[0]
     m = to_map(x, channel_dim)
     validation.check_effective_squeeze_excite(m, weight, bias)
+    validation.check_bool(add_maxpool, "add_maxpool")
     given = weight, bias
     weight, bias = _unify(m, *given)
     name = backends.select(backend, x.device.type, x.dtype)
@@ -167,6 +168,7 @@ def _explain_effective(
 ) -> Explanation:
     x = to_map(x, channel_dim)
     validation.check_effective_squeeze_excite(x, weight, bias)
+    validation.check_bool(add_maxpool, "add_maxpool")
     resolved = activations.resolve(gate, "gate")
     uncovered = _why_not_effective(x, weight, bias, resolved, add_maxpool)
     device = x.device.type
@@ -262,6 +264,7 @@ def squeeze_excite_scale_bias(
     """
     m = to_map(x, channel_dim)
     validation.check_squeeze_excite(m, w1, b1, w2, b2, outputs=2)
+    validation.check_bool(add_maxpool, "add_maxpool")
     unified = validation.unify_dtypes(m, (w1, b1, w2, b2), _SE_WEIGHTS)
     w1_, b1, w2_, b2 = unified
     assert w1_ is not None and w2_ is not None

@@ -299,6 +299,7 @@ class GatherExcite(SqueezeExciteForward, nn.Module):
                 f"got extent={extent!r}, extra_params={extra_params!r}, use_mlp={use_mlp!r}"
             )
         rd_channels = reduced_channels(channels, rd_ratio, rd_channels, rd_divisor)
+        validation.check_bool(add_maxpool, "add_maxpool")
         self.add_maxpool = add_maxpool
         act = activations.make_layer(act_layer, "act_layer")
         self.mlp = _Mlp(channels, rd_channels, act, {"device": device, "dtype": dtype})

@@ -20,7 +20,7 @@ inline SePlan plan_se(const MapShape& map, const MlpGate& gate) {
   return plan;
 }
 
-// Of the launch that finishes the sums where a product does not, or not alone.
+// Of the launch that finishes the sums where no product does.
 inline index_t finish_blocks(const MapShape& map) { return ceil_div(map.planes(), kThreads); }
 
 // Of the weights' gradients, in the launch that writes the map's.

@@ -46,11 +46,14 @@ def inputs_of(problem: Problem) -> Tensors:
     return {k: t / t.shape[-1] ** 0.5 if k[0] == "w" else t for k, t in tensors.items()}
 
 
-def _se(problem: SeProblem, x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> Tensors:
-    silu = torch.nn.functional.silu
-    y, gate = reference.squeeze_excite(x, w1, b1, w2, b2, silu)
+def _se(
+    problem: SeProblem, x: Tensor, w2: Tensor, b2: Tensor, w1: Any = None, b1: Any = None
+) -> Tensors:
+    act = torch.nn.functional.silu if problem.rd else torch.nn.Identity()
+    y, gate = reference.squeeze_excite(x, w1, b1, w2, b2, act)
     pooled = x.mean((2, 3))
-    return {"pooled": pooled, "hidden": pooled @ w1.T + b1, "gate": gate, "y": y}
+    hidden = {"hidden": pooled @ w1.T + b1} if problem.rd else {}
+    return {"pooled": pooled, **hidden, "gate": gate, "y": y}
 
 
 def _eca(problem: EcaProblem, x: Tensor, weight: Tensor) -> Tensors:

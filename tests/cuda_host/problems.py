@@ -10,7 +10,7 @@ from typing import ClassVar
 
 Shape = tuple[int, ...]
 
-SILU, SIGMOID = 4, 10
+IDENTITY, SILU, SIGMOID = 0, 4, 10
 KINDS = ("tiles", "planes", "rows")
 
 
@@ -74,7 +74,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class SeProblem(Problem):
-    """Squeeze-and-excitation."""
+    """Squeeze-and-excitation; rd = 0: effective, with one layer."""
 
     rd: int
 
@@ -87,17 +87,19 @@ class SeProblem(Problem):
     @property
     def inputs(self) -> dict[str, Shape]:
         c, rd, size = self.c, self.rd, self.map_shape
-        return {"x": size, "dy": size, "w1": (rd, c), "b1": (rd,), "w2": (c, rd), "b2": (c,)}
+        first = {"w1": (rd, c), "b1": (rd,)} if rd else {}
+        return {"x": size, "dy": size, **first, "w2": (c, rd or c), "b2": (c,)}
 
     @property
     def outputs(self) -> dict[str, Shape]:
         n, c, rd, size = self.n, self.c, self.rd, self.map_shape
-        forward = {"y": size, "pooled": (n, c), "hidden": (n, rd), "gate": (n, c)}
-        return {**forward, "dx": size, "dw1": (rd, c), "db1": (rd,), "dw2": (c, rd), "db2": (c,)}
+        hidden = {"hidden": (n, rd)} if rd else {}
+        weights = {f"d{k}": v for k, v in self.inputs.items() if k not in ("x", "dy")}
+        return {"y": size, "pooled": (n, c), **hidden, "gate": (n, c), "dx": size, **weights}
 
     @property
     def sizes(self) -> list[int]:
-        gate = [self.rd, SILU, SIGMOID]
+        gate = [self.rd, SILU if self.rd else IDENTITY, SIGMOID]
         return [self.n, self.c, self.h * self.w, int(self.channels_last), *gate]
 
 
@@ -253,6 +255,8 @@ PROBLEMS: dict[str, tuple[Problem, ...]] = {
         SeProblem("without_clusters", 20, 72, 2, 2, 70, sm=80),
         SeProblem("parts", 2, 64, 24, 24, 16, channels_last=True),
         SeProblem("parts_batch", 17, 32, 28, 28, 4, channels_last=True, sm=80),
+        SeProblem("one_layer", 3, 70, 9, 9, 0),
+        SeProblem("one_layer_rows", 2, 36, 24, 24, 0, channels_last=True),
     ),
     "eca": (
         EcaProblem("block", 3, 20, 7, 5, 5),

@@ -42,8 +42,8 @@ def mlp_hidden_kernel(
 ):
     """Hidden = pooled w1^T + b1; merges the squeeze's partials and stores pooled.
 
-    w1 and hidden: None for a gate of one layer, which
-    needs pooled alone; r_size is 1 then. Grid: sample tiles x hidden tiles (fastest).
+    w1 and hidden: None for a gate of one layer, which needs pooled alone; r_size is 1 then. Grid:
+    sample tiles x hidden tiles (fastest).
     """
     ACC: tl.constexpr = pooled.dtype.element_ty
     N = tl.cast(n_size, tl.int64)

@@ -171,7 +171,7 @@ struct Repeated {
   A copy[R * kLongestRow];
 
   CHATTN_INLINE Repeated(const A* values, index_t c, index_t fold)
-      : first(fold > 1 && values ? copy : values), stride(fold > 1 ? c * fold : c) {
+      : first(fold > 1 ? copy : values), stride(fold > 1 ? c * fold : c) {
     if (first != copy) return;
     for (index_t r = 0; r < R; ++r)
       for (index_t i = 0; i < stride; ++i)

@@ -110,6 +110,7 @@ BUGS = (
         "shared-memory-for-one-array", _REDUCE,
         "sizeof(A) * Op::kStaged * plan.tile_planes * hw", "sizeof(A) * plan.tile_planes * hw",
         PLACE + "shared array of .* exceeds the launch's",
+        "sk",
     ),
     in_csrc(
         "one-block-short", _REDUCE,

@@ -88,13 +88,13 @@ BUGS = (
     ),
     # ---- wrong numbers, seen by the comparison only
     in_csrc(
-        "mean-of-two-maxima", _MLP,
-        "v = A(0.5) * (v + t);", "v = A(0.5) * (t + t);",
+        "not-the-mean-of-one-layer", _MLP,
+        "st(pooled + i, total.sum(i) * scale);", "st(pooled + i, total.sum(i));",
         "pooled: max-abs error",
     ),
     in_csrc(
-        "ties-of-the-maximum-not-shared", _GATES,
-        "dp[r] / tiles.ld(share)", "dp[r] / (tiles.ld(share) + 1)",
+        "gradient-of-the-mean-not-divided", _GATES,
+        "dp[r] / shape.hw", "dp[r]",
         "dx: max-abs error",
     ),
 )  # fmt: skip

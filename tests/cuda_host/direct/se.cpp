@@ -17,7 +17,8 @@ namespace {
 
 chattn::MlpGate gate_of(const int* sizes) {
   chattn::MlpGate gate;
-  gate.rd = sizes[4];
+  gate.direct = sizes[4] == 0;
+  gate.rd = gate.direct ? sizes[1] : sizes[4];
   gate.act = static_cast<chattn::Act>(sizes[5]);
   gate.gate = static_cast<chattn::Act>(sizes[6]);
   return gate;
@@ -30,19 +31,22 @@ DIRECT_API int direct_se(int backward, const int* sizes, float* const* arrays, c
   using namespace chattn;
   const MapShape map = direct::map_of(sizes);
   const MlpGate gate = gate_of(sizes);
-  const float *x = arrays[0], *dy = arrays[1], *w1 = arrays[2], *b1 = arrays[3], *w2 = arrays[4],
-              *b2 = arrays[5];
-  float* const* out = arrays + 6;  // y, pooled, hidden, gate, dx, dw1, db1, dw2, db2
+  const auto next = [&] { return *arrays++; };
+  const auto of_two_layers = [&] { return gate.direct ? nullptr : next(); };
+  const float *x = next(), *dy = next(), *w1 = of_two_layers(), *b1 = of_two_layers(), *w2 = next(),
+              *b2 = next();
+  float *y = next(), *pooled = next(), *hidden = gate.direct ? pooled : next(), *scale = next();
+  float *dx = next(), *dw1 = of_two_layers(), *db1 = of_two_layers(), *dw2 = next(), *db2 = next();
   const index_t scratch =
       cuda::SeScratch::make(cuda::plan_se(map, gate), map, gate, backward != 0).total;
   return direct::reported(error, error_size, [&] {
     if (backward)
-      direct::launch(SeBackward{map, gate, dy, nullptr, x, out[1], out[2], out[3], w1, w2, out[4],
-                                out[5], out[6], out[7], out[8]},
+      direct::launch(SeBackward{map, gate, dy, nullptr, x, pooled, hidden, scale, w1, w2, dx, dw1,
+                                db1, dw2, db2},
                      scratch, cuda::se_backward_as<float>);
     else
-      direct::launch(SeForward{map, gate, x, w1, b1, w2, b2, out[0], out[1], out[2], out[3]},
-                     scratch, cuda::se_forward_as<float>);
+      direct::launch(SeForward{map, gate, x, w1, b1, w2, b2, y, pooled, hidden, scale}, scratch,
+                     cuda::se_forward_as<float>);
   });
 }
 
