@@ -28,7 +28,7 @@ BUGS = (
     in_csrc(
         "pooled-not-written", _MLP,
         "st(pooled + i, total.sum(i) * scale);", "(void)i;",
-        "se_forward: no kernel wrote 'pooled' at byte 0",
+        PLACE + "load of 'pooled' at byte 0, which nothing has written",
     ),
     in_csrc(
         "bias-gradient-of-first-tile-only", _WEIGHTS,
