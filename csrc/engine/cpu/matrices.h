@@ -74,28 +74,46 @@ void matrix_rows(const acc_t<W>* a, const W* w, const W* bias, acc_t<W>* out, in
   });
 }
 
-// One vector of columns, R rows: the sums over i stay in registers.
-template <class W, int R>
+// Some vectors of columns, R rows: the sums over i stay in registers.
+template <class W, int R, int kVectors>
 CHATTN_INLINE void columns_tile(const acc_t<W>* a, const W* w, acc_t<W>* out, index_t i_count,
                                 index_t width, index_t count) {
   using S = Simd<W>;
   using SA = Simd<acc_t<W>>;
   using V = typename S::V;
-  Tile<V, R> sums;
-  for (index_t i = 0; i < i_count; ++i) {
-    const V v = S::load_some(w + i * width, count);
-    sums.each([&](index_t r, V& sum) { sum += a[r * i_count + i] * v; });
-  }
-  sums.each([&](index_t r, V& sum) { SA::store_some(out + r * width, sum, count); });
+  Tile<V, R * kVectors> sums;
+  for (index_t i = 0; i < i_count; ++i)
+    sums.each([&](index_t q, V& sum) {
+      sum += a[q / kVectors * i_count + i] *
+             S::load_some(w + i * width + q % kVectors * S::kLanes, count);
+    });
+  sums.each([&](index_t q, V& sum) {
+    SA::store_some(out + q / kVectors * width + q % kVectors * S::kLanes, sum, count);
+  });
 }
 
+// The columns that whole pieces of kVectors vectors of a row of w have, for R rows; returns the
+// first that is left.
+template <class W, int R, int kVectors>
+CHATTN_INLINE index_t wide_columns(const acc_t<W>* a, const W* w, acc_t<W>* out, index_t i_count,
+                                   index_t width, index_t k0, index_t k1) {
+  constexpr index_t kL = Simd<W>::kLanes;
+  for (; k0 + kVectors * kL <= k1; k0 += kVectors * kL)
+    columns_tile<W, R, kVectors>(a, w + k0, out + k0, i_count, width, kL);
+  return k0;
+}
+
+// Few rows leave registers for more columns: then w is read in longer pieces.
 template <class W>
 void matrix_columns(const acc_t<W>* a, const W* w, acc_t<W>* out, index_t rows, index_t i_count,
                     index_t width, index_t k0, index_t k1) {
-  for_vectors<Simd<W>::kLanes>(k1 - k0, [&](index_t k, index_t count) {
+  constexpr index_t kL = Simd<W>::kLanes;
+  if (rows == 1) k0 = wide_columns<W, 1, 8>(a, w, out, i_count, width, k0, k1);
+  if (rows == 2) k0 = wide_columns<W, 2, 4>(a, w, out, i_count, width, k0, k1);
+  for_vectors<kL>(k1 - k0, [&](index_t k, index_t count) {
     for_tiles<kTile>(0, rows, [&](index_t r, auto tile) {
-      columns_tile<W, tile()>(a + r * i_count, w + k0 + k, out + r * width + k0 + k, i_count, width,
-                              count);
+      columns_tile<W, tile(), 1>(a + r * i_count, w + k0 + k, out + r * width + k0 + k, i_count,
+                                 width, count);
     });
   });
 }
@@ -132,6 +150,16 @@ void matrix_outer(const acc_t<W>* a, const acc_t<W>* b, W* out, W* bias, index_t
     }
   }
   if (!out) return;
+  if (rows <= 2) {  // rows of the output from end to end
+    for (index_t i = i0; i < i1; ++i)
+      for_vectors<kL>(k, [&](index_t j, index_t count) {
+        typename SA::V sum{};
+        for (index_t r = 0; r < rows; ++r)
+          sum += a[r * i_count + i] * SA::load_some(b + r * k + j, count);
+        Simd<W>::store_some(out + i * k + j, sum, count);
+      });
+    return;
+  }
   typename SA::V packed[kRows * 2];
   for (index_t j = 0; j < k; j += 2 * kL) {
     const bool whole = j + 2 * kL <= k;
