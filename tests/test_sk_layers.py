@@ -103,6 +103,8 @@ def test_16_bit_weights(maps_dtype: torch.dtype, dtype: torch.dtype, backend: st
 @pytest.mark.parametrize("channels", [8, 7])  # slices on 16-byte boundaries, and not
 @pytest.mark.parametrize("layout", ["nchw", "nhwc"])
 def test_split_attention(radix: int, channels: int, layout: str, training: bool) -> None:
+    # Few samples may have a variance near zero, whose inverse makes noise of what is exactly zero.
+    torch.manual_seed(0)
     ours: Any = chattn_cuda.SplitAttn(12, channels, radix=radix, norm_layer=nn.BatchNorm2d).double()
     plain = copy.deepcopy(ours.train(training))
     x = cases.LAYOUTS[layout](torch.randn(3, 12, 5, 5, dtype=F64))
