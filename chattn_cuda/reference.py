@@ -221,8 +221,9 @@ def affine_of_norm(
     scale = torch.rsqrt(var.to(dtype) + eps)
     if weight is not None:
         scale = scale * weight.to(dtype)
-    shift = -mean.to(dtype) * scale
-    return scale, shift if bias is None else shift + bias.to(dtype)
+    if bias is None:
+        return scale, -mean.to(dtype) * scale
+    return scale, torch.addcmul(bias.to(dtype), mean.to(dtype), scale, value=-1)
 
 
 def after_prologue(maps: Sequence[Tensor], prologue: Tensor, slices: int = 1) -> tuple[Tensor, ...]:

@@ -104,7 +104,11 @@ def test_frozen_tensors(wanted: tuple[str, ...], training: bool, backend: str) -
 
 # ---- derivatives of derivatives
 def network_of(
-    tensors: Sequence[Tensor | None], norm: str | None, relu: bool, m: int = 2
+    tensors: Sequence[Tensor | None],
+    norm: str | None,
+    relu: bool,
+    m: int = 2,
+    cardinality: int = 1,
 ) -> ops.Network:
     w1, b1, weight, bias, w2, b2 = tensors
     assert w1 is not None and w2 is not None
@@ -114,15 +118,20 @@ def network_of(
         if norm == "eval":
             running = (torch.linspace(-0.4, 0.5, 4).to(w1), torch.linspace(0.6, 1.5, 4).to(w1))
         hidden = ops.HiddenNorm(weight, bias, *running, None, norm == "train", 0.1, 1e-3)
-    return ops.Network(m, w1, b1, w2, b2, hidden, relu)
+    return ops.Network(m, w1, b1, w2, b2, hidden, relu, cardinality)
 
 
 @pytest.mark.parametrize("norm", [None, "train", "eval"])
 @pytest.mark.parametrize("relu", [True, False], ids=["relu", "identity"])
 @pytest.mark.parametrize("bias", [True, False], ids=["bias", ""])
-def test_gradcheck_and_gradgradcheck(norm: str | None, relu: bool, bias: bool) -> None:
+@pytest.mark.parametrize("cardinality", [1, 2], ids=["", "groups"])
+def test_gradcheck_and_gradgradcheck(
+    cardinality: int, norm: str | None, relu: bool, bias: bool
+) -> None:
     generator = torch.Generator().manual_seed(2)
-    shapes = [(4, 3), (4,), (4,), (4,), (6, 4), (6,), *[(3, 3, 2, 2)] * 2]
+    c = 2 * cardinality
+    weights = [(4, 2), (4,), (4,), (4,), (2 * c, 4 // cardinality), (2 * c,)]
+    shapes = [*weights, *[(3, c, 2, 2)] * 2]
     tensors = [torch.randn(s, generator=generator, dtype=F64).requires_grad_() for s in shapes]
     missing = ({1, 5} if not bias else set()) | ({2, 3} if norm is None or not bias else set())
     given = [t for i, t in enumerate(tensors) if i not in missing]
@@ -130,7 +139,7 @@ def test_gradcheck_and_gradgradcheck(norm: str | None, relu: bool, bias: bool) -
     def call(*given: Tensor) -> tuple[Tensor, Tensor]:
         values = iter(given)
         args = [None if i in missing else next(values) for i in range(len(tensors))]
-        network = network_of(args[:6], norm, relu)
+        network = network_of(args[:6], norm, relu, 2, cardinality)
         y, z = functional.run_selective_kernel("cpu", args[6:], network)
         assert is_one_node(y)
         return y, torch.softmax(z, 1)

@@ -273,13 +273,13 @@ def submodule_obstacle(module: Any, name: str, *types: type[nn.Module]) -> str |
     return None if own is None else f"{name} {own}"
 
 
-def are_pointwise(*modules: Any) -> bool:
+def are_pointwise(*modules: Any, groups: int = 1) -> bool:
     """Whether they are 1x1 convolutions or linear layers, of these classes themselves."""
     for m in modules:
         if type(m) is nn.Conv2d:
-            if m.kernel_size != (1, 1) or m.groups != 1 or m.padding not in _NO_PADDING:
+            if m.kernel_size != (1, 1) or m.groups != groups or m.padding not in _NO_PADDING:
                 return False
-        elif type(m) is not nn.Linear:
+        elif type(m) is not nn.Linear or groups != 1:
             return False
     return True
 

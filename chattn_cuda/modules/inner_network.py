@@ -34,8 +34,8 @@ def inner_network(
         ValueError: When called: statistics of a batch of one sample.
     """
     reduce, norm, act, select = children(owner, *names)
-    if cardinality == 1 and not torch.compiler.is_compiling():
-        form = network_form(reduce, norm, act, select)
+    if not torch.compiler.is_compiling():
+        form = network_form(reduce, norm, act, select, cardinality)
         if form is not None:
             tensors = tensors_at(form.places(reduce, norm, act, select))
             plain = form.network(branches, u.shape[0], u.dtype, *tensors)
@@ -46,7 +46,7 @@ def inner_network(
     def call_layers(pooled: Tensor) -> Tensor:
         h = _inner_norm(norm, norm_name, _small_layer(reduce, reduce_name, pooled))
         z = _small_layer(select, select_name, _called(act, h))
-        return z.unflatten(1, (cardinality, branches, -1)).transpose(1, 2).flatten(2)
+        return ops.sk.to_branches(z, branches, cardinality)
 
     return call_layers
 
@@ -58,10 +58,12 @@ class NetworkForm(NamedTuple):
         relu: Whether the activation is ReLU; otherwise there is none.
         norm: Of a batch norm: whether it trains, whether it keeps running statistics, its momentum
             and eps. None where there is no norm.
+        cardinality: Groups of both layers.
     """
 
     relu: bool
     norm: tuple[bool, bool, float | None, float] | None
+    cardinality: int = 1
 
     def places(self, reduce: Any, norm: Any, act: Any, select: Any) -> list[tuple[Any, str]]:
         """Where the tensors are that `network` takes."""
@@ -94,7 +96,7 @@ class NetworkForm(NamedTuple):
         kind = w2.dtype
         if (kind != dtype and kind != acc) or (b2 is not None and b2.dtype != kind):
             w2, b2 = w2.to(acc), None if b2 is None else b2.to(acc)
-        return ops.Network(branches, w1, b1, w2, b2, hidden, self.relu)
+        return ops.Network(branches, w1, b1, w2, b2, hidden, self.relu, self.cardinality)
 
     def _hidden_norm(
         self, dtype: torch.dtype, acc: torch.dtype, weight: Any, bias: Any, mean: Any, var: Any,
@@ -129,19 +131,21 @@ class NetworkForm(NamedTuple):
 _PLAIN = (Tensor, nn.Parameter)  # not their subclasses
 
 
-def network_form(reduce: Any, norm: Any, act: Any, select: Any) -> NetworkForm | None:
+def network_form(
+    reduce: Any, norm: Any, act: Any, select: Any, cardinality: int = 1
+) -> NetworkForm | None:
     """The layers' form, where calling them would do no more than an `ops.Network`."""
     normalised, relu = type(norm) is nn.BatchNorm2d, type(act) is nn.ReLU
     if not normalised and type(norm) is not nn.Identity:
         return None
     if not relu and type(act) is not nn.Identity:
         return None
-    if not are_pointwise(reduce, select) or not are_as_their_classes(reduce, norm, act, select):
+    if not are_pointwise(reduce, select, groups=cardinality) or not are_as_their_classes(reduce, norm, act, select):
         return None
     settings = None
     if normalised:
         settings = norm.training, norm.track_running_stats, norm.momentum, norm.eps
-    return NetworkForm(relu, settings)
+    return NetworkForm(relu, settings, cardinality)
 
 
 def _small_layer(module: Any, name: str, s: Tensor) -> Tensor:

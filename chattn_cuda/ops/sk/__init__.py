@@ -10,6 +10,7 @@ torch.func, where a transform may add up gradients, each operator is differentia
 from chattn_cuda.ops.sk.attend import attend, squeeze, takes_prologue
 from chattn_cuda.ops.sk.fakes import FAKES
 from chattn_cuda.ops.sk.gradients import gradients
+from chattn_cuda.ops.sk.grouped import to_branches
 from chattn_cuda.ops.sk.network import HiddenNorm, Network
 from chattn_cuda.ops.sk.prologue import Norm, Prologue
 
@@ -23,4 +24,5 @@ __all__ = [
     "gradients",
     "squeeze",
     "takes_prologue",
+    "to_branches",
 ]

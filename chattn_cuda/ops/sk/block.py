@@ -23,7 +23,7 @@ from chattn_cuda.ops.sk.operators import (
 )
 from chattn_cuda.ops.sk.prologue import Prologue
 
-__all__ = ["Block", "evaluate", "is_whole"]
+__all__ = ["Block", "evaluate", "has_block", "is_whole"]
 
 
 class Block(torch.autograd.Function):
@@ -63,9 +63,14 @@ class Block(torch.autograd.Function):
 _TENSORS = 6  # of a Network: every other one is a bias
 
 
+def is_whole(namespace: str, network: Network) -> bool:
+    """Whether one operator of the backend runs the passes and this network in between."""
+    return network.cardinality == 1 and has_block(namespace)
+
+
 @functools.cache
-def is_whole(namespace: str) -> bool:
-    """Whether one operator of the backend runs the passes and the network in between."""
+def has_block(namespace: str) -> bool:
+    """Whether the backend has an operator of the passes and a network of one group."""
     return hasattr(getattr(torch.ops, namespace), "sk_forward")
 
 
@@ -78,7 +83,7 @@ def evaluate(
 ) -> tuple[Any, ...]:
     """Y, the logits, and what the gradients need; updates the running statistics."""
     branches = split(maps, slices) if slices > 1 else list(maps)
-    if not is_whole(namespace):
+    if not is_whole(namespace, network):
         numbers = None if prologue is None else prologue.numbers(branches[0].dtype)
         pooled = call_eager(namespace, "sk_squeeze", branches, numbers)
         z, rest = network.evaluate(pooled)
@@ -112,7 +117,7 @@ def _gradients(
     *args: Any,
 ) -> tuple[Any, ...]:  # fmt: skip
     """The gradients of the network's tensors and of the maps that are needed."""
-    if is_whole(namespace):
+    if is_whole(namespace, network):
         return _whole_gradients(namespace, slices, network, needs, dy, dlogits, *args)
     tensors, maps = args[:_TENSORS], args[_TENSORS : len(needs)]
     pooled, *saved, logits = args[len(needs) :]

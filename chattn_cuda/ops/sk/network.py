@@ -14,12 +14,19 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from chattn_cuda import reference
+from chattn_cuda.ops.sk.grouped import (
+    from_branches,
+    input_gradient,
+    linear,
+    to_branches,
+    weight_gradient,
+)
 
 __all__ = ["HiddenNorm", "Network", "Saved"]
 
 
 def _cast(dtype: torch.dtype, *tensors: Tensor | None) -> tuple[Tensor | None, ...]:
-    return tuple(None if t is None else t.to(dtype) for t in tensors)
+    return tuple(t if t is None or t.dtype == dtype else t.to(dtype) for t in tensors)
 
 
 Saved = tuple[Tensor | None, Tensor, Tensor | None, Tensor | None]
@@ -61,12 +68,14 @@ class Network:
 
     Attributes:
         branches: M.
-        w_reduce: (d, C) or (d, C, 1, 1).
+        w_reduce: (d, C / cardinality) or (d, C / cardinality, 1, 1).
         b_reduce: (d,) or None.
-        w_select: (M * C, d) or (M * C, d, 1, 1).
+        w_select: (M * C, d / cardinality) or (M * C, d / cardinality, 1, 1).
         b_select: (M * C,) or None.
         norm: Of the hidden values, or None.
         relu: Whether the activation is ReLU; otherwise there is none.
+        cardinality: Groups of both layers. The rows of w_select are those of the first group first,
+            in each of them those of the first branch.
     """
 
     branches: int
@@ -76,6 +85,7 @@ class Network:
     b_select: Tensor | None
     norm: HiddenNorm | None = None
     relu: bool = True
+    cardinality: int = 1
 
     @property
     def tensors(self) -> tuple[Tensor | None, ...]:
@@ -99,7 +109,7 @@ class Network:
                 weight, bias, mean, var, norm.updates, norm.of_batch, norm.momentum, norm.eps,
                 copied,
             )  # fmt: skip
-        return Network(self.branches, w1, b1, w2, b2, norm, self.relu)
+        return Network(self.branches, w1, b1, w2, b2, norm, self.relu, self.cardinality)
 
     def __call__(self, pooled: Tensor) -> Tensor:
         """The logits, differentiable; updates the running statistics."""
@@ -127,12 +137,12 @@ class Network:
         w1, b1, weight, bias, w2, b2 = tensors
         assert w1 is not None and w2 is not None
         with reference.no_autocast(pooled.device.type):
-            h = F.linear(pooled, w1.flatten(1), b1)
+            h = linear(pooled, w1, b1, self.cardinality)
             if self.norm is not None:
                 n = self.norm
                 h = F.batch_norm(h, mean, var, weight, bias, n.of_batch, n.momentum, n.eps)
-            z = F.linear(F.relu(h) if self.relu else h, w2.flatten(1), b2)
-        return z.unflatten(1, (self.branches, -1))
+            z = linear(F.relu(h) if self.relu else h, w2, b2, self.cardinality)
+        return to_branches(z, self.branches, self.cardinality)
 
     def _count_update(self) -> None:
         """What follows an update of the running statistics, where they are to be updated."""
@@ -150,7 +160,7 @@ class Network:
         """The logits and what `gradients` needs of them, without a graph; else as `__call__`."""
         before = mean = deviation = None
         with reference.no_autocast(pooled.device.type):
-            h = F.linear(pooled, self.w_reduce.flatten(1), self.b_reduce)
+            h = linear(pooled, self.w_reduce, self.b_reduce, self.cardinality)
             if self.norm is not None:
                 n, before = self.norm, h
                 h, mean, deviation = torch.native_batch_norm(
@@ -161,9 +171,9 @@ class Network:
                     mean, deviation = n.running_mean, n.running_var
             if self.relu:
                 h.relu_()
-            z = F.linear(h, self.w_select.flatten(1), self.b_select)
+            z = linear(h, self.w_select, self.b_select, self.cardinality)
         self._count_update()
-        return z.unflatten(1, (self.branches, -1)), (before, h, mean, deviation)
+        return to_branches(z, self.branches, self.cardinality), (before, h, mean, deviation)
 
     def gradients(
         self, dz: Tensor, pooled: Tensor, tensors: tuple[Tensor | None, ...], saved: Saved,
@@ -173,10 +183,11 @@ class Network:
         w1, _, weight, _, w2, _ = tensors
         before, h, mean, deviation = saved
         assert w1 is not None and w2 is not None
-        dz = dz.flatten(1)
-        dw2 = dz.t().mm(h).view_as(w2) if needs[4] else None
+        groups = self.cardinality
+        dz = from_branches(dz, groups)
+        dw2 = weight_gradient(dz, h, w2, groups) if needs[4] else None
         db2 = dz.sum(0) if needs[5] else None
-        dh = dz.mm(w2.flatten(1))
+        dh = input_gradient(dz, w2, groups)
         if self.relu:
             dh = torch.ops.aten.threshold_backward(dh, h, 0)
         dweight = dbias = None
@@ -192,9 +203,9 @@ class Network:
             dh, dweight, dbias = torch.ops.aten.native_batch_norm_backward(
                 dh, before, weight, *statistics, n.of_batch, n.eps, [True, *needs[2:4]]
             )
-        dw1 = dh.t().mm(pooled).view_as(w1) if needs[0] else None
+        dw1 = weight_gradient(dh, pooled, w1, groups) if needs[0] else None
         db1 = None
         if needs[1]:  # the batch's mean takes a bias away: zero, and not the rounding of a sum
             cancelled = self.norm is not None and self.norm.of_batch
             db1 = dh.new_zeros(dh.shape[1]) if cancelled else dh.sum(0)
-        return dh.mm(w1.flatten(1)), [dw1, db1, dweight, dbias, dw2, db2]
+        return input_gradient(dh, w1, groups), [dw1, db1, dweight, dbias, dw2, db2]

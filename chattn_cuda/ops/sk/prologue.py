@@ -49,5 +49,5 @@ class Prologue:
         if self.affine is not None:
             return self.affine
         acc = reference.accumulation_dtype(dtype)
-        rows = zip(*(reference.affine_of_norm(*norm, acc) for norm in self.norms), strict=True)
-        return torch.stack([torch.cat(row) for row in rows])
+        rows = [torch.stack(reference.affine_of_norm(*norm, acc)) for norm in self.norms]
+        return rows[0] if len(rows) == 1 else torch.cat(rows, 1)

@@ -28,6 +28,8 @@ CHATTN_INLINE void rows_tile(const acc_t<W>* a, const W* w, const W* bias, acc_t
   using SA = Simd<acc_t<W>>;
   using V = typename S::V;
   constexpr index_t kL = S::kLanes;
+  // One sum at a time waits for itself: few samples leave registers for several rows of weights.
+  constexpr int kRows = R <= 2 && kL >= 4 ? 4 : R <= 4 ? 2 : 1;
   V packed[kPacked / kL * kTile];
   // Where all columns fit, rows of weights are read from end to end.
   const index_t panel = k * R <= kPacked * kTile - kL * R ? k : kPacked;
@@ -39,17 +41,19 @@ CHATTN_INLINE void rows_tile(const acc_t<W>* a, const W* w, const W* bias, acc_t
       for (index_t k0 = b0; k0 < b1; k0 += kPacked) {
         const index_t length = b1 - k0 < kPacked ? b1 - k0 : kPacked;
         V parts[R][kL];
-        for (index_t p = 0; p < kL; ++p) {
+        for (index_t p = 0; p < kL; p += kRows) {
           // Beyond the last output the lanes are not stored.
-          const W* row = w + (p < outputs ? i + p : i) * k + k0;
+          const W* row[kRows];
+          for (index_t q = 0; q < kRows; ++q) row[q] = w + (p + q < outputs ? i + p + q : i) * k + k0;
           const V* column = packed + (k0 - b0) / kL * R;
-          Tile<V, R> sums;
+          Tile<V, kRows * R> sums;
           for_vectors<kL>(length, [&](index_t j, index_t count) {
-            const V v = S::load_some(row + j, count);
-            sums.each([&](index_t r, V& sum) { sum += v * column[r]; });
+            sums.each([&](index_t q, V& sum) {
+              sum += S::load_some(row[q / R] + j, count) * column[q % R];
+            });
             column += R;
           });
-          sums.each([&](index_t r, V& sum) { parts[r][p] = sum; });
+          sums.each([&](index_t q, V& sum) { parts[q % R][p + q / R] = sum; });
         }
         for (index_t r = 0; r < R; ++r) {
           acc_t<W>* o = out + r * out_stride + i;
