@@ -20,7 +20,7 @@ from chattn_cuda.functional.common import (
     why_not_fused,
 )
 
-__all__ = ["constants", "run_squeeze_excite", "squeeze_excite"]
+__all__ = ["constants", "run_squeeze_excite", "squeeze_excite", "why_not_squeeze_excite"]
 
 _WEIGHTS = ("w1", "b1", "w2", "b2")
 
@@ -129,7 +129,7 @@ def squeeze_excite(
     act_, gate_ = activations.resolve(act, "act"), activations.resolve(gate, "gate")
     formula = compiled.takes_formula(backend, x.device.type, (x, *weights))
     plain = formula or exported_plainly(backend)
-    if plain or _why_not_fused(m, weights, act_, gate_, add_maxpool) is not None:
+    if plain or why_not_squeeze_excite(m, weights, act_, gate_, add_maxpool) is not None:
         act_function = activations.as_callable(act, "act")
         gate_function = activations.as_callable(gate, "gate")
         y, s = _formulas(m, weights, act_function, gate_function, add_maxpool)
@@ -178,13 +178,14 @@ def _formulas(
     return y.contiguous(memory_format=ops.memory_format_of(x)), s
 
 
-def _why_not_fused(
+def why_not_squeeze_excite(
     x: Tensor,
     weights: Sequence[Tensor | None],
     act: Resolved | None,
     gate: Resolved | None,
     add_maxpool: bool,
 ) -> str | None:
+    """Why the operators of the block do not cover this call; None where they do."""
     if act is None:
         return "the kernels do not know this act"
     if gate is None or not gate[0].is_gate:
@@ -211,7 +212,7 @@ def _explain(
     x = to_map(x, channel_dim)
     validation.check_squeeze_excite(x, w1, b1, w2, b2)
     validation.check_bool(add_maxpool, "add_maxpool")
-    uncovered = _why_not_fused(
+    uncovered = why_not_squeeze_excite(
         x,
         (w1, b1, w2, b2),
         activations.resolve(act, "act"),

@@ -11,14 +11,12 @@ from chattn_cuda.activations import ActivationSpec
 from chattn_cuda.explanation import Explanation, explain_call, register_explainer
 from chattn_cuda.functional import checked
 from chattn_cuda.functional.common import (
-    MAXIMUM,
     Resolved,
     exported_plainly,
     from_map,
     to_map,
-    why_not_fused,
 )
-from chattn_cuda.functional.se import constants, run_squeeze_excite
+from chattn_cuda.functional.se import constants, run_squeeze_excite, why_not_squeeze_excite
 
 __all__ = [
     "effective_squeeze_excite",
@@ -112,7 +110,8 @@ def effective_squeeze_excite(
     resolved = activations.resolve(gate, "gate")
     formula = compiled.takes_formula(backend, x.device.type, (x, weight, bias))
     plain = formula or exported_plainly(backend)
-    if plain or _why_not_effective(m, weight, bias, resolved, add_maxpool) is not None:
+    uncovered = why_not_squeeze_excite(m, (weight, bias), _IDENTITY, resolved, add_maxpool)
+    if plain or uncovered is not None:
         function = activations.as_callable(gate, "gate")
         y, s = reference.squeeze_excite(
             m, None, None, weight, bias, gate=function, add_maxpool=add_maxpool
@@ -145,16 +144,6 @@ def _unify(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tens
     return unified, bias
 
 
-def _why_not_effective(
-    x: Tensor, weight: Tensor, bias: Tensor | None, gate: Resolved | None, add_maxpool: bool
-) -> str | None:
-    if gate is None or not gate[0].is_gate:
-        return "the kernels do not know this gate"
-    if add_maxpool:
-        return MAXIMUM
-    return why_not_fused(x, (weight, bias))
-
-
 def _explain_effective(
     x: Tensor,
     weight: Tensor,
@@ -170,7 +159,7 @@ def _explain_effective(
     validation.check_effective_squeeze_excite(x, weight, bias)
     validation.check_bool(add_maxpool, "add_maxpool")
     resolved = activations.resolve(gate, "gate")
-    uncovered = _why_not_effective(x, weight, bias, resolved, add_maxpool)
+    uncovered = why_not_squeeze_excite(x, (weight, bias), _IDENTITY, resolved, add_maxpool)
     device = x.device.type
     note = compiled.note(backend, device, (x, weight, bias))
     return explain_call(

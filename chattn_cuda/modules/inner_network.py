@@ -140,7 +140,9 @@ def network_form(
         return None
     if not relu and type(act) is not nn.Identity:
         return None
-    if not are_pointwise(reduce, select, groups=cardinality) or not are_as_their_classes(reduce, norm, act, select):
+    if not are_pointwise(reduce, select, groups=cardinality):
+        return None
+    if not are_as_their_classes(reduce, norm, act, select):
         return None
     settings = None
     if normalised:

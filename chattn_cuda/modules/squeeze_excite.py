@@ -191,8 +191,7 @@ class SqueezeExciteForward(FusedForward):
                 backends.select(self.backend, x.device.type)
                 _check_samples(layers.norm, x)
                 if layers.add_maxpool:
-                    last = self._channel_dim
-                    validation.check_map(x, None, any_rank=self._any_rank, channel_dim=last)
+                    validation.check_map(x, any_rank=self._any_rank, channel_dim=self._channel_dim)
             return None
         tensors, names = layers.weights(), layers.weight_names()
         given, norm = tensors[:4], tensors[4:]

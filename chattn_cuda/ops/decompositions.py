@@ -43,7 +43,7 @@ def _se_forward(
     x: Tensor, w1: Any, b1: Any, w2: Tensor, b2: Any, act: int, act_param: float, gate_fn: int
 ) -> tuple[Tensor, ...]:  # fmt: skip
     y, gate = se.BLOCK.formulas(x, w1, b1, w2, b2, act, act_param, gate_fn)
-    pooled = reference.pooled(reference.in_type(x, gate.dtype), False)
+    pooled = reference.in_type(x, gate.dtype).mean((2, 3))
     hidden = gate.new_empty((0,)) if w1 is None else reference.linear(pooled, w1, b1)
     return _like(y, x), pooled, hidden, gate
 
