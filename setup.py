@@ -8,7 +8,8 @@ Steered by environment variables:
   CXX, CXXFLAGS               C++ compiler (default: g++), and options to add to ours
 
 Sources are compiled directly instead of through torch's BuildExtension: the CPU kernels once per
-instruction set, the CUDA kernels without a torch header; a CPU build of torch suffices.
+instruction set, the CUDA kernels once per type of maps and without a torch header; a CPU build of
+torch suffices.
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ VERSION = re.search(r'__version__ = "(.+?)"', (ROOT / "chattn_cuda/_version.py")
 DEFAULT_ARCHS = "7.5;8.0;8.6;8.9;9.0;10.0;12.0+PTX"
 # The oldest libtorch that the stable-ABI calls must work with.
 TORCH_TARGET = "0x020b000000000000"
+# Of maps; the CUDA kernels are compiled for one at a time.
+MAP_TYPES = ("float", "half_t", "bfloat16_t", "double")
 
 ISA_FLAGS = {"baseline": []}
 if platform.machine() in ("x86_64", "AMD64"):
@@ -252,7 +255,7 @@ class BuildNative(build_ext):
             jobs.append((source, self.objects / name, command))
 
         for source in sorted(ROOT.glob("csrc/**/*.cpp")):
-            if source.stem.endswith("_cuda") and not cuda.home:
+            if source.name == "cuda.cpp" and not cuda.home:
                 continue
             if source.name == "kernels.cpp":
                 for isa, flags in ISA_FLAGS.items():
@@ -260,13 +263,14 @@ class BuildNative(build_ext):
                     add(source, [*base, *own, *flags], f".{isa}")
             elif source.name == "module.cpp":
                 add(source, [*base, *with_cuda, *module_flags])
-            elif source.parent.name == "ops":
+            elif source.name == "op.cpp":
                 add(source, [*base, *with_cuda, *torch_flags])
             else:
                 add(source, [*base, *x86, *with_cuda])
         if cuda.home:
             for source in sorted(ROOT.glob("csrc/**/*.cu")):
-                add(source, cuda.command(with_cuda))
+                for t in MAP_TYPES:
+                    add(source, cuda.command([*with_cuda, f"-DCHATTN_T={t}"]), f".{t}")
 
         say(f"CPU kernels for {', '.join(ISA_FLAGS)}")
         if cuda.home:

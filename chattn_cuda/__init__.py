@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from chattn_cuda import backends, functional, models
+import contextlib
+
+from chattn_cuda import _native, backends, functional, models, ops
 from chattn_cuda._version import __version__
 from chattn_cuda.convert import Report, accelerate, restore
 from chattn_cuda.explanation import Explanation, ModelExplanation, explain
@@ -41,3 +43,9 @@ __all__ = [
     "models",
     "restore",
 ]
+
+# An exported program calls the native operators without asking for a backend. A broken module is
+# reported by whoever uses it, so that `doctor` can still start.
+with contextlib.suppress(ImportError):
+    if _native.module() is not None:
+        ops.register_rules("chattn_cuda")

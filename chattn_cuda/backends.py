@@ -6,7 +6,6 @@ A backend is a namespace of operators with one schema per block
 
 from __future__ import annotations
 
-import contextlib
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -29,12 +28,14 @@ class Backend:
         namespace: The operators' namespace; None for the reference formulas.
         auto_on: The device types on which "auto" takes it; None means all.
         why_not_on: ``why_not_on(device_type)`` returns None where it can run, else the reason.
+        prepare: Makes its operators known to torch; called when it is selected.
     """
 
     name: str
     namespace: str | None
     auto_on: tuple[str, ...] | None
     why_not_on: Callable[[str], str | None]
+    prepare: Callable[[], None] = lambda: None
 
 
 def _cuda(device_type: str) -> str | None:
@@ -46,13 +47,14 @@ def _cuda(device_type: str) -> str | None:
 def _triton(device_type: str) -> str | None:
     from chattn_cuda import triton
 
-    reason = triton.why_not(device_type)
-    if reason is None:  # only now import the kernels, which takes a second
-        from chattn_cuda.triton import registration
+    return triton.why_not(device_type)
 
-        registration.register()
-        ops.register_rules("chattn_cuda_triton")
-    return reason
+
+def _register_triton() -> None:
+    from chattn_cuda.triton import registration  # the kernels, whose import takes a second
+
+    registration.register()
+    ops.register_rules(registration.NAMESPACE)
 
 
 def _cpu(device_type: str) -> str | None:
@@ -65,7 +67,7 @@ _BACKENDS: dict[str, Backend] = {
     b.name: b
     for b in (
         Backend("cuda", "chattn_cuda", ("cuda",), _cuda),
-        Backend("triton", "chattn_cuda_triton", ("cuda",), _triton),
+        Backend("triton", "chattn_cuda_triton", ("cuda",), _triton, _register_triton),
         Backend("cpu", "chattn_cuda", ("cpu",), _cpu),
         Backend("reference", None, None, lambda device_type: None),
     )
@@ -156,6 +158,12 @@ select._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 @functools.cache
 def _select(name: str, device_type: str, dtype: torch.dtype) -> str:
+    chosen = _choice(name, device_type, dtype)
+    _BACKENDS[chosen].prepare()
+    return chosen
+
+
+def _choice(name: str, device_type: str, dtype: torch.dtype) -> str:
     check_name(name, auto=True)
     if name != "auto":
         reason = why_not(name, device_type, dtype)
@@ -174,8 +182,3 @@ def _select(name: str, device_type: str, dtype: torch.dtype) -> str:
 
 
 when_registered(_select.cache_clear)
-
-# A broken module is reported by whoever uses it, so that `doctor` can still start.
-with contextlib.suppress(ImportError):
-    if _native.module() is not None:
-        ops.register_rules("chattn_cuda")

@@ -4,10 +4,10 @@
 
 #include <string>
 
+#include "blocks/eca/plan.h"
+#include "blocks/se/plan.h"
+#include "blocks/sk/plan.h"
 #include "engine/cpu/kernels.h"
-#include "gates/eca_plan.h"
-#include "gates/se_plan.h"
-#include "gates/sk_plan.h"
 
 namespace py = pybind11;
 

@@ -1,6 +1,6 @@
 """Reads the machine code of kernels: their loops, and how many loads those have in flight.
 
-    for kernel, loops in sass.kernels(Path("se_cuda_bf16.cubin"), 90):
+    for kernel, loops in sass.kernels(Path("se_bf16.cubin"), 90):
         main = sass.main_loop(loops, 128)
         main.in_flight(128)     # loads of 128 bits issued before the first of them is used
 

@@ -16,6 +16,7 @@ from chattn_cuda import _native
 from tests import cuda_resources as resources
 from tests import sass
 from tests.cuda_host import build, operators
+from tests.cuda_host.build import Unit
 from tests.cuda_resources import ARCHS, ToolError, blocks_per_sm
 
 # Kernels that stream maps, and how many of their blocks a multiprocessor must hold at least, for
@@ -158,7 +159,7 @@ def find_nvcc() -> str | None:
     return str(home / "bin" / "nvcc") if (home / "bin" / "nvcc").exists() else shutil.which("nvcc")
 
 
-def logs_of_build(sources: list[Path]) -> list[str] | None:
+def logs_of_build(units: list[Unit]) -> list[str] | None:
     """What nvcc printed when it made the extension; None unless that is of today's sources.
 
     The other tests of this file look at the extension itself.
@@ -166,8 +167,9 @@ def logs_of_build(sources: list[Path]) -> list[str] | None:
     if {arch for _, arch in built()} != set(ARCHS):
         return None
     logs = []
-    for source in sources:
+    for source, (define,) in units:
         name = str(source.relative_to(build.ROOT / "csrc")).replace("/", "_")
+        name += "." + define.removeprefix("CHATTN_T=")
         objects = [
             o
             for o in build.ROOT.glob(f"build/temp*/csrc/{name}.o")
@@ -188,8 +190,8 @@ def logs_of_build(sources: list[Path]) -> list[str] | None:
 @pytest.mark.timeout(1500)
 def test_compiles_without_warnings(tmp_path: Path) -> None:
     """All sources for all architectures; some minutes, unless the extension was built just so."""
-    sources = [source for source in operators.SOURCES if source.suffix == ".cu"]
-    if (logs := logs_of_build(sources)) is not None:
+    units = operators.kernels()
+    if (logs := logs_of_build(units)) is not None:
         assert [text for text in logs if text] == []
         return
     nvcc = find_nvcc()
@@ -198,18 +200,20 @@ def test_compiles_without_warnings(tmp_path: Path) -> None:
     version = subprocess.run([nvcc, "--version"], capture_output=True, text=True).stdout
     release = re.search(r"release (\d+\.\d+)", version)
 
-    def compile_one(source: Path) -> tuple[Path, str]:
-        output = tmp_path / f"{source.stem}.o"
+    def compile_one(number: int) -> tuple[Path, str]:
+        source, defines = units[number]
+        output = tmp_path / f"{number}.o"
         command = [nvcc, "-O3", "-std=c++20", f"-I{build.ROOT / 'csrc'}", "-DCHATTN_WITH_CUDA"]
         command += ["-Werror", "all-warnings", "-Xcompiler=-fPIC,-Wall,-Werror"]
         command += [f"-gencode=arch=compute_{a},code=sm_{a}" for a in ARCHS]
+        command += [f"-D{d}" for d in defines]
         done = subprocess.run(
             [*command, "-c", str(source), "-o", str(output)], capture_output=True, text=True
         )
         return output, done.stdout + done.stderr if done.returncode else ""
 
     with ThreadPoolExecutor(build.JOBS) as pool:
-        results = list(pool.map(compile_one, sources))
+        results = list(pool.map(compile_one, range(len(units))))
     assert [text for _, text in results if text] == []
 
     try:

@@ -176,7 +176,7 @@ def test_barriers_are_found() -> None:
     engine = ("reduce", "apply", "tile_product", "arrival")
     assert {f"engine/cuda/{name}.cuh" for name in engine} <= set(found)
     assert found["engine/cuda/tile_product.cuh"] == "se"
-    assert found["gates/eca_stage_cuda.cuh"] == found["gates/conv1d_cuda.cuh"] == "eca"
+    assert found["blocks/eca/stage.cuh"] == found["blocks/eca/gate.cuh"] == "eca"
     assert len(OF_BRANCHES) >= 5
 
 

@@ -36,5 +36,5 @@ def test_paths_lead_somewhere(document: Path) -> None:
 
 
 def test_a_folder_that_went_is_missed() -> None:
-    text = "`chattn_cuda/ops/`, csrc/gates/sk_cuda_*.cu, csrc/none/, [x](docs/none.md)"
+    text = "`chattn_cuda/ops/`, csrc/blocks/sk/*.cu, csrc/none/, [x](docs/none.md)"
     assert missing(text, ROOT) == ["csrc/none/", "docs/none.md"]

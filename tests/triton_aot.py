@@ -26,7 +26,7 @@ from triton.compiler import ASTSource
 
 from chattn_cuda.triton import eca, host, se, sk
 from chattn_cuda.triton.kernels.activations import codes
-from chattn_cuda.triton.launch import WARPS
+from chattn_cuda.triton.plan import WARPS
 
 _POINTEES = {
     torch.float32: "fp32",

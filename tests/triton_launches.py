@@ -29,7 +29,7 @@ from triton.runtime.driver import driver
 from triton.runtime.jit import JITFunction
 
 from chattn_cuda.triton import direct, eca, host, program, se, sk
-from chattn_cuda.triton.launch import WARPS
+from chattn_cuda.triton.plan import WARPS
 
 OPERATORS = {
     "se_forward": se.se_forward,

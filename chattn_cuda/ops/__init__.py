@@ -1,8 +1,9 @@
 """The operators of the blocks under autograd, torch.func and torch.compile."""
 
 from chattn_cuda.ops import sk
-from chattn_cuda.ops.autograd import BLOCKS, apply, apply_eagerly
+from chattn_cuda.ops.autograd import apply, apply_eagerly
 from chattn_cuda.ops.block import Block, memory_format_of
+from chattn_cuda.ops.blocks import BLOCKS
 from chattn_cuda.ops.decompositions import decompositions
 from chattn_cuda.ops.registration import register_rules
 from chattn_cuda.ops.sk import HiddenNorm, Network, Norm, Prologue

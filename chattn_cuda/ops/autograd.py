@@ -18,23 +18,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from chattn_cuda.ops import eca, se
 from chattn_cuda.ops.block import Block
+from chattn_cuda.ops.blocks import BLOCKS
 from chattn_cuda.ops.calls import call, call_eager
 from chattn_cuda.ops.derivable import Derivable
 from chattn_cuda.ops.saved import save, saved, unchanged_biases
 
-__all__ = ["BLOCKS", "apply", "apply_eagerly", "backward_of_graph", "setup_graph"]
-
-#: A new block adds its line here.
-BLOCKS: dict[str, Block] = {block.name: block for block in (se.BLOCK, eca.BLOCK)}
+__all__ = ["apply", "apply_eagerly", "backward_of_graph", "setup_graph"]
 
 
 def apply(block: str, namespace: str, *args: Any) -> tuple[Tensor, Tensor]:
     """Run a block's operators with their gradients.
 
     Args:
-        block: Key of `BLOCKS`.
+        block: Its name.
         namespace: The backend's operator namespace.
         *args: The forward operator's tensors and constants.
 

@@ -9,43 +9,21 @@ as such.
 from __future__ import annotations
 
 import functools
+import math
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
+from chattn_cuda.ops.blocks import BLOCKS
+
 __all__ = ["register_flops"]
 
 
-def _product(n: int, *weight: int) -> int:
-    total = 2 * n
-    for size in weight:
-        total *= size
-    return total
-
-
-def _se_forward(x: Any, w1: Any, b1: Any, w2: Any, *rest: Any, **_: Any) -> int:
-    first = 0 if w1 is None else _product(x[0], *w1)
-    return first + _product(x[0], *w2)
-
-
-def _se_backward(dy: Any, dgate: Any, x: Any, *rest: Any, **_: Any) -> int:
-    w1, w2, (need_dx, need_dw) = rest[3], rest[4], rest[-2:]
-    first = 0 if w1 is None else _product(x[0], *w1)
-    second = _product(x[0], *w2)
-    # through the second layer in any case, unless it is the only one and dx is not wanted
-    through = second if w1 is not None or need_dx else 0
-    return through + need_dx * first + need_dw * (first + second)
-
-
-def _eca_forward(x: Any, weight: Any, *rest: Any, **_: Any) -> int:
-    return _product(x[0], x[1], weight[2])
-
-
-def _eca_backward(dy: Any, dgate: Any, x: Any, *rest: Any, **_: Any) -> int:
-    weight, (need_dx, need_dw) = rest[2], rest[-2:]
-    return (need_dx + need_dw) * _product(x[0], x[1], weight[2])
+def _product(n: int, weight: Sequence[int]) -> int:
+    return 2 * n * math.prod(weight)
 
 
 def _sk(*args: Any, **_: Any) -> int:
@@ -54,21 +32,17 @@ def _sk(*args: Any, **_: Any) -> int:
 
 def _sk_forward(branches: Any, w_reduce: Any, *rest: Any, **_: Any) -> int:
     n, w_select = branches[0][0], rest[3]
-    return _product(n, *w_reduce) + _product(n, *w_select)
+    return _product(n, w_reduce) + _product(n, w_select)
 
 
 def _sk_backward(dy: Any, dlogits: Any, branches: Any, w_reduce: Any, *rest: Any, **_: Any) -> int:
     w_select, wanted = rest[1], rest[-1]
-    first, second = _product(dy[0], *w_reduce), _product(dy[0], *w_select)
+    first, second = _product(dy[0], w_reduce), _product(dy[0], w_select)
     weights = (wanted & 1) * first + (wanted >> 4 & 1) * second
     return second + (wanted >> 6 & 1) * first + weights
 
 
 _FORMULAS: dict[str, Any] = {
-    "se_forward": _se_forward,
-    "se_backward": _se_backward,
-    "eca_forward": _eca_forward,
-    "eca_backward": _eca_backward,
     "sk_squeeze": _sk,
     "sk_select": _sk,
     "sk_dot": _sk,
@@ -76,6 +50,9 @@ _FORMULAS: dict[str, Any] = {
     "sk_forward": _sk_forward,
     "sk_backward": _sk_backward,
 }
+for _block in BLOCKS.values():
+    _FORMULAS[f"{_block.name}_forward"] = _block.forward_flops
+    _FORMULAS[f"{_block.name}_backward"] = _block.backward_flops
 
 
 def register_flops(namespace: str) -> None:

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from chattn_cuda.ops import sk
-from chattn_cuda.ops.autograd import BLOCKS, backward_of_graph, setup_graph
+from chattn_cuda.ops.autograd import backward_of_graph, setup_graph
+from chattn_cuda.ops.blocks import BLOCKS
 from chattn_cuda.ops.calls import operator_of
 
 __all__ = ["register_rules", "registered_namespaces"]

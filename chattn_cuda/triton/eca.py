@@ -9,16 +9,9 @@ from __future__ import annotations
 from torch import Tensor
 
 from . import host
-from .kernels import conv, passes
-from .launch import UNLIMITED, plan_conv_grad, plan_pass
+from .kernels import conv
+from .plan import UNLIMITED, plan_conv_grad, plan_pass
 from .program import Operator
-
-SCHEMAS = (
-    "eca_forward(Tensor x, Tensor weight, int gate_fn, bool circular) "
-    "-> (Tensor y, Tensor pooled, Tensor gate)",
-    "eca_backward(Tensor dy, Tensor? dgate, Tensor x, Tensor pooled, Tensor gate, Tensor weight, "
-    "int gate_fn, bool circular, bool need_dx, bool need_dw) -> (Tensor dx, Tensor dweight)",
-)
 
 
 def forward_launches(
@@ -36,9 +29,8 @@ def forward_launches(
         y in x's memory format; pooled and gate (N, C) in the accumulation type. Extra memory: the
         partial sums of the squeeze, at most 32 * N * C numbers.
     """
-    n, c, h, w = x.shape
-    hw = h * w
     channels_last = host.is_channels_last(x)
+    n, c, hw, cl = host.shape_of(x, channels_last)
     acc = host.accumulator(x.dtype)
     y = host.empty_map(x, channels_last)
     pooled = x.new_empty((n, c), dtype=acc)
@@ -46,24 +38,14 @@ def forward_launches(
     outputs = (y, pooled, gate)
     if n == 0:
         return outputs, []
-    # At HW = 1 the formats are the same bytes; as channels_last, adjacent elements are adjacent.
-    cl = channels_last or hw == 1
-    size = x.element_size()
-
-    samples, p = host.reduction(n, c, hw, cl, size, 1)
-    part_sum = x.new_empty((p.splits, n, c), dtype=acc)
-    squeeze = host.Launch(
-        passes.squeeze_kernel,
-        p.programs,
-        ((x,), None, part_sum, *host.sizes(p, samples), *host.tiles(p)),
-    )
-    parts = p.splits
-    p = plan_pass(n, c, hw, cl, size, max_splits=UNLIMITED, fill=host.FILL)
+    part_sum, squeeze = host.squeeze((x,), None, channels_last)
+    parts = len(part_sum)
+    p = plan_pass(n, c, hw, cl, x.element_size(), max_splits=UNLIMITED, fill=host.FILL)
     rescale = host.Launch(
         conv.conv_rescale_kernel,
         p.programs,
         ((x,), y, part_sum, weight, pooled, gate, *host.sizes(p, n), hw, parts, weight.shape[2])
-        + (weight.shape[0] > 1, circular, gate_fn, *host.tiles(p)),
+        + (weight.shape[0] > 1, circular, gate_fn, *host.constants(p)),
     )
     return outputs, [squeeze, rescale]
 
@@ -98,30 +80,19 @@ def backward_launches(
         dx, dweight; shape (0,) where not needed. Extra memory: the partial sums, at most
         32 * (N * C + the weights) numbers.
     """
-    n, c, h, w = x.shape
-    hw = h * w
     channels_last = host.is_channels_last(x)
+    n, c, hw, cl = host.shape_of(x, channels_last)
     dx = host.empty_map(x, channels_last) if need_dx else x.new_empty((0,))
     new_weight = weight.new_zeros if n == 0 else weight.new_empty
     dweight = new_weight(weight.shape if need_dw else (0,))
     outputs = (dx, dweight)
     if n == 0 or not (need_dx or need_dw):
         return outputs, []
-    cl = channels_last or hw == 1
-    size = x.element_size()
     taps, per_channel = weight.shape[2], weight.shape[0] > 1
     how = (per_channel, circular, gate_fn)
 
-    samples, p = host.reduction(n, c, hw, cl, size, 2)
-    part_ds = gate.new_empty((1, p.splits, n, c))
-    launches = [
-        host.Launch(
-            passes.reduce_kernel,
-            p.programs,
-            (dy, (x,), part_ds, *host.sizes(p, samples), *host.tiles(p)),
-        )
-    ]
-    parts = p.splits
+    part_ds, reduce = host.reduce(dy, (x,), channels_last)
+    launches, parts = [reduce], part_ds.shape[1]
     if need_dw:
         g = plan_conv_grad(n, c, taps, per_channel, gate.element_size(), fill=host.FILL)
         part_dw = gate.new_empty((g.parts, g.count))
@@ -139,13 +110,13 @@ def backward_launches(
             ),
         ]
     if need_dx:
-        p = plan_pass(n, c, hw, cl, size, max_splits=UNLIMITED, fill=host.FILL)
+        p = plan_pass(n, c, hw, cl, x.element_size(), max_splits=UNLIMITED, fill=host.FILL)
         launches.append(
             host.Launch(
                 conv.conv_spread_kernel,
                 p.programs,
                 (dy, part_ds, dgate, gate, weight, (dx,), *host.sizes(p, n), hw, parts, taps, *how)
-                + host.tiles(p),
+                + host.constants(p),
             )
         )
     return outputs, launches

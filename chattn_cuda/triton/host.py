@@ -8,12 +8,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from . import launch
+from chattn_cuda.ops.block import memory_format_of
+
+from . import plan
+from .kernels import passes
 from .kernels.activations import INTERPRETED
-from .launch import PassPlan, plan_pass
+from .plan import PassPlan, plan_pass
 
 # The interpreter runs one program after the other, so it gets few and large ones.
-FILL = 8 if INTERPRETED.value else launch.FILL
+FILL = 8 if INTERPRETED.value else plan.FILL
 
 
 class Launch(NamedTuple):
@@ -30,18 +33,14 @@ class Launch(NamedTuple):
 
 
 def is_channels_last(x: Tensor) -> bool:
-    """Whether the results for ``x`` (N, C, H, W) are channels_last; the rule of all backends.
+    """Whether the results for ``x`` (N, C, H, W) are channels_last."""
+    return memory_format_of(x) == torch.channels_last
 
-    A dense map keeps its format (contiguous where it is both). Of the others, those whose channels
-    are adjacent and whose pixels are at least C apart count as channels_last.
-    """
-    if x.is_contiguous():
-        return False
-    if x.is_contiguous(memory_format=torch.channels_last):
-        return True
-    _, c, h, w = x.shape
-    _, sc, sh, sw = x.stride()
-    return c > 1 and sc == 1 and h * w > 1 and (h == 1 or sh >= c) and (w == 1 or sw >= c)
+
+def shape_of(x: Tensor, channels_last: bool) -> tuple[int, int, int, bool]:
+    """N, C, HW, and whether channels are adjacent: at HW = 1 both formats are the same bytes."""
+    n, c, h, w = x.shape
+    return n, c, h * w, channels_last or h * w == 1
 
 
 def memory_format(channels_last: bool) -> torch.memory_format:
@@ -64,19 +63,38 @@ def sizes(p: PassPlan, n: int) -> tuple[int, ...]:
     return (n, p.mid, p.units, p.steps, p.c_tiles, p.splits)
 
 
-def tiles(p: PassPlan) -> tuple[Any, ...]:
+def constants(p: PassPlan) -> tuple[Any, ...]:
     """A pass kernel's constants ALIGN to TL."""
     return (p.align, p.channels_last, p.tile_n, p.tile_c, p.tile_l)
 
 
-def reduction(
-    n: int, c: int, hw: int, cl: bool, itemsize: int, tiles: int, by_channel: bool = False
-) -> tuple[int, PassPlan]:
-    """Plan of a pass that sums over HW, and the number of samples to run it with.
+def squeeze(
+    xs: tuple[Tensor, ...], prologue: Tensor | None, channels_last: bool, tiles: int = 1
+) -> tuple[Tensor, Launch]:
+    """The sums over maps and HW, in parts (splits, N, C), and the launch that makes them."""
+    # A prologue must know which channel a plane is.
+    n, c, samples, p = _fold(xs[0], channels_last, tiles, by_channel=prologue is not None)
+    parts = xs[0].new_empty((p.splits, n, c), dtype=accumulator(xs[0].dtype))
+    args = (xs, prologue, parts, *sizes(p, samples), *constants(p))
+    return parts, Launch(passes.squeeze_kernel, p.programs, args)
 
-    by_channel: the pass must know which channel a plane is.
-    """
+
+def reduce(
+    dy: Tensor, xs: tuple[Tensor, ...], channels_last: bool, tiles: int = 2
+) -> tuple[Tensor, Launch]:
+    """The sums of dy * x over HW, in parts (M, splits, N, C), and the launch that makes them."""
+    n, c, samples, p = _fold(xs[0], channels_last, tiles)
+    parts = dy.new_empty((len(xs), p.splits, n, c), dtype=accumulator(dy.dtype))
+    args = (dy, xs, parts, *sizes(p, samples), *constants(p))
+    return parts, Launch(passes.reduce_kernel, p.programs, args)
+
+
+def _fold(
+    x: Tensor, channels_last: bool, tiles: int, by_channel: bool = False
+) -> tuple[int, int, int, PassPlan]:
+    """N, C, and the plan of a pass that sums over HW with the number of samples to run it with."""
+    n, c, hw, cl = shape_of(x, channels_last)
     if cl or by_channel:
-        return n, plan_pass(n, c, hw, cl, itemsize, tiles, fill=FILL)
+        return n, c, n, plan_pass(n, c, hw, cl, x.element_size(), tiles, fill=FILL)
     # Planes of NCHW are independent and adjacent: one sample with N * C channels.
-    return 1, plan_pass(1, n * c, hw, False, itemsize, tiles, fill=FILL)
+    return n, c, 1, plan_pass(1, n * c, hw, False, x.element_size(), tiles, fill=FILL)

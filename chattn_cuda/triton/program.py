@@ -20,7 +20,7 @@ from triton.compiler import CompiledKernel
 
 from . import direct, host
 from .kernels.activations import INTERPRETED
-from .launch import WARPS
+from .plan import WARPS
 
 __all__ = ["Operator", "Program"]
 

@@ -12,10 +12,9 @@ import threading
 
 import torch
 
-NAMESPACE = "chattn_cuda_triton"
+from chattn_cuda.ops.blocks import BLOCKS
 
-#: Modules of this package with a block each: its SCHEMAS, and a function for each, of its name.
-BLOCKS = ("se", "eca", "sk")
+NAMESPACE = "chattn_cuda_triton"
 
 _library: torch.library.Library | None = None
 _lock = threading.Lock()
@@ -34,9 +33,11 @@ def register() -> None:
         if _library is not None:
             return
         library = torch.library.Library(NAMESPACE, "DEF")
-        for block in BLOCKS:
+        for block in (*BLOCKS, "sk"):
+            # It has a function for each operator, of its name.
             module = importlib.import_module(f"chattn_cuda.triton.{block}")
-            for schema in module.SCHEMAS:
+            described = BLOCKS.get(block)
+            for schema in module.SCHEMAS if described is None else described.schemas:
                 library.define(schema)
                 name = schema.partition("(")[0]
                 for key in ("CUDA", "CPU"):

@@ -14,17 +14,8 @@ from torch import Tensor
 
 from . import host
 from .kernels import gate as gates
-from .kernels import passes
-from .launch import UNLIMITED, plan_mlp, plan_outer, plan_pass
+from .plan import UNLIMITED, plan_mlp, plan_outer, plan_pass
 from .program import Operator
-
-SCHEMAS = (
-    "se_forward(Tensor x, Tensor? w1, Tensor? b1, Tensor w2, Tensor? b2, int act, float act_param, "
-    "int gate_fn) -> (Tensor y, Tensor pooled, Tensor hidden, Tensor gate)",
-    "se_backward(Tensor dy, Tensor? dgate, Tensor x, Tensor pooled, Tensor hidden, Tensor gate, "
-    "Tensor? w1, Tensor w2, int act, float act_param, int gate_fn, bool need_dx, bool need_dw) "
-    "-> (Tensor dx, Tensor dw1, Tensor db1, Tensor dw2, Tensor db2)",
-)
 
 
 def forward_launches(
@@ -55,10 +46,9 @@ def forward_launches(
         type. Three launches; extra memory: the partial sums of the squeeze, at most 32 * N * C
         numbers.
     """
-    n, c, h, w = x.shape
-    hw = h * w
-    r = c if w1 is None else w1.shape[0]
     channels_last = host.is_channels_last(x)
+    n, c, hw, cl = host.shape_of(x, channels_last)
+    r = c if w1 is None else w1.shape[0]
     acc = host.accumulator(x.dtype)
     y = host.empty_map(x, channels_last)
     pooled = x.new_empty((n, c), dtype=acc)
@@ -69,37 +59,17 @@ def forward_launches(
         return outputs, []
     w1 = None if w1 is None else w1.reshape(r, c)
     w2 = w2.reshape(c, r)
-    # At HW = 1 the formats are the same bytes; as channels_last, adjacent elements are adjacent.
-    cl = channels_last or hw == 1
     size = x.element_size()
-
-    samples, p = host.reduction(n, c, hw, cl, size, 1)
-    part_sum = x.new_empty((p.splits, n, c), dtype=acc)
-    launches = [
-        host.Launch(
-            passes.squeeze_kernel,
-            p.programs,
-            ((x,), None, part_sum, *host.sizes(p, samples), *host.tiles(p)),
-        )
-    ]
+    parts, squeeze = host.squeeze((x,), None, channels_last)
+    launches = [squeeze]
     units = 1 if w1 is None else r
     m = plan_mlp(n, units, c, gate.element_size(), fill=host.FILL)
     launches.append(
         host.Launch(
             gates.mlp_hidden_kernel,
             m.programs,
-            (part_sum, w1, b1, pooled)
-            + (
-                None if w1 is None else hidden,
-                n,
-                c,
-                units,
-                hw,
-                p.splits,
-                m.tile_n,
-                m.tile_r,
-                m.tile_k,
-            ),
+            (parts, w1, b1, pooled, None if w1 is None else hidden)
+            + (n, c, units, hw, len(parts), m.tile_n, m.tile_r, m.tile_k),
         )
     )
     p = plan_pass(n, c, hw, cl, size, max_splits=UNLIMITED, hidden=r, fill=host.FILL)
@@ -108,7 +78,7 @@ def forward_launches(
             gates.mlp_rescale_kernel,
             p.programs,
             ((x,), y, pooled if w1 is None else hidden, w2, b2, gate, *host.sizes(p, n), r)
-            + (act, act_param, gate_fn, *host.tiles(p), p.tile_k),
+            + (act, act_param, gate_fn, *host.constants(p), p.tile_k),
         )
     )
     return outputs, launches
@@ -150,11 +120,9 @@ def backward_launches(
         dx, dw1, db1, dw2, db2; shape (0,) where not needed. Up to four launches; extra memory: the
         partial sums, at most 64 * N * C numbers.
     """
-    n, c, h, w = x.shape
-    hw = h * w
-    r = c if w1 is None else w1.shape[0]
     channels_last = host.is_channels_last(x)
-    acc = gate.dtype
+    n, c, hw, cl = host.shape_of(x, channels_last)
+    r = c if w1 is None else w1.shape[0]
     dx = host.empty_map(x, channels_last) if need_dx else x.new_empty((0,))
     new_weight = w2.new_zeros if n == 0 else w2.new_empty
     dw1 = new_weight((0,) if w1 is None or not need_dw else w1.shape)
@@ -166,19 +134,9 @@ def backward_launches(
         return outputs, []
     w1 = None if w1 is None else w1.reshape(r, c)
     w2 = w2.reshape(c, r)
-    cl = channels_last or hw == 1
-    size = x.element_size()
-    acc_size = gate.element_size()
-
-    samples, p = host.reduction(n, c, hw, cl, size, 2)
-    parts = x.new_empty((1, p.splits, n, c), dtype=acc)
-    launches = [
-        host.Launch(
-            passes.reduce_kernel,
-            p.programs,
-            (dy, (x,), parts, *host.sizes(p, samples), *host.tiles(p)),
-        )
-    ]
+    size, acc_size = x.element_size(), gate.element_size()
+    parts, reduce = host.reduce(dy, (x,), channels_last)
+    launches = [reduce]
     dz = torch.empty_like(gate)
     dhidden = dz if w1 is None else torch.empty_like(hidden)
     units = 1 if w1 is None else r
@@ -190,7 +148,7 @@ def backward_launches(
             m.programs,
             (parts, dgate, gate)
             + ((None, None, dz, None) if w1 is None else (hidden, w2, dz, dhidden))
-            + (n, c, units, p.splits, act, act_param, gate_fn, m.tile_n, m.tile_r, m.tile_k),
+            + (n, c, units, parts.shape[1], act, act_param, gate_fn, m.tile_n, m.tile_r, m.tile_k),
         )
     )
     if need_dw:
@@ -214,7 +172,7 @@ def backward_launches(
                 gates.mlp_spread_kernel,
                 p.programs,
                 (dy, gate, dhidden, w2 if w1 is None else w1, (dx,))
-                + (*host.sizes(p, n), r, hw, *host.tiles(p), p.tile_k),
+                + (*host.sizes(p, n), r, hw, *host.constants(p), p.tile_k),
             )
         )
     return outputs, launches

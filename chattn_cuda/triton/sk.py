@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from . import host
-from .kernels import passes, select
-from .launch import UNLIMITED, PassPlan, plan_pass
+from .kernels import select
+from .plan import UNLIMITED, PassPlan, plan_pass
 from .program import Operator
 
 SCHEMAS = (
@@ -27,12 +27,6 @@ SCHEMAS = (
 _PLANES = 256  # of a program of the kernels that have no map
 
 
-def _shape(x: Tensor, channels_last: bool) -> tuple[int, int, int, bool]:
-    """N, C, HW, and whether channels are adjacent: at HW = 1 both formats are the same bytes."""
-    n, c, h, w = x.shape
-    return n, c, h * w, channels_last or h * w == 1
-
-
 def _tiles(maps: int) -> int:
     """How many tiles a pass over so many maps keeps, to a power of two.
 
@@ -43,7 +37,7 @@ def _tiles(maps: int) -> int:
 
 def _select_plan(x: Tensor, m: int, channels_last: bool) -> PassPlan:
     """The plan of a pass that writes maps and keeps m tiles."""
-    n, c, hw, cl = _shape(x, channels_last)
+    n, c, hw, cl = host.shape_of(x, channels_last)
     size = x.element_size()
     return plan_pass(n, c, hw, cl, size, _tiles(m), max_splits=UNLIMITED, fill=host.FILL)
 
@@ -63,21 +57,13 @@ def squeeze_launches(
     """
     x = branches[0]
     channels_last = host.is_channels_last(x)
-    n, c, hw, cl = _shape(x, channels_last)
+    n, c, hw, _ = host.shape_of(x, channels_last)
     pooled = x.new_empty((n, c), dtype=host.accumulator(x.dtype))
     if n == 0:
         return pooled, []
-    maps = tuple(branches)
-    samples, p = host.reduction(
-        n, c, hw, cl, x.element_size(), _tiles(len(branches)), prologue is not None
-    )
-    part_sum = pooled.new_empty((p.splits, n, c))
-    squeeze = (maps, prologue, part_sum, *host.sizes(p, samples), *host.tiles(p))
-    mean = (part_sum, pooled, n * c, hw, p.splits, _PLANES)
-    return pooled, [
-        host.Launch(passes.squeeze_kernel, p.programs, squeeze),
-        host.Launch(select.mean_kernel, _programs(n * c), mean),
-    ]
+    parts, squeeze = host.squeeze(tuple(branches), prologue, channels_last, _tiles(len(branches)))
+    mean = (parts, pooled, n * c, hw, len(parts), _PLANES)
+    return pooled, [squeeze, host.Launch(select.mean_kernel, _programs(n * c), mean)]
 
 
 def select_launches(
@@ -98,7 +84,7 @@ def select_launches(
         return y, []
     maps = tuple(branches)
     p = _select_plan(x, m, channels_last)
-    args = (maps, prologue, y, logits, *host.sizes(p, n), m, *host.tiles(p))
+    args = (maps, prologue, y, logits, *host.sizes(p, n), m, *host.constants(p))
     return y, [host.Launch(select.select_kernel, p.programs, args)]
 
 
@@ -114,19 +100,13 @@ def dot_launches(
     """
     x, m = branches[0], len(branches)
     channels_last = host.is_channels_last(x)
-    n, c, hw, cl = _shape(x, channels_last)
+    n, c = x.shape[:2]
     dlogits = logits.new_empty((n, m, c))
     if n == 0:
         return dlogits, []
-    maps = tuple(branches)
-    samples, p = host.reduction(n, c, hw, cl, x.element_size(), _tiles(m + 1))
-    parts = logits.new_empty((m, p.splits, n, c))
-    reduce = (dy, maps, parts, *host.sizes(p, samples), *host.tiles(p))
-    merge = (parts, logits, dlogits, n, c, p.splits, m, _PLANES)
-    return dlogits, [
-        host.Launch(passes.reduce_kernel, p.programs, reduce),
-        host.Launch(select.logit_gradient_kernel, _programs(n * c), merge),
-    ]
+    parts, reduce = host.reduce(dy, tuple(branches), channels_last, _tiles(m + 1))
+    merge = (parts, logits, dlogits, n, c, parts.shape[1], m, _PLANES)
+    return dlogits, [reduce, host.Launch(select.logit_gradient_kernel, _programs(n * c), merge)]
 
 
 def gradient_launches(
@@ -140,14 +120,16 @@ def gradient_launches(
         dpooled: gradient of the mean (N, C), or None.
         channels_last: the format of the results.
     """
-    n, c, hw, cl = _shape(dy, channels_last)
+    n, c, hw, cl = host.shape_of(dy, channels_last)
     m = logits.shape[1]
     outputs = [host.empty_map(dy, channels_last) for _ in range(m)]
     if n == 0:
         return outputs, []
     p = _select_plan(dy, m + 1, channels_last)
     args = (dy, logits, dpooled, tuple(outputs), *host.sizes(p, n), hw, m)
-    return outputs, [host.Launch(select.select_spread_kernel, p.programs, (*args, *host.tiles(p)))]
+    return outputs, [
+        host.Launch(select.select_spread_kernel, p.programs, (*args, *host.constants(p)))
+    ]
 
 
 sk_squeeze = Operator(squeeze_launches, maps=("branches",), like="branches")

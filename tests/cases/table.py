@@ -141,6 +141,7 @@ def require(backend: str) -> None:
     reason = unavailable(backend)
     if reason is not None:
         pytest.skip(f"backend {backend}: {reason}")
+    backends.select(backend, device_of(backend))  # its operators are there from then on
 
 
 @dataclass

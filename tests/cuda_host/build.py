@@ -23,7 +23,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
@@ -58,6 +58,13 @@ VARIANTS: dict[str, tuple[list[str], list[str], list[str]]] = {
 }
 
 
+class Unit(NamedTuple):
+    """A source, and what is defined while it is compiled: "NAME=VALUE"."""
+
+    source: Path
+    defines: tuple[str, ...] = ()
+
+
 class BuildError(RuntimeError):
     """The compiler refused; the text holds the command and what it printed.
 
@@ -76,7 +83,7 @@ def compiler() -> str | None:
 
 def build_library(
     name: str,
-    sources: Sequence[Path | str],
+    sources: Sequence[Path | Unit],
     *,
     variant: str = "plain",
     defines: Iterable[str] = (),
@@ -90,7 +97,7 @@ def build_library(
         sources: `.cu` files are kernels, everything else is plain C++.
         variant: "plain", "quick" (to build), "asan" (with UndefinedBehaviorSanitizer), "tsan" or
             "ucontext".
-        defines: "NAME=VALUE".
+        defines: "NAME=VALUE", for the sources that are no units.
         csrc: replaces csrc/, for sources of a changed copy.
         torch: whether sources in a folder `ops` use libtorch's stable ABI. These are compiled
             once more for another torch, and so is the library: kernels take minutes.
@@ -98,19 +105,24 @@ def build_library(
     Raises:
         BuildError: a compilation failed.
     """
-    return _build(name, sources, variant, tuple(defines), csrc, torch, shared=True)
+    return _build(name, _units(sources, defines), variant, csrc, torch, shared=True)
 
 
 def build_program(
     name: str,
-    sources: Sequence[Path | str],
+    sources: Sequence[Path | Unit],
     *,
     variant: str = "plain",
     defines: Iterable[str] = (),
     csrc: Path = ROOT / "csrc",
 ) -> Path:
     """Compile sources, one of which has a main(), and the runtime into a program."""
-    return _build(name, sources, variant, tuple(defines), csrc, False, shared=False)
+    return _build(name, _units(sources, defines), variant, csrc, False, shared=False)
+
+
+def _units(sources: Sequence[Path | Unit], defines: Iterable[str]) -> list[Unit]:
+    common = tuple(defines)
+    return [s if isinstance(s, Unit) else Unit(s, common) for s in sources]
 
 
 def sanitized(variant: str, command: Sequence[str]) -> tuple[list[str], dict[str, str]]:
@@ -198,7 +210,7 @@ def _dependencies(depfile: Path) -> list[str]:
 def _compile(source: Path, flags: Sequence[str], folder: Path) -> tuple[Path, str]:
     """(object, digest of all that went into it)."""
     identity = _digest(str(source), *flags, _compiler_version())[:12]
-    stem = folder / f"{source.stem}-{identity}"
+    stem = folder / f"{source.parent.name}-{source.stem}-{identity}"
     with _lock(stem):
         return stem.with_suffix(".o"), _digest(identity, *_compile_at(stem, source, flags))
 
@@ -244,7 +256,7 @@ def _unless_changed(source: Path, csrc: Path) -> tuple[Path, Path]:
     return original / source.relative_to(csrc) if csrc in source.parents else source, original
 
 
-def _in_parallel(function: Callable[[Path], _T], items: Iterable[Path]) -> list[_T]:
+def _in_parallel(function: Callable[[Unit], _T], items: Iterable[Unit]) -> list[_T]:
     """The results in order; the first error ends it, without those that have not begun."""
     with ThreadPoolExecutor(JOBS) as pool:
         futures = [pool.submit(function, item) for item in items]
@@ -263,19 +275,18 @@ def _absolute(name: str) -> str:
 
 def _build(
     name: str,
-    sources: Sequence[Path | str],
+    sources: Sequence[Unit],
     variant: str,
-    defines: Sequence[str],
     csrc: Path,
     torch: bool,
     *,
     shared: bool,
 ) -> Path:
-    what = (name, *map(str, sources), variant, *defines, str(csrc), shared)
+    what = (name, *sources, variant, str(csrc), shared)
     if what in _failed:
         raise BuildError(f"{name} ({variant}) did not build, as reported before: {_failed[what]}")
     try:
-        return _build_now(name, sources, variant, defines, csrc, torch, shared)
+        return _build_now(name, sources, variant, csrc, torch, shared)
     except BuildError as error:
         first = re.search(r"^.*\berror: .*|^.*\bundefined reference.*", str(error), re.MULTILINE)
         _failed[what] = first[0] if first else str(error).splitlines()[-1]
@@ -284,30 +295,29 @@ def _build(
 
 def _build_now(
     name: str,
-    sources: Sequence[Path | str],
+    sources: Sequence[Unit],
     variant: str,
-    defines: Sequence[str],
     csrc: Path,
     torch: bool,
     shared: bool,
 ) -> Path:
     kernel_flags, other_flags, link_flags = VARIANTS[variant]
     base = [*COMMON, f"-I{ROOT / 'tests'}"]
-    extra = [f"-D{d}" for d in defines]
     torch_compile, torch_link = torch_flags() if torch else ((), ())
     libraries = ["-pthread", *torch_link]
 
-    def compile_one(source: Path) -> tuple[Path, str]:
+    def compile_one(unit: Unit) -> tuple[Path, str]:
+        source = unit.source.resolve()
         if source in RUNTIME:
             return _compile(source, [*base, f"-I{ROOT / 'csrc'}", *other_flags], objects_folder)
         own = kernel_flags if source.suffix == ".cu" else other_flags
         own = [*own, *torch_compile] if source.parent.name == "ops" else own
         source, tree = _unless_changed(source, csrc)
-        return _compile(source, [*base, f"-I{tree}", *own, *extra], objects_folder)
+        own = [*own, *(f"-D{d}" for d in unit.defines)]
+        return _compile(source, [*base, f"-I{tree}", *own], objects_folder)
 
     folder, objects_folder = BUILD / variant, BUILD / "objects"
-    everything = [*(Path(s).resolve() for s in sources), *RUNTIME]
-    objects = _in_parallel(compile_one, everything)
+    objects = _in_parallel(compile_one, [*sources, *map(Unit, RUNTIME)])
     digest = _digest(*(d for _, d in objects), *link_flags, *libraries)[:12]
     # A new name for new contents: another process may have loaded the old file, or be about to.
     target = folder / (f"lib{name}-{digest}.so" if shared else f"{name}-{digest}")

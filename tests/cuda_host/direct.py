@@ -28,6 +28,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from tests.cuda_host import build as builder
+from tests.cuda_host.build import Unit
 from tests.cuda_host.control import HostCuda, Report
 from tests.cuda_host.problems import Problem
 
@@ -37,8 +38,13 @@ if TYPE_CHECKING:
 ALIGNMENT = 256
 TIMEOUT = 120
 DIRECTIONS = ("forward", "backward")
-#: blocks whose kernels a block's launchers call
-ALSO = {"sk_block": ("sk",)}
+#: by block, the file with its kernels, and those with kernels that it launches, too
+KERNELS = {
+    "se": ("blocks/se/launch.cu",),
+    "eca": ("blocks/eca/launch.cu",),
+    "sk": ("blocks/sk/passes.cu",),
+    "sk_block": ("blocks/sk/network.cu", "blocks/sk/passes.cu"),
+}
 
 
 @dataclass(frozen=True)
@@ -51,14 +57,14 @@ class Outcome:
 
 
 def kernels(block: str, csrc: Path) -> Path:
-    """The kernel file of a block that its library is built from."""
-    return csrc / "gates" / f"{block}_cuda_f32.cu"
+    """The file with a block's own kernels."""
+    return csrc / KERNELS[block][0]
 
 
 def build(block: str, csrc: Path, variant: str = "plain") -> Path:
     """A block's library, from csrc/ or a changed copy."""
-    names = ALSO.get(block, ()) + (block,)
-    sources = [*(kernels(n, csrc) for n in names), builder.HERE / "direct" / f"{block}.cpp"]
+    sources = [Unit(csrc / name, ("CHATTN_T=float",)) for name in KERNELS[block]]
+    sources.append(Unit(builder.HERE / "direct" / f"{block}.cpp"))
     return builder.build_library(f"direct_{block}", sources, variant=variant, csrc=csrc)
 
 

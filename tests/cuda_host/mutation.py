@@ -134,7 +134,7 @@ def barriers(tree: Path, pattern: str = "**/*") -> list[Mutant]:
             continue
         for match in BARRIER.finditer(_without_comments(source := path.read_text())):
             line = source.count("\n", 0, match.start()) + 1
-            name = f"{path.name}-{line}-{match[0].split('(')[0]}"
+            name = f"{path.parent.name}-{path.name}-{line}-{match[0].split('(')[0]}"
             file = str(path.relative_to(tree))
             # A block may also come to read what others have not written yet.
             place = rf"{PLACE}|which nothing has written|no kernel wrote"

@@ -6,19 +6,27 @@ import functools
 from pathlib import Path
 
 from tests.cuda_host import build
+from tests.cuda_host.build import Unit
 from tests.cuda_host.control import HostCuda
 
 CSRC = build.ROOT / "csrc"
-#: everything that nvcc, or g++ for the GPU's sake, compiles in a build with CUDA
-SOURCES = (*sorted(CSRC.rglob("*.cu")), *sorted(CSRC.rglob("*_cuda.cpp")))
+#: of maps, as setup.py compiles the kernels for them
+TYPES = ("float", "half_t", "bfloat16_t", "double")
+
+
+def kernels(csrc: Path = CSRC) -> list[Unit]:
+    """All that nvcc compiles in a build with CUDA."""
+    return [
+        Unit(source, (f"CHATTN_T={t}",)) for source in sorted(csrc.rglob("*.cu")) for t in TYPES
+    ]
 
 
 def library(variant: str = "plain", csrc: Path = CSRC) -> Path:
     """Build the operators' library; arguments as in build.build_library."""
-    kernels = [csrc / source.relative_to(CSRC) for source in SOURCES]
+    others = [*csrc.rglob("cuda.cpp"), *(build.HERE / "ops").glob("*.cpp")]
     return build.build_library(
         "chattn_cuda_host",
-        [*kernels, *sorted((build.HERE / "ops").glob("*.cpp"))],
+        [*kernels(csrc), *map(Unit, sorted(others))],
         variant=variant,
         csrc=csrc,
         torch=True,

@@ -1,5 +1,5 @@
 // The CPU kernels of one instruction set, as tables of functions: passes over the map and the small
-// matrix products of the gates. A block is composed from them in gates/; only kernels.cpp is
+// matrix products of the gates. A block is composed from them in blocks/; only kernels.cpp is
 // compiled once per instruction set.
 #pragma once
 #include "common/activation.h"

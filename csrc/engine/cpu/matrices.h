@@ -44,7 +44,8 @@ CHATTN_INLINE void rows_tile(const acc_t<W>* a, const W* w, const W* bias, acc_t
         for (index_t p = 0; p < kL; p += kRows) {
           // Beyond the last output the lanes are not stored.
           const W* row[kRows];
-          for (index_t q = 0; q < kRows; ++q) row[q] = w + (p + q < outputs ? i + p + q : i) * k + k0;
+          for (index_t q = 0; q < kRows; ++q)
+            row[q] = w + (p + q < outputs ? i + p + q : i) * k + k0;
           const V* column = packed + (k0 - b0) / kL * R;
           Tile<V, kRows * R> sums;
           for_vectors<kL>(length, [&](index_t j, index_t count) {

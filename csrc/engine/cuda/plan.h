@@ -107,6 +107,8 @@ constexpr int kProductUnit = 16;         // splits start at multiples: on 16-byt
 
 // Summands that a block stages at once: 512 bytes of accumulators.
 constexpr int product_depth(std::size_t acc_size) { return static_cast<int>(512 / acc_size); }
+// From row to row of those: no two start in one bank.
+constexpr int product_stride(std::size_t acc_size) { return product_depth(acc_size) + 4; }
 
 struct ProductPlan {
   int samples = 16;  // of a tile

@@ -24,6 +24,7 @@
 #include "engine/cuda/arrival.cuh"
 #include "engine/cuda/fast_div.h"
 #include "engine/cuda/plan.h"
+#include "engine/cuda/product_columns.cuh"
 //
 #include "common/device.cuh"
 
@@ -45,11 +46,12 @@ struct ProductShape {
 
 // TM: samples of a tile. V: elements of a row per access: 16 bytes, or 1.
 template <class A, int TM, int V>
-struct Product {
-  static constexpr int kN = kProductOutputs, kGroups = 4;  // groups of threads share a tile's sum
-  static constexpr int kDepth = product_depth(sizeof(A));  // summands staged at once
-  static constexpr int kStride = kDepth + 4;               // no two rows start in one bank
-  static constexpr int kRowsAt = 0, kColumnsAt = TM * kStride, kPartsAt = kColumnsAt + kN * kStride;
+struct Product : ProductColumns<A, V, TM * product_stride(sizeof(A))> {
+  using Staged = ProductColumns<A, V, TM * product_stride(sizeof(A))>;
+  using Staged::kColumnWords, Staged::kDepth, Staged::kN, Staged::kStride;
+  using typename Staged::Word;
+  static constexpr int kGroups = 4;  // groups of threads share a tile's sum
+  static constexpr int kRowsAt = 0, kPartsAt = (TM + kN) * kStride;
   static constexpr int kMicroM = TM / 4, kMicroN = 4;
   static constexpr int kRowWords = TM * kDepth / V / kThreads;
   static constexpr int kOutputs = TM * kN / kThreads;  // of a tile, per thread
@@ -151,111 +153,6 @@ struct Product {
     }
   }
 
-  // ---- columns: words of 16 bytes, kept as they were loaded
-  static constexpr int kColumnWords = kN * kDepth * static_cast<int>(sizeof(A)) / 16 / kThreads;
-  struct alignas(16) Word {
-    unsigned v[4];
-  };
-
-  // Element e of the tile, as the stored matrix runs: (j, k - k0).
-  template <bool kAlongK>
-  CHATTN_DEVICE static void locate(int e, int& j, int& k) {
-    j = kAlongK ? e / kDepth : e % kN;
-    k = kAlongK ? e % kDepth : e / kN;
-  }
-  template <bool kAlongK>
-  CHATTN_DEVICE static int place(int j, int k) {
-    return kColumnsAt + (kAlongK ? j * kStride + k : k * kN + j);
-  }
-
-  template <class W, class Columns>
-  CHATTN_DEVICE static void fetch_words(const Columns& columns, int k0, int k_end,
-                                        Word (&next)[kColumnWords]) {
-    constexpr int kWord = 16 / static_cast<int>(sizeof(W));
-    constexpr int kWords = kN * kDepth / kWord / kThreads;
-    CHATTN_UNROLL
-    for (int i = 0; i < kWords; ++i) {
-      int j, k;
-      locate<Columns::kAlongK>((static_cast<int>(threadIdx.x) + i * kThreads) * kWord, j, k);
-      Vec<W, kWord> v = {};
-      if (k0 + k < k_end && columns.has(j)) v = columns.template word<W>(j, k0 + k);
-      memcpy(&next[i], &v, sizeof v);
-    }
-  }
-
-  template <class W, class Columns>
-  CHATTN_DEVICE static void commit_words(const Shared<A>& s, int depth,
-                                         const Word (&next)[kColumnWords]) {
-    constexpr int kWord = 16 / static_cast<int>(sizeof(W)),
-                  kPiece = 16 / static_cast<int>(sizeof(A));
-    constexpr int kWords = kN * kDepth / kWord / kThreads;
-    CHATTN_UNROLL
-    for (int i = 0; i < kWords; ++i) {
-      int j, k;
-      locate<Columns::kAlongK>((static_cast<int>(threadIdx.x) + i * kThreads) * kWord, j, k);
-      if (k >= depth) continue;
-      Vec<W, kWord> v;
-      memcpy(&v, &next[i], sizeof v);
-      CHATTN_UNROLL
-      for (int p = 0; p < kWord; p += kPiece) {
-        Vec<A, kPiece> piece;
-        CHATTN_UNROLL
-        for (int e = 0; e < kPiece; ++e) piece[e] = to_acc(v[p + e]);
-        s.template stv<kPiece>(place<Columns::kAlongK>(j, k) + p, piece);
-      }
-    }
-  }
-
-  // Rows that are no multiple of 16 bytes: element by element, a batch in flight.
-  template <class Columns>
-  CHATTN_DEVICE static void commit_elements(const Shared<A>& s, const Columns& columns, int k0,
-                                            int k_end, int depth) {
-    constexpr int kBatch = 8;
-    const int count = kN * (Columns::kAlongK ? kDepth : depth);
-    CHATTN_UNROLL_BY(1)
-    for (int e0 = static_cast<int>(threadIdx.x); e0 < count; e0 += kBatch * kThreads) {
-      A v[kBatch];
-      CHATTN_UNROLL
-      for (int b = 0; b < kBatch; ++b) {
-        int j, k;
-        locate<Columns::kAlongK>(e0 + b * kThreads, j, k);
-        v[b] = A(0);
-        if (e0 + b * kThreads < count && k0 + k < k_end && columns.has(j))
-          v[b] = columns.at(j, k0 + k);
-      }
-      CHATTN_UNROLL
-      for (int b = 0; b < kBatch; ++b) {
-        int j, k;
-        locate<Columns::kAlongK>(e0 + b * kThreads, j, k);
-        if (e0 + b * kThreads < count && k < depth) s.st(place<Columns::kAlongK>(j, k), v[b]);
-      }
-    }
-  }
-
-  template <class Columns>
-  CHATTN_DEVICE static void fetch_columns(const Columns& columns, int k0, int k_end,
-                                          Word (&next)[kColumnWords]) {
-    if (V == 1 || !columns.words) return;
-    if (columns.wide()) {
-      fetch_words<A>(columns, k0, k_end, next);
-    } else {
-      fetch_words<typename Columns::Type>(columns, k0, k_end, next);
-    }
-  }
-
-  template <class Columns>
-  CHATTN_DEVICE static void commit_columns(const Shared<A>& s, const Columns& columns, int k0,
-                                           int k_end, const Word (&next)[kColumnWords]) {
-    const int depth = (min(kDepth, k_end - k0) + 3) / 4 * 4;
-    if (V == 1 || !columns.words) {
-      commit_elements(s, columns, k0, k_end, depth);
-    } else if (columns.wide()) {
-      commit_words<A, Columns>(s, depth, next);
-    } else {
-      commit_words<typename Columns::Type, Columns>(s, depth, next);
-    }
-  }
-
   // ---- products
   CHATTN_DEVICE static void load4(const Shared<A>& s, int i, A (&v)[4]) {
     constexpr int kWord = 16 / static_cast<int>(sizeof(A));
@@ -285,8 +182,8 @@ struct Product {
       CHATTN_UNROLL
       for (int e = 0; e < 4; ++e)
         load4(s,
-              kAlongK ? place<true>(output_j<true>(at, e), k)
-                      : place<false>(output_j<false>(at, 0), k + e),
+              kAlongK ? Staged::template place<true>(output_j<true>(at, e), k)
+                      : Staged::template place<false>(output_j<false>(at, 0), k + e),
               w[e]);
       CHATTN_UNROLL
       for (int i = 0; i < kMicroM; ++i) {
@@ -313,12 +210,12 @@ struct Product {
     for (int k0 = k_begin - kDepth; k0 < k_end; k0 += kDepth) {
       const bool first = k0 < k_begin;
       if (!first) {
-        commit_columns(s, columns, k0, k_end, column);
+        Staged::commit_columns(s, columns, k0, k_end, column);
         commit_rows(s, rows, shift, k0, k_end, row, store);
       }
       __syncthreads();
       if (k0 + kDepth < k_end) {
-        fetch_columns(columns, k0 + kDepth, k_end, column);
+        Staged::fetch_columns(columns, k0 + kDepth, k_end, column);
         fetch_rows(rows, shift, k0 + kDepth, k_end, row);
       }
       if (!first) multiply<Columns::kAlongK>(s, min(kDepth, k_end - k0), sum);

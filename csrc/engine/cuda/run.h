@@ -1,4 +1,4 @@
-// What the operators call. A block specialises these for its parameters in gates/<block>_cuda.cpp.
+// What the operators call. A block specialises these for its parameters in blocks/<block>/cuda.cpp.
 #pragma once
 #include "common/status.h"
 #include "engine/map.h"
@@ -27,6 +27,16 @@ Status by_type(DType dtype, F&& f) {
       return f(double{});
   }
   return Status::error("unknown dtype code %d", static_cast<int>(dtype));
+}
+
+// run() for one type of maps. Specialised in the block's .cu files, which are compiled once for
+// each type, as CHATTN_T (setup.py).
+template <class T, class Params>
+Status run_as(const Params& p, void* scratch, void* stream);
+
+template <class Params>
+Status run_by_type(const Params& p, void* scratch, void* stream) {
+  return by_type(p.map.dtype, [&](auto t) { return run_as<decltype(t)>(p, scratch, stream); });
 }
 
 }  // namespace chattn::cuda

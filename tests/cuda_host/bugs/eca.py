@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from tests.cuda_host.mutation import PLACE, in_csrc
 
-_STAGE = "gates/eca_stage_cuda.cuh"
-_CONV = "gates/conv1d_cuda.cuh"
+_STAGE = "blocks/eca/stage.cuh"
+_RESIDENT = "engine/cuda/resident.cuh"
+_CONV = "blocks/eca/gate.cuh"
 
 BUGS = (
     in_csrc(
-        "stage-ignores-its-skew", _STAGE,
+        "resident-run-ignores-its-skew", _RESIDENT,
         "skew = static_cast<int>(base % V);", "skew = 0;",
         PLACE + "misaligned global load of 16 bytes",
     ),
     in_csrc(
-        "stage-loads-past-its-end", _STAGE,
+        "resident-run-loads-past-its-end", _RESIDENT,
         "{tid < body, ends[1] < length}", "{tid < body, ends[1] <= length}",
         PLACE + "out-of-bounds load of 4 bytes at byte .* of buffer 'x'",
     ),
@@ -46,8 +47,8 @@ BUGS = (
     ),
     in_csrc(
         "leaves-while-others-read", _STAGE,
-        "cluster_sync();\n\n  for (int i = tid; i < own.count()",
-        "__syncthreads();\n\n  for (int i = tid; i < own.count()",
+        "cluster_sync();\n\n  own.template emit",
+        "__syncthreads();\n\n  own.template emit",
         PLACE + "(a block exits with no cluster barrier|access to the shared .*, which has exited)",
     ),
     in_csrc(

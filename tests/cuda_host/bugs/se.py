@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from tests.cuda_host.mutation import PLACE, in_csrc
 
-_MLP = "gates/mlp_cuda.cuh"
-_GATES, _WEIGHTS = "gates/mlp_apply_cuda.cuh", "gates/mlp_weights_cuda.cuh"
+_MLP = "blocks/se/mlp.cuh"
+_GATES, _WEIGHTS = "blocks/se/gate.cuh", "blocks/se/weights.cuh"
 _TILE = "engine/cuda/tile_product.cuh"
-_OPERANDS = "gates/product_cuda.cuh"
+_OPERANDS = "engine/cuda/product_launch.cuh"
 _PRODUCT = "engine/cuda/product.cuh"
 
 BUGS = (
@@ -42,7 +42,7 @@ BUGS = (
         PLACE + "(race on 'scratch'|load of 'scratch' at byte|out-of-bounds load)",
     ),
     in_csrc(
-        "last-tile-of-weights-forgotten", "gates/se_cuda_impl.cuh",
+        "last-tile-of-weights-forgotten", "blocks/se/launch.cu",
         "weights.blocks = weight_blocks(p.map, p.gate);",
         "weights.blocks = weight_blocks(p.map, p.gate) - 1;",
         "se_backward: no kernel wrote 'dw1' at byte",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tests.cuda_host.mutation import PLACE, Mutant, in_csrc
 
-_SELECT, _SK = "gates/select_cuda.cuh", "gates/sk_cuda_impl.cuh"
+_SELECT, _SK = "blocks/sk/gate.cuh", "blocks/sk/passes.cu"
 _APPLY, _REDUCE = "engine/cuda/apply.cuh", "engine/cuda/reduce.cuh"
 _ELEMENTS = "engine/cuda/elements.cuh"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tests.cuda_host.mutation import PLACE, Mutant, in_csrc
 
-_NETWORK, _BLOCK = "gates/sk_network_cuda.cuh", "gates/sk_block_cuda_impl.cuh"
+_NETWORK, _BLOCK = "blocks/sk/network.cuh", "blocks/sk/network.cu"
 
 
 def _bug(name: str, old: str, new: str, noticed: str, file: str = _NETWORK) -> Mutant:

@@ -1,10 +1,11 @@
-// Calls of a block in float32 without torch: one kernel file instead of four, for the tests that
-// build many changed copies of csrc/. direct.py calls them.
+// Calls of a block in float32 without torch: kernels of one type instead of four, for the tests
+// that build many changed copies of csrc/. direct.py calls them.
 #pragma once
 #include <cstdio>
 #include <vector>
 
 #include "cuda_host/hostcuda.h"
+#include "engine/cuda/run.h"
 #include "engine/map.h"
 
 #include "common/status.h"
@@ -25,13 +26,13 @@ inline MapShape map_of(const int* sizes) {
 
 // As cuda_host/ops/host_runner.h, with scratch memory of `floats` elements.
 template <class Params>
-void launch(const Params& p, index_t floats, Status (*kernels)(const Params&, void*, void*)) {
+void launch(const Params& p, index_t floats) {
   const auto size = static_cast<std::size_t>(floats);
   std::vector<float> scratch(size + 4);
   hostcuda::BufferScope known;
   register_buffers(known, p);
   known.scratch(scratch.data(), sizeof(float) * size, "scratch");
-  const Status status = kernels(p, scratch.data(), known.stream());
+  const Status status = cuda::run_as<float>(p, scratch.data(), known.stream());
   if (!status.ok) throw hostcuda::LaunchError(status.text);
   known.require_written(Params::kName);
 }

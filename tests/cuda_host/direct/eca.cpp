@@ -1,18 +1,8 @@
 // Efficient channel attention for direct.py; sizes, arrays and plan are those of
 // problems.EcaProblem.
+#include "blocks/eca/plan.h"
 #include "cuda_host/direct/direct.h"
 #include "cuda_host/ops/eca_buffers.h"
-#include "gates/eca_plan.h"
-
-namespace chattn::cuda {
-
-// Instantiated in gates/eca_cuda_f32.cu.
-template <class T>
-Status eca_forward_as(const EcaForward& p, void* scratch, void* stream);
-template <class T>
-Status eca_backward_as(const EcaBackward& p, void* scratch, void* stream);
-
-}  // namespace chattn::cuda
 
 namespace {
 
@@ -40,10 +30,9 @@ DIRECT_API int direct_eca(int backward, const int* sizes, float* const* arrays, 
   return direct::reported(error, error_size, [&] {
     if (backward)
       direct::launch(EcaBackward{map, gate, dy, nullptr, x, out[1], out[2], weight, out[3], out[4]},
-                     scratch, cuda::eca_backward_as<float>);
+                     scratch);
     else
-      direct::launch(EcaForward{map, gate, x, weight, out[0], out[1], out[2]}, scratch,
-                     cuda::eca_forward_as<float>);
+      direct::launch(EcaForward{map, gate, x, weight, out[0], out[1], out[2]}, scratch);
   });
 }
 

@@ -1,17 +1,7 @@
 // Squeeze-and-excitation for direct.py; sizes, arrays and plan are those of problems.SeProblem.
+#include "blocks/se/plan.h"
 #include "cuda_host/direct/direct.h"
 #include "cuda_host/ops/se_buffers.h"
-#include "gates/se_plan.h"
-
-namespace chattn::cuda {
-
-// Instantiated in gates/se_cuda_f32.cu.
-template <class T>
-Status se_forward_as(const SeForward& p, void* scratch, void* stream);
-template <class T>
-Status se_backward_as(const SeBackward& p, void* scratch, void* stream);
-
-}  // namespace chattn::cuda
 
 namespace {
 
@@ -43,10 +33,9 @@ DIRECT_API int direct_se(int backward, const int* sizes, float* const* arrays, c
     if (backward)
       direct::launch(SeBackward{map, gate, dy, nullptr, x, pooled, hidden, scale, w1, w2, dx, dw1,
                                 db1, dw2, db2},
-                     scratch, cuda::se_backward_as<float>);
+                     scratch);
     else
-      direct::launch(SeForward{map, gate, x, w1, b1, w2, b2, y, pooled, hidden, scale}, scratch,
-                     cuda::se_forward_as<float>);
+      direct::launch(SeForward{map, gate, x, w1, b1, w2, b2, y, pooled, hidden, scale}, scratch);
   });
 }
 

@@ -1,21 +1,7 @@
 // The selective kernel for direct.py; sizes, arrays and plan are those of problems.SkProblem.
+#include "blocks/sk/plan.h"
 #include "cuda_host/direct/direct.h"
 #include "cuda_host/ops/sk_buffers.h"
-#include "gates/sk_plan.h"
-
-namespace chattn::cuda {
-
-// Instantiated in gates/sk_cuda_f32.cu.
-template <class T>
-Status sk_squeeze_as(const SkSqueeze& p, void* scratch, void* stream);
-template <class T>
-Status sk_select_as(const SkSelect& p, void* scratch, void* stream);
-template <class T>
-Status sk_dot_as(const SkDot& p, void* scratch, void* stream);
-template <class T>
-Status sk_gradient_as(const SkGradient& p, void* scratch, void* stream);
-
-}  // namespace chattn::cuda
 
 namespace {
 
@@ -50,13 +36,11 @@ DIRECT_API int direct_sk(int backward, const int* sizes, float* const* arrays, c
   const MutableBranches dx = branches_of<MutableBranches>(out + 3, map, count, slices);
   return direct::reported(error, error_size, [&] {
     if (backward) {
-      direct::launch(SkDot{map, x, dy, logits, out[2]}, cuda::sk_dot_partials(map, x),
-                     cuda::sk_dot_as<float>);
-      direct::launch(SkGradient{map, dy, logits, dpooled, dx}, 0, cuda::sk_gradient_as<float>);
+      direct::launch(SkDot{map, x, dy, logits, out[2]}, cuda::sk_dot_partials(map, x));
+      direct::launch(SkGradient{map, dy, logits, dpooled, dx}, 0);
     } else {
-      direct::launch(SkSqueeze{map, x, out[0]}, cuda::sk_squeeze_partials(map, x),
-                     cuda::sk_squeeze_as<float>);
-      direct::launch(SkSelect{map, x, logits, out[1]}, 0, cuda::sk_select_as<float>);
+      direct::launch(SkSqueeze{map, x, out[0]}, cuda::sk_squeeze_partials(map, x));
+      direct::launch(SkSelect{map, x, logits, out[1]}, 0);
     }
   });
 }

@@ -1,18 +1,8 @@
 // The selective kernel with its network for direct.py; sizes, arrays and plan are those of
 // problems.SkBlockProblem.
+#include "blocks/sk/plan.h"
 #include "cuda_host/direct/direct.h"
 #include "cuda_host/ops/sk_buffers.h"
-#include "gates/sk_plan.h"
-
-namespace chattn::cuda {
-
-// Instantiated in gates/sk_block_cuda_f32.cu.
-template <class T>
-Status sk_forward_as(const SkForward& p, void* scratch, void* stream);
-template <class T>
-Status sk_backward_as(const SkBackward& p, void* scratch, void* stream);
-
-}  // namespace chattn::cuda
 
 namespace {
 
@@ -71,7 +61,7 @@ DIRECT_API int direct_sk_block(int backward, const int* sizes, float* const* arr
       p.activated = activated;
       p.logits = logits;
       p.y = y;
-      direct::launch(p, scratch, cuda::sk_forward_as<float>);
+      direct::launch(p, scratch);
       return;
     }
     SkBackward p{};
@@ -99,7 +89,7 @@ DIRECT_API int direct_sk_block(int backward, const int* sizes, float* const* arr
       p.dweight = *out++;
       p.dbias = *out++;
     }
-    direct::launch(p, scratch, cuda::sk_backward_as<float>);
+    direct::launch(p, scratch);
   });
 }
 

@@ -1,6 +1,6 @@
 // Registers the CUDA kernels, executed on the CPU, as operators of chattn_cuda_host.
-#include "gates/eca_cuda.h"
-#include "ops/eca_op.h"
+#include "blocks/eca/cuda.h"
+#include "blocks/eca/op.h"
 
 #include "cuda_host/ops/eca_buffers.h"
 #include "cuda_host/ops/host_runner.h"

@@ -1,7 +1,7 @@
 // Which memory a call of efficient channel attention may touch, as the runtime needs to know it.
 #pragma once
+#include "blocks/eca/params.h"
 #include "cuda_host/hostcuda.h"
-#include "gates/conv1d.h"
 
 namespace chattn {
 

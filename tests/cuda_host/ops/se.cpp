@@ -1,6 +1,6 @@
 // Registers the CUDA kernels, executed on the CPU, as operators of chattn_cuda_host.
-#include "gates/se_cuda.h"
-#include "ops/se_op.h"
+#include "blocks/se/cuda.h"
+#include "blocks/se/op.h"
 
 #include "cuda_host/ops/host_runner.h"
 #include "cuda_host/ops/se_buffers.h"

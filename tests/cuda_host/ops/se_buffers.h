@@ -1,7 +1,7 @@
 // Which memory a squeeze-and-excitation call may touch, as the runtime needs to know it.
 #pragma once
+#include "blocks/se/params.h"
 #include "cuda_host/hostcuda.h"
-#include "gates/mlp.h"
 
 namespace chattn {
 

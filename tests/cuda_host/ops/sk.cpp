@@ -1,6 +1,6 @@
 // Registers the CUDA kernels, executed on the CPU, as operators of chattn_cuda_host.
-#include "gates/sk_cuda.h"
-#include "ops/sk_block_op.h"
+#include "blocks/sk/cuda.h"
+#include "blocks/sk/network_op.h"
 
 #include "cuda_host/ops/host_runner.h"
 #include "cuda_host/ops/sk_buffers.h"

@@ -1,7 +1,7 @@
 // Which memory a call of the selective kernel may touch, as the runtime needs to know it.
 #pragma once
+#include "blocks/sk/network.h"
 #include "cuda_host/hostcuda.h"
-#include "gates/sk_block.h"
 
 namespace chattn {
 

@@ -1,0 +1,87 @@
+// How a squeeze-and-excitation call is launched, and what it needs of scratch memory.
+#pragma once
+#include "blocks/se/params.h"
+#include "engine/cuda/launch_info.h"
+#include "engine/cuda/plan.h"
+
+namespace chattn::cuda {
+
+struct SePlan {
+  ReducePlan reduce;
+  ProductPlan product;  // with two layers: the hidden values', and their gradients'
+  ApplyPlan apply;
+};
+
+inline SePlan plan_se(const MapShape& map, const MlpGate& gate) {
+  SePlan plan;
+  plan.reduce = plan_reduce(map);
+  if (!gate.direct) plan.product = plan_product(map.n, map.c, gate.rd);
+  plan.apply = plan_apply(map, map.c * gate.rd * size_of(gate.weight_dtype));
+  return plan;
+}
+
+// Of the launch that finishes the sums where no product does.
+inline index_t finish_blocks(const MapShape& map) { return ceil_div(map.planes(), kThreads); }
+
+// Of the weights' gradients, in the launch that writes the map's.
+inline int weight_blocks(const MapShape& map, const MlpGate& gate) {
+  const int c = static_cast<int>(map.c), rd = static_cast<int>(gate.rd);
+  return weight_tiles(c, rd) + (gate.direct ? 0 : weight_tiles(rd, c));
+}
+
+// Scratch arrays, in accumulators, one after another.
+struct SeScratch {
+  index_t first = 0;     // (splits, N, C): sums; dot products in the backward pass
+  index_t parts = 0;     // (splits, N, rd) of a product that is split
+  index_t dhidden = 0;   // (N, rd): only in the backward pass; direct: dz
+  index_t dz = 0;        // (N, C): only in the backward pass
+  index_t arrivals = 0;  // a counter per tile that is split
+  index_t total = 0;
+
+  static SeScratch make(const SePlan& plan, const MapShape& map, const MlpGate& gate,
+                        bool backward) {
+    SeScratch s;
+    const index_t planes = map.planes();
+    const index_t splits = plan.product.splits, hidden = gate.direct ? 0 : map.n * gate.rd;
+    s.parts = padded(plan.reduce.splits * planes);
+    s.dhidden = s.parts + (splits > 1 ? padded(splits * hidden) : 0);
+    s.dz = s.dhidden + (backward ? padded(hidden) : 0);
+    s.arrivals = s.dz + (backward ? padded(planes) : 0);
+    s.total = s.arrivals + plan.product.counters();
+    return s;
+  }
+
+ private:
+  // Arrays start on 16-byte boundaries.
+  static index_t padded(index_t accumulators) { return ceil_div(accumulators, 4) * 4; }
+};
+
+inline std::vector<LaunchInfo> describe(const SePlan& plan, const MapShape& map,
+                                        const MlpGate& gate, bool backward) {
+  const ApplyPlan& a = plan.apply;
+  const index_t map_bytes = map.bytes();
+  const index_t apply_blocks = a.sample_tiles * a.channel_tiles * a.parts;
+  const char* reduce = name_of(plan.reduce.kind);
+  const char* apply = map.channels_last ? "apply_rows" : "apply_spans";
+  const int reduce_vector = plan.reduce.vec * size_of(map.dtype);
+  const int apply_vector = a.vec * size_of(map.dtype);
+  std::vector<LaunchInfo> launches;
+  const auto add = [&](const LaunchInfo& launch) { launches.push_back(launch); };
+  if (!backward) {
+    add({reduce, "squeeze", plan.reduce.blocks, reduce_vector, map_bytes, 0});
+    if (gate.direct) add({"finish", "p", finish_blocks(map), 0, 0, 0});
+    if (!gate.direct) add({"product", "hidden = W1 p", plan.product.blocks(), 0, 0, 0});
+    add({apply, "gate, y = gate * x", apply_blocks, apply_vector, map_bytes, map_bytes});
+    return launches;
+  }
+  const char* gradients = gate.direct ? "dx = gate * dy + dmean; dW2, db2"
+                                      : "dx = gate * dy + dmean; dW1, db1, dW2, db2";
+  add({reduce, "dgate = sum dy * x", plan.reduce.blocks, reduce_vector, 2 * map_bytes, 0});
+  if (gate.direct) add({"finish", "dz", finish_blocks(map), 0, 0, 0});
+  if (!gate.direct) add({"product", "dhidden = W2^T dz", plan.product.blocks(), 0, 0, 0});
+  add({apply, gradients, apply_blocks + weight_blocks(map, gate), apply_vector, map_bytes,
+       map_bytes});
+  return launches;
+}
+
+}  // namespace chattn::cuda

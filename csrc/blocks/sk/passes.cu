@@ -1,0 +1,133 @@
+// The launches of the selective kernel's passes.
+#include "blocks/sk/cuda.h"
+#include "blocks/sk/gate.cuh"
+#include "blocks/sk/passes.h"
+#include "blocks/sk/plan.h"
+#include "engine/cuda/reduce.cuh"
+//
+#include "common/device.cuh"
+
+namespace chattn::cuda {
+namespace {
+
+using T = CHATTN_T;
+using A = acc_t<T>;
+
+// body(a constant equal to the number of branches)
+template <int M = 1, class Body>
+Status with_branches(int count, Body&& body) {
+  if (count == M) return body(std::integral_constant<int, M>{});
+  if constexpr (M < kMaxBranches) return with_branches<M + 1>(count, body);
+  return Status::error("%d branches", count);
+}
+
+// body(their number, whether they have a prologue). One branch has a gate of 1, for which the
+// prologue has no kernels.
+template <class Body>
+Status with_branches_and_prologue(const Branches& x, Body&& body) {
+  return with_branches(x.count, [&](auto m) {
+    if constexpr (m() > 1) {
+      if (x.prologue != nullptr) return body(m, std::true_type{});
+    }
+    if (x.prologue != nullptr) return Status::error("a prologue takes two branches or more");
+    return body(m, std::false_type{});
+  });
+}
+
+LaunchConfig per_plane(index_t planes, void* stream) {
+  LaunchConfig config;
+  config.grid = dim3(static_cast<unsigned>(ceil_div(planes, kThreads)));
+  config.block = dim3(kThreads);
+  config.stream = stream;
+  return config;
+}
+
+}  // namespace
+
+template <>
+Status launch_squeeze<T>(const MapShape& map, const Branches& x, A* sums, const Arrivals& arrivals,
+                         void* stream) {
+  return with_branches_and_prologue(x, [&](auto m, auto prologue) {
+    using Op = std::conditional_t<prologue(), PrologueSumOp<T, m()>, SumOp<T, m()>>;
+    ReduceIo<T, Op> io{};
+    io.reference = static_cast<const A*>(x.prologue);
+    for (int b = 0; b < m(); ++b) io.in[b] = static_cast<const T*>(x.at[b]);
+    io.out[0] = sums;
+    io.arrivals = arrivals;
+    io.gap = x.gap;
+    io.sample_planes = map.c;
+    return launch_reduce("sk_squeeze", plan_sk_reduce(map, Op::kStaged, x.gap), map, io, stream);
+  });
+}
+
+template <>
+Status run_as<T>(const SkSqueeze& p, void* scratch, void* stream) {
+  A* const sums = static_cast<A*>(scratch);
+  CHATTN_TRY(launch_squeeze<T>(p.map, p.x, sums, {}, stream));
+  const ReducePlan plan = plan_sk_reduce(p.map, p.x.prologue ? p.x.count : 1, p.x.gap);
+  return launch("sk_mean", branch_mean<A>, per_plane(p.map.planes(), stream),
+                Partials<A>{sums, plan.splits, p.map.planes()}, static_cast<int>(p.map.planes()),
+                static_cast<A>(p.map.hw), static_cast<A*>(p.pooled));
+}
+
+template <>
+Status run_as<T>(const SkSelect& p, void*, void* stream) {
+  return with_branches_and_prologue(p.x, [&](auto m, auto prologue) {
+    using Gate = SoftmaxGate<T, m(), prologue()>;
+    const Gate gate{static_cast<int>(p.map.c), static_cast<const A*>(p.logits),
+                    static_cast<const A*>(p.x.prologue)};
+    ApplyIo<T, typename Gate::Element> io{};
+    for (int b = 0; b < m(); ++b) io.in[b] = static_cast<const T*>(p.x.at[b]);
+    io.out[0] = static_cast<T*>(p.y);
+    io.gap = p.x.gap;
+    return launch_apply("sk_select", plan_sk_apply(p.map), p.map, io, gate, stream);
+  });
+}
+
+template <>
+Status launch_dot<T>(const SkDot& p, const A* given, A* sums, const Arrivals& arrivals,
+                     void* stream) {
+  return with_branches(p.x.count, [&](auto m) {
+    const ReducePlan plan = plan_sk_reduce(p.map, m(), p.x.gap);
+    const index_t planes = p.map.planes();
+    ReduceIo<T, DotOp<T, m(), true>> io{};
+    LogitGradient<A, m()> args{};
+    io.in[0] = static_cast<const T*>(p.dy);
+    for (int b = 0; b < m(); ++b) {
+      io.in[b + 1] = static_cast<const T*>(p.x.at[b]);
+      io.out[b] = sums + b * plan.splits * planes;
+      args.dot[b] = {io.out[b], plan.splits, planes};
+    }
+    io.arrivals = arrivals;
+    io.gap = p.x.gap;
+    io.sample_planes = p.map.c;
+    CHATTN_TRY(launch_reduce("sk_dot", plan, p.map, io, stream));
+    args.logits = static_cast<const A*>(p.logits);
+    args.given = given;
+    args.dlogits = static_cast<A*>(p.dlogits);
+    args.planes = static_cast<int>(planes);
+    args.by_c = FastDiv(static_cast<std::uint32_t>(p.map.c));
+    return launch("sk_logit_gradient", logit_gradient<A, m()>, per_plane(planes, stream), args);
+  });
+}
+
+template <>
+Status run_as<T>(const SkDot& p, void* scratch, void* stream) {
+  return launch_dot<T>(p, nullptr, static_cast<A*>(scratch), {}, stream);
+}
+
+template <>
+Status run_as<T>(const SkGradient& p, void*, void* stream) {
+  return with_branches(p.dx.count, [&](auto m) {
+    using Gate = SpreadGate<T, m()>;
+    const Gate gate{static_cast<int>(p.map.c), static_cast<const A*>(p.logits),
+                    static_cast<const A*>(p.dpooled), static_cast<A>(p.map.hw)};
+    ApplyIo<T, typename Gate::Element> io{};
+    io.in[0] = static_cast<const T*>(p.dy);
+    for (int b = 0; b < m(); ++b) io.out[b] = static_cast<T*>(p.dx.at[b]);
+    io.gap = p.dx.gap;
+    return launch_apply("sk_gradient", plan_sk_apply(p.map), p.map, io, gate, stream);
+  });
+}
+
+}  // namespace chattn::cuda

@@ -1,6 +1,0 @@
-#include "gates/eca_cuda_impl.cuh"
-
-namespace chattn::cuda {
-template Status eca_forward_as<float>(const EcaForward&, void*, void*);
-template Status eca_backward_as<float>(const EcaBackward&, void*, void*);
-}  // namespace chattn::cuda

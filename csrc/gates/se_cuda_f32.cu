@@ -1,6 +1,0 @@
-#include "gates/se_cuda_impl.cuh"
-
-namespace chattn::cuda {
-template Status se_forward_as<float>(const SeForward&, void*, void*);
-template Status se_backward_as<float>(const SeBackward&, void*, void*);
-}  // namespace chattn::cuda
