@@ -59,7 +59,7 @@ def test_kernels_are_known_by_their_names() -> None:
 
 def test_every_pass_is_known() -> None:
     """What moves maps is told by the operation or gate that a pass is given."""
-    sources = "".join(path.read_text() for path in (ROOT / "csrc").rglob("*.cuh"))
+    sources = "".join(path.read_text() for path in (ROOT / "csrc").rglob("*.cu*"))
     parts = re.findall(r"^struct (\w+(?:Op|Gate))\b[^;]*\{", sources, re.MULTILINE)
     assert {"SumOp", "SpreadGate"} <= set(parts)
     for part in parts:

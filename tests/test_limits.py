@@ -47,5 +47,5 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
 )
 def test_counts(program: Path, sizes: tuple[int, ...], problem: str) -> None:
     done = subprocess.run([program, *map(str, sizes)], capture_output=True, text=True, check=True)
-    expected = f"the CUDA kernels take fewer than 2^31 {problem}" if problem else ""
+    expected = f"the CUDA kernels take fewer than {LIMIT} {problem}" if problem else ""
     assert done.stdout.strip() == expected

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from chattn_cuda import _native
-from tests.cuda_host import build
+from tests.cuda_host import build, operators
 
 ROOT = Path(__file__).resolve().parent.parent
 TOOLS = ("build", "setuptools", "wheel", "pybind11")
@@ -191,11 +191,36 @@ def test_operators_compile_with_the_headers_of_this_torch(tmp_path: Path) -> Non
     if cxx is None:
         pytest.skip("no C++ compiler")
     flags, _ = build.torch_flags()
-    for source in sorted((ROOT / "csrc" / "ops").glob("*.cpp")):
+    sources = sorted((ROOT / "csrc" / "blocks").glob("*/op.cpp"))
+    assert len(sources) >= 3
+    for source in sources:
         run(
             cxx, "-std=c++20", "-fsyntax-only", "-DCHATTN_WITH_CUDA", f"-I{ROOT / 'csrc'}", *flags,
             source, cwd=tmp_path,
         )  # fmt: skip
+
+
+def test_tests_know_the_types_that_kernels_are_compiled_for() -> None:
+    if not (ROOT / "setup.py").exists():
+        pytest.skip("not a source checkout")
+    assert runpy.run_path(str(ROOT / "setup.py"))["MAP_TYPES"] == operators.TYPES
+
+
+def test_asking_registers_nothing() -> None:
+    """Triton's operators are there once they are selected."""
+    code = (
+        "import sys; from chattn_cuda import backends;"
+        "from chattn_cuda.ops.registration import registered_namespaces as known;"
+        "reason = backends.why_not('triton', 'cpu');"
+        "before = 'triton' in sys.modules or 'chattn_cuda_triton' in known;"
+        "reason or backends.select('triton', 'cpu');"
+        "print(before, reason is not None or 'chattn_cuda_triton' in known)"
+    )
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+    assert done.stdout.split() == ["False", "True"], done.stderr
 
 
 def test_import_is_light() -> None:

@@ -119,6 +119,37 @@ def test_split_attention(radix: int, channels: int, layout: str, training: bool)
     same(dict(ours.named_buffers()), dict(plain.named_buffers()))
 
 
+@on_fused
+@on_modes
+@pytest.mark.parametrize("groups", [2, 8])  # the last: a channel each
+def test_split_attention_of_groups(groups: int, training: bool, backend: str) -> None:
+    """Their layers are products per group, of numbers."""
+    torch.manual_seed(0)
+    ours: Any = chattn_cuda.SplitAttn(
+        16, 8, groups=groups, rd_channels=8, norm_layer=nn.BatchNorm2d, backend=backend
+    )
+    device = cases.device_of(backend)
+    plain = copy.deepcopy(ours.to(device).double().train(training))
+    x = torch.randn(3, 16, 5, 5, dtype=F64, device=device)
+    one, two = x.clone().requires_grad_(), x.clone().requires_grad_()
+    y, expected = ours(one), plain.eager_forward(two)
+    assert is_one_node(y)
+    same(y, expected)
+    for a, b in ((one, ours), (two, plain)):
+        out = b(a) if b is ours else b.eager_forward(a)
+        (slope,) = torch.autograd.grad(out.sin().sum(), a, create_graph=True)
+        (slope.square().sum() + out.cos().sum()).backward()
+    for a, b in zip((one, *ours.parameters()), (two, *plain.parameters()), strict=True):
+        same(a.grad, b.grad)
+    same(dict(ours.named_buffers()), dict(plain.named_buffers()))
+    ours.eval()
+    plain.eval()
+    with torch.no_grad():
+        same(ours(x), plain.eager_forward(x))
+        assert ours(x[:0]).shape == (0, 8, 5, 5)
+        same(torch.func.vmap(ours)(x[None])[0], plain.eager_forward(x))
+
+
 # ---- layers that are called
 class OwnNorm(nn.BatchNorm2d):
     """Twice as large."""

@@ -34,10 +34,10 @@ class Weight:
     Attributes:
         name: Of the argument.
         shape: Symbols, as in "rd c"; n, c, h and w are the map's. A weight may have axes of size 1
-            behind these, and symbols may be numbers.
+            behind these.
         optional: Whether it may be None.
         is_bias: Whether the backward operator does not read it.
-        beside: Another weight, without which it has no gradient either.
+        beside: Of a bias: the weight without which it has no gradient either.
         products: Symbols, besides n, whose product is the number of multiplications per sample;
             empty for none.
     """

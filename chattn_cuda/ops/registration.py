@@ -37,7 +37,7 @@ def register_rules(namespace: str) -> None:
         gradients[f"{block.name}_forward"] = of_block, backward_of_graph
     for name, fake in fakes.items():
         if not hasattr(getattr(torch.ops, namespace), name):
-            continue  # the operators of a whole selective kernel are the CPU's alone
+            continue  # Triton has none of whole selective kernels
         qualified = f"{namespace}::{name}"
         operator = operator_of(namespace, name)
         torch.library.register_fake(qualified, fake)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from . import host
-from .kernels import conv
+from .kernels import eca as kernels
 from .plan import UNLIMITED, plan_conv_grad, plan_pass
 from .program import Operator
 
@@ -42,7 +42,7 @@ def forward_launches(
     parts = len(part_sum)
     p = plan_pass(n, c, hw, cl, x.element_size(), max_splits=UNLIMITED, fill=host.FILL)
     rescale = host.Launch(
-        conv.conv_rescale_kernel,
+        kernels.conv_rescale_kernel,
         p.programs,
         ((x,), y, part_sum, weight, pooled, gate, *host.sizes(p, n), hw, parts, weight.shape[2])
         + (weight.shape[0] > 1, circular, gate_fn, *host.constants(p)),
@@ -98,13 +98,13 @@ def backward_launches(
         part_dw = gate.new_empty((g.parts, g.count))
         launches += [
             host.Launch(
-                conv.conv_dweight_kernel,
+                kernels.conv_dweight_kernel,
                 g.programs,
                 (part_ds, dgate, gate, pooled, part_dw, n, c, g.rows, parts, taps, *how)
                 + (g.tile_n, g.tile_c),
             ),
             host.Launch(
-                conv.merge_weights_kernel,
+                kernels.merge_weights_kernel,
                 g.merge_programs,
                 (part_dw, dweight, g.parts, g.count, g.tile_p, g.tile_w),
             ),
@@ -113,7 +113,7 @@ def backward_launches(
         p = plan_pass(n, c, hw, cl, x.element_size(), max_splits=UNLIMITED, fill=host.FILL)
         launches.append(
             host.Launch(
-                conv.conv_spread_kernel,
+                kernels.conv_spread_kernel,
                 p.programs,
                 (dy, part_ds, dgate, gate, weight, (dx,), *host.sizes(p, n), hw, parts, taps, *how)
                 + host.constants(p),

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from . import host
-from .kernels import gate as gates
+from .kernels import se as kernels
 from .plan import UNLIMITED, plan_mlp, plan_outer, plan_pass
 from .program import Operator
 
@@ -66,7 +66,7 @@ def forward_launches(
     m = plan_mlp(n, units, c, gate.element_size(), fill=host.FILL)
     launches.append(
         host.Launch(
-            gates.mlp_hidden_kernel,
+            kernels.mlp_hidden_kernel,
             m.programs,
             (parts, w1, b1, pooled, None if w1 is None else hidden)
             + (n, c, units, hw, len(parts), m.tile_n, m.tile_r, m.tile_k),
@@ -75,7 +75,7 @@ def forward_launches(
     p = plan_pass(n, c, hw, cl, size, max_splits=UNLIMITED, hidden=r, fill=host.FILL)
     launches.append(
         host.Launch(
-            gates.mlp_rescale_kernel,
+            kernels.mlp_rescale_kernel,
             p.programs,
             ((x,), y, pooled if w1 is None else hidden, w2, b2, gate, *host.sizes(p, n), r)
             + (act, act_param, gate_fn, *host.constants(p), p.tile_k),
@@ -144,7 +144,7 @@ def backward_launches(
     m = plan_mlp(n, units, c, acc_size, min_cols=8, fill=host.FILL)
     launches.append(
         host.Launch(
-            gates.mlp_dhidden_kernel,
+            kernels.mlp_dhidden_kernel,
             m.programs,
             (parts, dgate, gate)
             + ((None, None, dz, None) if w1 is None else (hidden, w2, dz, dhidden))
@@ -155,7 +155,7 @@ def backward_launches(
         m = plan_outer(r, c, n, acc_size)
         launches.append(
             host.Launch(
-                gates.mlp_dweight_kernel,
+                kernels.mlp_dweight_kernel,
                 m.programs,
                 (
                     (None, None, pooled, dz, None, None, dw2, db2)
@@ -169,7 +169,7 @@ def backward_launches(
         p = plan_pass(n, c, hw, cl, size, max_splits=UNLIMITED, hidden=r, fill=host.FILL)
         launches.append(
             host.Launch(
-                gates.mlp_spread_kernel,
+                kernels.mlp_spread_kernel,
                 p.programs,
                 (dy, gate, dhidden, w2 if w1 is None else w1, (dx,))
                 + (*host.sizes(p, n), r, hw, *host.constants(p), p.tile_k),

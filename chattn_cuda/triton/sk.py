@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from . import host
-from .kernels import select
+from .kernels import sk as kernels
 from .plan import UNLIMITED, PassPlan, plan_pass
 from .program import Operator
 
@@ -63,7 +63,7 @@ def squeeze_launches(
         return pooled, []
     parts, squeeze = host.squeeze(tuple(branches), prologue, channels_last, _tiles(len(branches)))
     mean = (parts, pooled, n * c, hw, len(parts), _PLANES)
-    return pooled, [squeeze, host.Launch(select.mean_kernel, _programs(n * c), mean)]
+    return pooled, [squeeze, host.Launch(kernels.mean_kernel, _programs(n * c), mean)]
 
 
 def select_launches(
@@ -85,7 +85,7 @@ def select_launches(
     maps = tuple(branches)
     p = _select_plan(x, m, channels_last)
     args = (maps, prologue, y, logits, *host.sizes(p, n), m, *host.constants(p))
-    return y, [host.Launch(select.select_kernel, p.programs, args)]
+    return y, [host.Launch(kernels.select_kernel, p.programs, args)]
 
 
 def dot_launches(
@@ -106,7 +106,7 @@ def dot_launches(
         return dlogits, []
     parts, reduce = host.reduce(dy, tuple(branches), channels_last, _tiles(m + 1))
     merge = (parts, logits, dlogits, n, c, parts.shape[1], m, _PLANES)
-    return dlogits, [reduce, host.Launch(select.logit_gradient_kernel, _programs(n * c), merge)]
+    return dlogits, [reduce, host.Launch(kernels.logit_gradient_kernel, _programs(n * c), merge)]
 
 
 def gradient_launches(
@@ -128,7 +128,7 @@ def gradient_launches(
     p = _select_plan(dy, m + 1, channels_last)
     args = (dy, logits, dpooled, tuple(outputs), *host.sizes(p, n), hw, m)
     return outputs, [
-        host.Launch(select.select_spread_kernel, p.programs, (*args, *host.constants(p)))
+        host.Launch(kernels.select_spread_kernel, p.programs, (*args, *host.constants(p)))
     ]
 
 

@@ -15,4 +15,7 @@ Status run(const EcaForward& p, void* scratch, void* stream);
 template <>
 Status run(const EcaBackward& p, void* scratch, void* stream);
 
+CHATTN_RUN_AS(EcaForward);
+CHATTN_RUN_AS(EcaBackward);
+
 }  // namespace chattn::cuda

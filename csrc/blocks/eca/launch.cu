@@ -22,7 +22,7 @@ Convolution<T> convolution(const MapShape& map, const ConvGate& gate, const void
   conv.circular = gate.circular;
   conv.gate = gate.gate;
   conv.hw = static_cast<A>(map.hw);
-  conv.w = {weight, sizeof(T) == 2 && gate.weight_dtype == DType::f32};
+  conv.w = {weight, is_wide<T>(gate.weight_dtype)};
   return conv;
 }
 

@@ -1,6 +1,8 @@
 // Efficient channel attention forward in one launch, with one read of the map (NCHW).
 #pragma once
 #include "blocks/eca/gate.cuh"
+#include "engine/cuda/elements.cuh"
+#include "engine/cuda/launch.cuh"
 #include "engine/cuda/resident.cuh"
 //
 #include "common/device.cuh"
@@ -94,11 +96,8 @@ template <class T>
 Status launch_stage(const char* name, StageArgs<T> args, const MapShape& map, void* stream) {
   constexpr int kWidest = 16 / static_cast<int>(sizeof(T));
   args.by_hw = FastDiv(static_cast<std::uint32_t>(map.hw));
-  LaunchConfig config;
-  config.grid = dim3(static_cast<unsigned>(map.n * args.plan.tiles));
-  config.block = dim3(kThreads);
-  config.shared_bytes = static_cast<std::size_t>(args.plan.bytes);
-  config.stream = stream;
+  LaunchConfig config =
+      blocks_of_threads(map.n * args.plan.tiles, stream, static_cast<std::size_t>(args.plan.bytes));
   // The means are added up in the same order either way.
   if (has_clusters(stage_planes<T, kWidest>)) config.cluster = args.plan.cluster();
   args.exchange = static_cast<int>(config.cluster) == args.plan.tiles;

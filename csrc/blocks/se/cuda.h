@@ -15,4 +15,7 @@ Status run(const SeForward& p, void* scratch, void* stream);
 template <>
 Status run(const SeBackward& p, void* scratch, void* stream);
 
+CHATTN_RUN_AS(SeForward);
+CHATTN_RUN_AS(SeBackward);
+
 }  // namespace chattn::cuda

@@ -3,6 +3,7 @@
 #include "blocks/se/gate.cuh"
 #include "blocks/se/mlp.cuh"
 #include "blocks/se/plan.h"
+#include "engine/cuda/launch.cuh"
 #include "engine/cuda/product_launch.cuh"
 #include "engine/cuda/reduce.cuh"
 //
@@ -33,11 +34,8 @@ ProductScratch<A> product_scratch(const SePlan& plan, const SeScratch& at, A* wo
 
 template <class Plane>
 Status launch_finish(const char* name, const MapShape& map, const Plane& plane, void* stream) {
-  LaunchConfig config;
-  config.grid = dim3(static_cast<unsigned>(finish_blocks(map)));
-  config.block = dim3(kThreads);
-  config.stream = stream;
-  return launch(name, finish<Plane>, config, map.planes(), plane);
+  return launch(name, finish<Plane>, blocks_of_threads(finish_blocks(map), stream), map.planes(),
+                plane);
 }
 
 // The gradients of the map and of the weights: what is wanted of them.
@@ -72,7 +70,7 @@ Status launch_gradient(const SeBackward& p, const SePlan& plan, const SeScratch&
 
 template <>
 Status run_as<T>(const SeForward& p, void* scratch, void* stream) {
-  const bool wide = sizeof(T) == 2 && p.gate.weight_dtype == DType::f32;
+  const bool wide = is_wide<T>(p.gate.weight_dtype);
   const SePlan plan = plan_se(p.map, p.gate);
   const SeScratch at = SeScratch::make(plan, p.map, p.gate, false);
   A* const work = static_cast<A*>(scratch);
@@ -107,7 +105,7 @@ Status run_as<T>(const SeForward& p, void* scratch, void* stream) {
 
 template <>
 Status run_as<T>(const SeBackward& p, void* scratch, void* stream) {
-  const bool wide = sizeof(T) == 2 && p.gate.weight_dtype == DType::f32;
+  const bool wide = is_wide<T>(p.gate.weight_dtype);
   const SePlan plan = plan_se(p.map, p.gate);
   const SeScratch at = SeScratch::make(plan, p.map, p.gate, true);
   A* const work = static_cast<A*>(scratch);

@@ -34,4 +34,11 @@ Status run(const SkForward& p, void* scratch, void* stream);
 template <>
 Status run(const SkBackward& p, void* scratch, void* stream);
 
+CHATTN_RUN_AS(SkSqueeze);
+CHATTN_RUN_AS(SkSelect);
+CHATTN_RUN_AS(SkDot);
+CHATTN_RUN_AS(SkGradient);
+CHATTN_RUN_AS(SkForward);
+CHATTN_RUN_AS(SkBackward);
+
 }  // namespace chattn::cuda

@@ -3,6 +3,7 @@
 #include "blocks/sk/network.cuh"
 #include "blocks/sk/params.h"
 #include "blocks/sk/passes.h"
+#include "engine/cuda/launch.cuh"
 //
 #include "common/device.cuh"
 
@@ -13,11 +14,9 @@ namespace {
 using T = CHATTN_T;
 using A = acc_t<T>;
 
-bool is_wide(DType dtype) { return sizeof(T) == 2 && dtype == DType::f32; }
-
 UnitNorm<T> unit_norm(const SkNetwork& network) {
-  const bool affine = is_wide(network.affine_dtype);
-  const bool statistics = is_wide(network.statistics_dtype);
+  const bool affine = is_wide<T>(network.affine_dtype);
+  const bool statistics = is_wide<T>(network.statistics_dtype);
   return {{network.mean, statistics},
           {network.variance, statistics},
           {network.weight, affine},
@@ -25,17 +24,8 @@ UnitNorm<T> unit_norm(const SkNetwork& network) {
           static_cast<A>(network.eps)};
 }
 
-LaunchConfig blocks_with(index_t blocks, std::size_t shared_bytes, void* stream) {
-  LaunchConfig config;
-  config.grid = dim3(static_cast<unsigned>(blocks));
-  config.block = dim3(kThreads);
-  config.shared_bytes = shared_bytes;
-  config.stream = stream;
-  return config;
-}
-
 LaunchConfig per_unit(index_t d, void* stream) {
-  return blocks_with(norm_blocks(d), sizeof(double) * 2 * kWarps * kNormUnits, stream);
+  return blocks_of_threads(norm_blocks(d), stream, sizeof(double) * 2 * kWarps * kNormUnits);
 }
 
 // Where the parts of the scratch memory lie.
@@ -65,7 +55,7 @@ Status launch_norm_prologue(const SkForward& p, A* prologue, void* stream) {
   args.prologue = prologue;
   for (int q = 0; q < p.norms.count; ++q) {
     const SkBranchNorms::One& norm = p.norms.at[q];
-    const bool wide = is_wide(norm.dtype);
+    const bool wide = is_wide<T>(norm.dtype);
     args.norm[q] = {{norm.mean, wide},
                     {norm.variance, wide},
                     {norm.weight, wide},
@@ -73,7 +63,7 @@ Status launch_norm_prologue(const SkForward& p, A* prologue, void* stream) {
                     static_cast<A>(p.norms.eps)};
   }
   return launch("sk_prologue", norm_prologue<T>,
-                blocks_with(ceil_div(args.rows, kThreads), 0, stream), args);
+                blocks_of_threads(ceil_div(args.rows, kThreads), stream), args);
 }
 
 }  // namespace
@@ -102,13 +92,13 @@ Status run_as<T>(const SkForward& p, void* scratch, void* stream) {
                              static_cast<A*>(p.pooled)};
   const bool of_batch = network.norm == SkNetwork::Norm::of_batch;
   A *const hidden = static_cast<A*>(p.hidden), *const activated = static_cast<A*>(p.activated);
-  const UnitOut<T> out{{network.reduce.b, is_wide(network.reduce.dtype)},
+  const UnitOut<T> out{{network.reduce.b, is_wide<T>(network.reduce.dtype)},
                        unit_norm(network),
                        network.relu,
                        hidden,
                        of_batch ? nullptr : activated};
   const WeightColumns<T, true> w1{
-      {network.reduce.w, is_wide(network.reduce.dtype)}, static_cast<int>(c), units};
+      {network.reduce.w, is_wide<T>(network.reduce.dtype)}, static_cast<int>(c), units};
   CHATTN_TRY(launch_product("sk_hidden", plan.hidden, pooled, w1, out, work.hidden(), stream));
   if (of_batch) {
     BatchNormArgs<T> args{};
@@ -121,12 +111,12 @@ Status run_as<T>(const SkForward& p, void* scratch, void* stream) {
     args.activated = activated;
     args.mean = static_cast<A*>(p.mean);
     args.variance = static_cast<A*>(p.variance);
-    args.running_mean = {p.running_mean, is_wide(network.statistics_dtype)};
-    args.running_variance = {p.running_variance, is_wide(network.statistics_dtype)};
+    args.running_mean = {p.running_mean, is_wide<T>(network.statistics_dtype)};
+    args.running_variance = {p.running_variance, is_wide<T>(network.statistics_dtype)};
     args.updates = static_cast<long long*>(p.updates);
     CHATTN_TRY(launch("sk_norm", norm_of_batch<T>, per_unit(d, stream), args));
   }
-  const bool wide = is_wide(network.select.dtype);
+  const bool wide = is_wide<T>(network.select.dtype);
   const WeightColumns<T, true> w2{{network.select.w, wide}, units, static_cast<int>(rows)};
   const BiasedOut<T> logits{{network.select.b, wide}, static_cast<A*>(p.logits)};
   const SummedRows<A> act{{activated, 1, 0}, samples, units};
@@ -144,7 +134,7 @@ Status run_as<T>(const SkBackward& p, void* scratch, void* stream) {
   A *const dlogits = work.base + work.at.dlogits, *const dhidden = work.base + work.at.dhidden;
   A* const dbefore = work.base + work.at.dbefore;
   A* const dpooled = work.base + work.at.dpooled;
-  const bool wide1 = is_wide(network.reduce.dtype), wide2 = is_wide(network.select.dtype);
+  const bool wide1 = is_wide<T>(network.reduce.dtype), wide2 = is_wide<T>(network.select.dtype);
 
   CHATTN_TRY(launch_dot<T>({p.map, p.x, p.dy, p.logits, dlogits}, static_cast<const A*>(p.dlogits),
                            work.base, work.all_arrivals(), stream));
@@ -158,7 +148,7 @@ Status run_as<T>(const SkBackward& p, void* scratch, void* stream) {
 
   const bool of_batch = network.norm == SkNetwork::Norm::of_batch;
   if (network.normalises()) {
-    const bool affine = is_wide(network.affine_dtype);
+    const bool affine = is_wide<T>(network.affine_dtype);
     NormGradientArgs<T> args{};
     args.samples = samples;
     args.d = units;
@@ -186,7 +176,8 @@ Status run_as<T>(const SkBackward& p, void* scratch, void* stream) {
                             {p.dw_select, wide2},
                             {p.db_select, wide2}};
   if (const int blocks = dw1.blocks() + dw2.blocks(); blocks > 0) {
-    const LaunchConfig config = blocks_with(blocks, sizeof(A) * OuterTile<A>::kOperands, stream);
+    const LaunchConfig config =
+        blocks_of_threads(blocks, stream, sizeof(A) * OuterTile<A>::kOperands);
     CHATTN_TRY(launch("sk_weight_grads", outer_products<T>, config, samples, dw2, dw1));
   }
   if (p.dx.at[0] == nullptr) return Status{};

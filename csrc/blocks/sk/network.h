@@ -1,4 +1,4 @@
-// The selective kernel with its usual network, in one call: the four operators of select.h and what
+// The selective kernel with its usual network, in one call: the four operators of params.h and what
 // lies between them. There the calls between the passes cost as much as the passes.
 #pragma once
 #include "blocks/sk/params.h"

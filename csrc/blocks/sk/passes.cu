@@ -3,6 +3,7 @@
 #include "blocks/sk/gate.cuh"
 #include "blocks/sk/passes.h"
 #include "blocks/sk/plan.h"
+#include "engine/cuda/launch.cuh"
 #include "engine/cuda/reduce.cuh"
 //
 #include "common/device.cuh"
@@ -35,11 +36,7 @@ Status with_branches_and_prologue(const Branches& x, Body&& body) {
 }
 
 LaunchConfig per_plane(index_t planes, void* stream) {
-  LaunchConfig config;
-  config.grid = dim3(static_cast<unsigned>(ceil_div(planes, kThreads)));
-  config.block = dim3(kThreads);
-  config.stream = stream;
-  return config;
+  return blocks_of_threads(ceil_div(planes, kThreads), stream);
 }
 
 }  // namespace

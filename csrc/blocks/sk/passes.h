@@ -1,4 +1,4 @@
-// The passes of the selective kernel that the whole block launches, too. In passes.cu, as run_as().
+// The passes of the selective kernel that the whole block launches, too. In passes.cu.
 #pragma once
 #include "blocks/sk/params.h"
 #include "common/status.h"
@@ -16,5 +16,12 @@ Status launch_squeeze(const MapShape& map, const Branches& x, acc_t<T>* sums,
 template <class T>
 Status launch_dot(const SkDot& p, const acc_t<T>* given, acc_t<T>* sums, const Arrivals& arrivals,
                   void* stream);
+
+template <>
+Status launch_squeeze<CHATTN_T>(const MapShape& map, const Branches& x, acc_t<CHATTN_T>* sums,
+                                const Arrivals& arrivals, void* stream);
+template <>
+Status launch_dot<CHATTN_T>(const SkDot& p, const acc_t<CHATTN_T>* given, acc_t<CHATTN_T>* sums,
+                            const Arrivals& arrivals, void* stream);
 
 }  // namespace chattn::cuda

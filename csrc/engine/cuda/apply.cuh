@@ -12,6 +12,7 @@
 #pragma once
 #include "engine/cuda/elements.cuh"
 #include "engine/cuda/fast_div.h"
+#include "engine/cuda/launch.cuh"
 #include "engine/cuda/plan.h"
 //
 #include "common/device.cuh"
@@ -332,16 +333,13 @@ Status launch_apply(const char* name, const ApplyPlan& plan, const MapShape& map
   shape.by_hw = FastDiv(static_cast<std::uint32_t>(map.hw));
   const index_t words = std::min<index_t>(plan.channels, map.c) * map.hw / plan.vec;
   shape.by_words = FastDiv(static_cast<std::uint32_t>(std::max<index_t>(words, 1)));
-  LaunchConfig config;
   index_t blocks = plan.sample_tiles * plan.channel_tiles * plan.parts;
-  config.shared_bytes = sizeof(A) * (Gate::kShared + Gate::Element::kNumbers * kTileSize);
+  std::size_t shared = sizeof(A) * (Gate::kShared + Gate::Element::kNumbers * kTileSize);
   if constexpr (kHasBeside<Gate>) {
     blocks += gate.beside.blocks;
-    config.shared_bytes = std::max(config.shared_bytes, sizeof(A) * gate.beside.kShared);
+    shared = std::max(shared, sizeof(A) * gate.beside.kShared);
   }
-  config.grid = dim3(static_cast<unsigned>(blocks));
-  config.block = dim3(kThreads);
-  config.stream = stream;
+  const LaunchConfig config = blocks_of_threads(blocks, stream, shared);
   if (!map.channels_last)
     return launch(name, apply_spans<T, kWidest, Gate>, config, shape, io, gate);
   if (plan.vec == kWidest)

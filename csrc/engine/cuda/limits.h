@@ -21,9 +21,10 @@ inline Status check_counts(const MapShape& map, std::initializer_list<Counted> m
   const auto check = [&](const Counted& counted) {
     if (counted.count < kCountLimit) return Status{};
     return Status::error(
-        "the CUDA kernels take fewer than 2^31 %s; got %lld (N %lld, C %lld, HW %lld)",
-        counted.what, static_cast<long long>(counted.count), static_cast<long long>(map.n),
-        static_cast<long long>(map.c), static_cast<long long>(map.hw));
+        "the CUDA kernels take fewer than %lld %s; got %lld (N %lld, C %lld, HW %lld)",
+        static_cast<long long>(kCountLimit), counted.what, static_cast<long long>(counted.count),
+        static_cast<long long>(map.n), static_cast<long long>(map.c),
+        static_cast<long long>(map.hw));
   };
   CHATTN_TRY(check({"planes", map.planes()}));
   CHATTN_TRY(check({"positions", map.hw}));

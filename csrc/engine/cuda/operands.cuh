@@ -8,7 +8,12 @@
 
 namespace chattn::cuda {
 
-// Weights of a 16-bit map may be 16-bit too, or float32 (automatic mixed precision).
+// Weights of a 16-bit map may be 16-bit too, or float32 (automatic mixed precision): wide.
+template <class T>
+bool is_wide(DType weights) {
+  return sizeof(T) == 2 && weights == DType::f32;
+}
+
 template <class T>
 struct Weights {
   const void* p = nullptr;

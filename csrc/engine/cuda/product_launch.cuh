@@ -1,6 +1,7 @@
 // What the gates multiply, and how a product is launched (engine/cuda/product.cuh).
 #pragma once
 #include "common/activation.h"
+#include "engine/cuda/launch.cuh"
 #include "engine/cuda/operands.cuh"
 #include "engine/cuda/product.cuh"
 //
@@ -104,10 +105,7 @@ Status launch_product(const char* name, const ProductPlan& plan, const Rows& row
   shape.r = columns.r;
   while (1 << shape.split_shift < plan.splits) ++shape.split_shift;
   shape.by_output_tiles = FastDiv(static_cast<std::uint32_t>(plan.output_tiles));
-  LaunchConfig config;
-  config.grid = dim3(static_cast<unsigned>(plan.blocks()));
-  config.block = dim3(kThreads);
-  config.stream = stream;
+  LaunchConfig config = blocks_of_threads(plan.blocks(), stream);
   const auto launch_as = [&](auto kernel, int shared, int width) {
     // Words of a row that a block stages at once, as a power of two.
     const index_t longest =

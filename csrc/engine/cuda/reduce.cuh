@@ -9,6 +9,7 @@
 #include "engine/cuda/arrival.cuh"
 #include "engine/cuda/elements.cuh"
 #include "engine/cuda/fast_div.h"
+#include "engine/cuda/launch.cuh"
 #include "engine/cuda/plan.h"
 //
 #include "common/device.cuh"
@@ -349,10 +350,7 @@ template <class T, int V, class Op>
 Status launch_reduce_as(const char* name, const ReducePlan& plan, const MapShape& map,
                         const ReduceIo<T, Op>& io, void* stream) {
   using A = acc_t<T>;
-  LaunchConfig config;
-  config.grid = dim3(static_cast<unsigned>(plan.blocks));
-  config.block = dim3(kThreads);
-  config.stream = stream;
+  LaunchConfig config = blocks_of_threads(plan.blocks, stream);
   const int hw = static_cast<int>(map.hw);
   const FastDiv by_splits(static_cast<std::uint32_t>(plan.splits));
   const auto bits = [](int power) { return std::countr_zero(static_cast<unsigned>(power)); };

@@ -1,6 +1,5 @@
 // Planes of an NCHW map that stay on chip between the fold and the emit: one read of the map.
 #pragma once
-#include "engine/cuda/elements.cuh"
 #include "engine/cuda/fast_div.h"
 #include "engine/cuda/plan.h"
 //

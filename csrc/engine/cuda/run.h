@@ -1,6 +1,7 @@
 // What the operators call. A block specialises these for its parameters in blocks/<block>/cuda.cpp.
 #pragma once
 #include "common/status.h"
+#include "common/types.h"
 #include "engine/map.h"
 
 namespace chattn::cuda {
@@ -33,6 +34,17 @@ Status by_type(DType dtype, F&& f) {
 // each type, as CHATTN_T (setup.py).
 template <class T, class Params>
 Status run_as(const Params& p, void* scratch, void* stream);
+
+// Declares those specialisations.
+#define CHATTN_RUN_AS(Params)                                              \
+  template <>                                                              \
+  Status run_as<float>(const Params& p, void* scratch, void* stream);      \
+  template <>                                                              \
+  Status run_as<half_t>(const Params& p, void* scratch, void* stream);     \
+  template <>                                                              \
+  Status run_as<bfloat16_t>(const Params& p, void* scratch, void* stream); \
+  template <>                                                              \
+  Status run_as<double>(const Params& p, void* scratch, void* stream)
 
 template <class Params>
 Status run_by_type(const Params& p, void* scratch, void* stream) {

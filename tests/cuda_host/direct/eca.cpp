@@ -1,5 +1,6 @@
 // Efficient channel attention for direct.py; sizes, arrays and plan are those of
 // problems.EcaProblem.
+#include "blocks/eca/cuda.h"
 #include "blocks/eca/plan.h"
 #include "cuda_host/direct/direct.h"
 #include "cuda_host/ops/eca_buffers.h"

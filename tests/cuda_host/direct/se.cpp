@@ -1,4 +1,5 @@
 // Squeeze-and-excitation for direct.py; sizes, arrays and plan are those of problems.SeProblem.
+#include "blocks/se/cuda.h"
 #include "blocks/se/plan.h"
 #include "cuda_host/direct/direct.h"
 #include "cuda_host/ops/se_buffers.h"

@@ -1,4 +1,5 @@
 // The selective kernel for direct.py; sizes, arrays and plan are those of problems.SkProblem.
+#include "blocks/sk/cuda.h"
 #include "blocks/sk/plan.h"
 #include "cuda_host/direct/direct.h"
 #include "cuda_host/ops/sk_buffers.h"

@@ -1,5 +1,6 @@
 // The selective kernel with its network for direct.py; sizes, arrays and plan are those of
 // problems.SkBlockProblem.
+#include "blocks/sk/cuda.h"
 #include "blocks/sk/plan.h"
 #include "cuda_host/direct/direct.h"
 #include "cuda_host/ops/sk_buffers.h"
