@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import nn
 
-__all__ = ["are_as_their_classes", "has_hooks", "own_behaviour"]
+__all__ = ["are_as_their_classes", "has_hooks", "has_own_forward", "own_behaviour"]
 
 
 def has_hooks(module: nn.Module) -> bool:
@@ -20,11 +22,16 @@ def has_hooks(module: nn.Module) -> bool:
     )
 
 
+def has_own_forward(attributes: dict[str, Any]) -> bool:
+    """Whether a module with these attributes has another forward than its class."""
+    return "forward" in attributes or "_conv_forward" in attributes  # the second: of a convolution
+
+
 def own_behaviour(module: nn.Module) -> str | None:
     """What a call of ``module`` does beside its class's forward, as a predicate; None: nothing."""
     if has_hooks(module):
         return "has hooks"
-    return "has a forward of its own" if "forward" in module.__dict__ else None
+    return "has a forward of its own" if has_own_forward(module.__dict__) else None
 
 
 def are_as_their_classes(*modules: nn.Module) -> bool:
@@ -32,6 +39,7 @@ def are_as_their_classes(*modules: nn.Module) -> bool:
     for m in modules:
         if m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks:
             return False
-        if "forward" in m.__dict__:
+        own = m.__dict__
+        if "forward" in own or "_conv_forward" in own:
             return False
     return True

@@ -90,6 +90,49 @@ def test_a_hook_behind_the_first_call_runs(layer: str, own: bool) -> None:
     assert not torch.allclose(module(X), (handle.remove(), module(X))[1])
 
 
+@pytest.mark.parametrize("remembered", [False, True])
+@pytest.mark.parametrize(
+    ("make", "layer"),
+    [
+        (lambda: timm.layers.SEModule(16), "fc1"),
+        (lambda: timm.layers.EffectiveSEModule(16), "fc"),
+        (lambda: timm.layers.EcaModule(16), "conv"),
+        (lambda: timm.layers.SplitAttn(16), "fc1"),
+        (lambda: timm.layers.SelectiveKernel(16), "attn.fc_select"),
+    ],
+    ids=["SE", "ESE", "ECA", "SplitAttn", "SK"],
+)
+def test_a_convolution_of_an_instance_runs(
+    make: Callable[[], nn.Module], layer: str, remembered: bool
+) -> None:
+    module: Any = accelerated(make().eval())
+    before = module(X) if remembered else None
+    conv: Any = module.get_submodule(layer)
+    theirs = conv._conv_forward
+    conv._conv_forward = lambda *args: 3 * theirs(*args)
+    torch.testing.assert_close(module(X), module.eager_forward(X), rtol=1e-12, atol=0)
+    assert before is None or not torch.allclose(module(X), before)
+
+
+@pytest.mark.parametrize("split_input", [False, True])
+def test_norms_that_lost_their_statistics(split_input: bool) -> None:
+    """Behind a call that is remembered."""
+    module: Any = accelerated(timm.layers.SelectiveKernel(16, split_input=split_input).eval())
+    with torch.no_grad():
+        module(X)
+        for path in module.paths:
+            path.bn.running_mean = path.bn.running_var = None
+        torch.testing.assert_close(module(X), module.eager_forward(X))
+
+
+@pytest.mark.parametrize("radix", [1, 4])
+def test_a_softmax_of_another_radix(radix: int) -> None:
+    module: Any = timm.layers.SplitAttn(16, groups=2, norm_layer=nn.BatchNorm2d).eval()
+    accelerated(module).rsoftmax.radix = radix
+    torch.testing.assert_close(module(X), module.eager_forward(X), rtol=0, atol=0)
+    assert explain(module, X).path == "eager"
+
+
 def test_accelerate_leaves_another_pool() -> None:
     module = torchvision.ops.SqueezeExcitation(16, 4)
     module.avgpool = nn.AdaptiveMaxPool2d(1)

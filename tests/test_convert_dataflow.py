@@ -304,16 +304,55 @@ class Mlp(nn.Module):
         return self.fc2(self.act(self.fc1(x)))
 
 
+class Clamped(Pretrained):
+    """Which only gates near 0 and 1 show."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        s = self.fc2(self.relu(self.fc1(self.avg_pool(x))))
+        return x * self.sigmoid(s).clamp(1e-4, 1 - 1e-4)
+
+
+class OfItsType(Pretrained):
+    def forward(self, x: Tensor) -> Tensor:
+        s = self.fc2(self.relu(self.fc1(self.avg_pool(x))))
+        return x * self.sigmoid(s + 1 if x.dtype == torch.float32 else s)
+
+
+class OfItsBatch(Pretrained):
+    def forward(self, x: Tensor) -> Tensor:
+        y = super().forward(x)
+        return y + x if len(x) > 8 else y
+
+
+class OfItsSize(Pretrained):
+    def forward(self, x: Tensor) -> Tensor:
+        y = super().forward(x)
+        return y if x.shape[-1] < 32 else y + x
+
+
+class InPlace(Pretrained):
+    def forward(self, x: Tensor) -> Tensor:
+        if torch.is_grad_enabled():
+            return super().forward(x)
+        x *= self.sigmoid(self.fc2(self.relu(self.fc1(self.avg_pool(x)))))
+        return x
+
+
 class SEAlone(Pretrained):
     def forward(self, x: Tensor) -> Tensor:
         raise RuntimeError("maps are 224 x 224")
+
+
+ELSEWHERE = "it is built like the block, but computes something else for other maps"
 
 
 @pytest.mark.parametrize(
     ("build", "reason"),
     [
         (Spatial, "it looks like the block, but squeezes or excites more than once"),
-        (Squared, "it is built like the block, but computes something else"),
+        (Squared, "it looks like the block, but its forward calls pow"),
+        (Clamped, "it looks like the block, but its forward calls clamp"),
+        *((c, ELSEWHERE) for c in (OfItsType, OfItsBatch, OfItsSize, InPlace)),
         (Ungated, "it looks like the block, but its forward is pool, layer, act, layer"),
         (OddGate, "the kernels do not know gate (Softsign)"),
         (Listed, "it looks like the block, but its forward reads scales"),

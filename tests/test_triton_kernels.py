@@ -23,7 +23,7 @@ from chattn_cuda import activations  # noqa: E402
 from chattn_cuda.triton import (  # noqa: E402
     host,
     interpreting,
-    launch,
+    plan,
     program,
     registration,
     se,
@@ -207,7 +207,7 @@ def test_plans_of_a_gpu(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Small tiles, many splits: what the kernels get outside the interpreter."""
-    monkeypatch.setattr(host, "FILL", launch.FILL)
+    monkeypatch.setattr(host, "FILL", plan.FILL)
     monkeypatch.setattr(se.se_forward, "programs", {})
     monkeypatch.setattr(se.se_backward, "programs", {})
     run(shape, rd, layout=layout)
@@ -472,7 +472,7 @@ def test_passes_over_two_maps(shape: tuple[int, int, int, int], layout: str) -> 
     a, b, g = (randn(*shape, seed=i).float() for i in range(3))
     a, b, g = (t.contiguous(memory_format=LAYOUTS[layout]).to(DEVICE) for t in (a, b, g))
 
-    p = launch.plan_pass(n, c, h * w, cl, 4, 2)
+    p = plan.plan_pass(n, c, h * w, cl, 4, 2)
     sizes = (n, p.mid, p.units, p.steps, p.c_tiles, p.splits)
     tiles = (p.align, cl, p.tile_n, p.tile_c, p.tile_l)
     parts = a.new_empty((2, p.splits, n, c))
@@ -514,7 +514,7 @@ def _offsets_kernel(
 @pytest.mark.parametrize(("n", "c", "length"), [(64, 2048, 65536), (1, 2, 2**32), (2, 2**32, 1)])
 def test_offsets_are_64_bit(n: int, c: int, length: int, channels_last: bool) -> None:
     """The last tile of a map with 2^33 elements."""
-    p = launch.plan_pass(n, c, length, channels_last, 2)
+    p = plan.plan_pass(n, c, length, channels_last, 2)
     size = p.tile_n * p.tile_c * p.tile_l
     out = torch.empty(size + 1, dtype=torch.int64, device=DEVICE)
     blocks = length // p.tile_l

@@ -137,7 +137,7 @@ def forget() -> None:
     """As in a new process."""
     for op in OPERATORS.values():
         op.programs.clear()
-    for module in (se.gates, se.passes, eca.conv, sk.select):
+    for module in (host.passes, se.kernels, eca.kernels, sk.kernels):
         for f in vars(module).values():
             if isinstance(f, JITFunction):
                 f.device_caches.clear()
@@ -578,11 +578,11 @@ def test_other_ways_to_change_a_launch(machine: Machine, monkeypatch: pytest.Mon
         knobs.compilation.instrumentation_mode = "fpsan"
         assert through_triton()
     seen = []
-    se.passes.squeeze_kernel.add_pre_run_hook(lambda *args, **kwargs: seen.append(args))
+    host.passes.squeeze_kernel.add_pre_run_hook(lambda *args, **kwargs: seen.append(args))
     try:
         assert through_triton() and seen
     finally:
-        se.passes.squeeze_kernel.pre_run_hooks.clear()
+        host.passes.squeeze_kernel.pre_run_hooks.clear()
     torch.use_deterministic_algorithms(True)
     try:
         assert through_triton()

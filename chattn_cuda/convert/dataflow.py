@@ -56,6 +56,16 @@ _FUNCTIONS: dict[Any, str] = {
 }  # fmt: skip
 
 
+#: What changes no number of its input.
+_REARRANGING = frozenset(
+    """
+    view view_as reshape reshape_as flatten unflatten squeeze squeeze_ unsqueeze unsqueeze_ t
+    permute transpose movedim moveaxis swapaxes swapdims expand expand_as broadcast_to contiguous
+    clone to type type_as float double dropout dropout2d __getitem__
+    """.split()
+)
+
+
 class NotTaken(NamedTuple):
     """Why something that looks like a block is none that can be accelerated."""
 
@@ -181,9 +191,18 @@ class _Recorder(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kind = _FUNCTIONS.get(func)
-        if kind is not None and not self.inside:
+        result = func(*args, **(kwargs or {}))
+        if self.inside:
+            return result
+        if kind is not None:
             self.events.append(("act", kind) if kind.startswith("=") else (kind, ""))
-        return func(*args, **(kwargs or {}))
+        elif isinstance(result, Tensor):  # other results are sizes and types
+            name = getattr(func, "__name__", repr(func))
+            if name == "__get__":  # a property: T, data, ...
+                name = func.__self__.__name__
+            if name not in _REARRANGING:
+                self.events.append(("other", name))
+        return result
 
 
 def _record(module: Any) -> list[tuple[str, str]]:
@@ -206,6 +225,8 @@ def _match(module: Any, events: list[tuple[str, str]]) -> _Recipe | NotTaken:
     pattern = re.fullmatch(r"pool(?:-layer(-norm)?(-act)?)?-layer-act", kinds)
     if pattern is None or "" in layers:
         return NotTaken(f"it looks like the block, but its forward is {kinds.replace('-', ', ')}")
+    if "other" in found:
+        return NotTaken(f"it looks like the block, but its forward calls {found['other'][0]}")
     known = (*_LAYERS, *_NEUTRAL, *_CONTAINERS)
     for path, m in module.named_modules():
         if path and path not in dict((p, k) for k, p in chain) and type(m) not in known:

@@ -28,6 +28,7 @@ __all__ = [
 
 _SIZES = {1: ((6,), (13,)), 2: ((3, 2), (1, 11)), 3: ((3, 2, 2), (1, 9, 10))}
 _LARGER = ((9, 7), (5, 12))  # for a block with convolutions
+_ELSEWHERE = 9, (33, 34)  # samples, and a plane: more of both than in the other trials
 _SCALES = (1.0, 6.0)  # of the numbers: gates in the middle of their range, and at its ends
 _POOLS = {nn.AdaptiveAvgPool1d: 1, nn.AdaptiveAvgPool2d: 2, nn.AdaptiveAvgPool3d: 3}
 _USUAL = {*nn.Module().__dict__}  # attributes: parameters, buffers, submodules, hooks, the mode
@@ -48,9 +49,10 @@ def difference(module: Any, accelerated: Any) -> str | None:
     """Why ``module`` does not compute what it would as an ``accelerated`` one; None: it does.
 
     A float64 copy with random weights runs both ways on some small maps, in eval and in train mode;
-    outputs, gradients and buffers must agree, and nothing may be left in an attribute. Neither the
-    module nor the global random state changes, and no hook runs. Modules of one class that differ
-    in their numbers alone are tried out once.
+    outputs, gradients and buffers must agree, nothing may be left in an attribute, and the input
+    may not change. Then once more with another type, more samples and a larger map, without
+    gradients: a forward may look at those. Neither the module nor the global random state changes,
+    and no hook runs. Modules of one class that differ in their numbers alone are tried out once.
     """
     if is_lazy(module):
         return LAZY
@@ -110,10 +112,28 @@ def _difference(plain: Any, fused: Any) -> str | None:
                 if not torch.allclose(a, b, rtol=1e-9, atol=1e-12):
                     return "it is built like the block, but computes something else"
         planes = planes[::-1]
+    if _differs_elsewhere(plain, fused, channels, planes):
+        return "it is built like the block, but computes something else for other maps"
     for name, value in _attributes(plain).items():
         if name not in before or before[name] is not value:
             return f"it is built like the block, but its forward sets {name}"
     return None
+
+
+def _differs_elsewhere(
+    plain: Any, fused: Any, channels: int, planes: tuple[tuple[int, ...], ...]
+) -> bool:
+    """In inference in float32, on more samples and a larger map."""
+    samples, plane = _ELSEWHERE
+    size = plane if len(planes[0]) == 2 else planes[0]
+    x = torch.randn(samples, channels, *size)
+    given = x.clone()
+    plain.eval().float(), fused.eval().float()
+    with torch.no_grad():
+        expected = plain(given)
+        same = torch.allclose(expected, fused(x), rtol=1e-3, atol=1e-4)
+    plain.double(), fused.double()
+    return not same or not torch.equal(given, x)
 
 
 class _ExactGradients(TorchFunctionMode):

@@ -15,6 +15,8 @@ from typing import Any
 
 from torch import nn
 
+from chattn_cuda.hooks import has_own_forward
+
 __all__ = ["recall", "remember"]
 
 Place = tuple[Any, str]
@@ -113,7 +115,7 @@ def _add_steps(memory: _Memory, parent: Any, index: dict[int, int]) -> bool:
             settings = tuple(n for n, v in own.items() if n[0] != "_" and _is_plain(v))
         elif not all(n in own and _is_plain(own[n]) for n in settings):
             return False
-        if "forward" in own or any(own[hooks] for hooks in _HOOKS):
+        if has_own_forward(own) or any(own[hooks] for hooks in _HOOKS):
             return False
         if id(layer) in index and (own["_parameters"] or own["_buffers"]):
             return False  # whoever replaces it in one place leaves it in the other
@@ -152,8 +154,8 @@ def recall(owner: Any) -> tuple[Any, list[Any]] | None:
             if layer is None:
                 continue
             own = layer.__dict__
-            if get(own) != values or "forward" in own:
-                return None
+            if get(own) != values or "forward" in own or "_conv_forward" in own:
+                return None  # as has_own_forward, without a call
             if names is not None and tuple(own["_modules"]) != names:
                 return None
         tensors: list[Any] = []

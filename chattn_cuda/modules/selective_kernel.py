@@ -279,7 +279,9 @@ class SelectiveKernelForward(FusedForward):
         maps = list(torch.chunk(x, count, 1) if self.split_input else [x] * count)
         paths, prologue = self._modules["paths"]._modules.values(), None
         first = len(tensors) - 4 * len(eps)  # of the paths' norms
-        if eps and not torch.is_grad_enabled():
+        # Without running statistics a norm takes those of the batch.
+        known = all(t is not None for i in (2, 3) for t in tensors[first + i :: 4])
+        if eps and known and not torch.is_grad_enabled():
             norms: list[ops.Norm] = []
             for m, path in enumerate(paths):
                 maps[m] = path._modules["conv"](maps[m])

@@ -66,6 +66,8 @@ class SplitAttnForward(FusedForward):
         kind = type(softmax)
         if (kind.__module__, kind.__qualname__) not in _SOFTMAXES:
             return f"rsoftmax is a {kind.__name__}"
+        if softmax.radix != self.radix:
+            return f"rsoftmax has a radix of {softmax.radix}, the module one of {self.radix}"
         return None if are_as_their_classes(softmax) else f"rsoftmax {own_behaviour(softmax)}"
 
     @torch.jit.unused
