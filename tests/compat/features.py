@@ -85,8 +85,11 @@ weights must give the block's formula in float64, or the module is left alone:
 
 Any other SE block it knows by what the forward does on a small map, whatever the names: a global
 mean, one or two layers (Linear or 1x1 convolution, with a batch norm between or none), a gate, a
-product, and perhaps a residual (`x + x * s`). So it knows the `SEModule` of pretrained-models and
-segmentation_models_pytorch, MobileOne's `SEBlock`, and those with a `squeeze` and an `excitation`.
+product, and perhaps a residual (`x + x * s`); it leaves those that do anything else, and tries
+the others out: in float64 on small maps, forward and backward, in both modes; in float32 under
+`no_grad` on 9 samples of 33x34. A forward that changes at other types, sizes or modes than these
+is not told apart. So it knows the `SEModule` of pretrained-models and segmentation_models_pytorch,
+MobileOne's `SEBlock`, and those with a `squeeze` and an `excitation`.
 
 Left alone, and named in the report: subclasses that override `forward`, gates and activations that
 the kernels do not know, layers that were replaced by other classes (LoRA, quantisation). An

@@ -119,7 +119,8 @@ def test_weight_decay_groups() -> None:
     SECTION,
     "`FlopCounterMode`",
     "yes",
-    "the operators count what the layers count that they stand for",
+    "the operators count what the layers count that they stand for; of an SE block with one frozen "
+    "layer the gradients of both",
 )
 def test_flop_counter() -> None:
     counts = []
