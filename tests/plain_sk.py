@@ -59,7 +59,7 @@ def maps(m: int = 2, n: int = 3, dtype: torch.dtype = F64, device: str = "cpu") 
 
 
 def is_one_node(y: Tensor) -> bool:
-    return y.grad_fn is not None and y.grad_fn.name() == "BlockBackward"
+    return y.grad_fn is not None and y.grad_fn.name() == "SelectiveKernelFunctionBackward"
 
 
 def loss_of(y: Tensor, gate: Tensor, used: str = "both") -> Tensor:

@@ -212,7 +212,8 @@ print(kept, faults() - before)
     kept, faults = run.stdout.split()
     if kept == "False":
         pytest.skip("another C library")
-    assert int(faults) < 28 * 256 * 2  # of 5 times so many
+    # Pages of one round; another order of the sizes may take a block that is new.
+    assert int(faults) <= 28 * 2**20 * 4 // 4096  # of 5 times so many
 
 
 def test_waiting() -> None:

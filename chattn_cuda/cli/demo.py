@@ -61,15 +61,15 @@ class Plan:
         profiled: Calls of each model under the profiler, per direction.
     """
 
-    batch: int = 8
+    batch: int = 4
     side: int = 224
     check_side: int = 160
     compile_blocks: bool = True
     compile_model: str = "inference"
-    block_seconds: float = 1.5
-    model_seconds: float = 12.0
+    block_seconds: float = 1.0
+    model_seconds: float = 8.0
     model_rounds: int = 3
-    profiled: int = 2
+    profiled: int = 1
 
 
 _QUICK = Plan(2, 128, 96, False, "", 0.3, 2.0, 2, 1)
@@ -78,7 +78,7 @@ _QUICK = Plan(2, 128, 96, False, "", 0.3, 2.0, 2, 1)
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of ``demo``."""
     parser.add_argument("--quick", action="store_true", help="small images, without torch.compile")
-    parser.add_argument("--batch", type=int, help="images per batch (default: 8; --quick: 2)")
+    parser.add_argument("--batch", type=int, help="images per batch (default: 4; --quick: 2)")
     parser.add_argument("--threads", type=int, help="CPU threads (default: torch's own)")
     parser.add_argument("--backend", default="auto", help="default: auto")
     parser.add_argument(

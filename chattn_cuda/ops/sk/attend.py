@@ -11,7 +11,7 @@ from torch import Tensor
 from chattn_cuda import compiled, reference
 from chattn_cuda.ops.calls import call, call_with_gradient
 from chattn_cuda.ops.derivable import Derivable
-from chattn_cuda.ops.sk.block import Block, evaluate, is_whole
+from chattn_cuda.ops.sk.block import SelectiveKernelFunction, evaluate, is_whole
 from chattn_cuda.ops.sk.carriers import Select, Squeeze
 from chattn_cuda.ops.sk.network import Network
 from chattn_cuda.ops.sk.operators import (
@@ -67,7 +67,9 @@ def attend(
             tensors = network.tensors
             for t in (*tensors, *maps):
                 if t is not None and t.requires_grad:
-                    return Block.apply(namespace, slices, network, *tensors, *maps)
+                    return SelectiveKernelFunction.apply(
+                        namespace, slices, network, *tensors, *maps
+                    )
         return evaluate(namespace, slices, network, maps, prologue)[:2]
     # An exported program has no functions of autograd: its operators have gradients of their own.
     if recorded and any(u.requires_grad for u in maps) and not compiled.is_exporting():

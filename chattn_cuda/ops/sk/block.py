@@ -23,10 +23,10 @@ from chattn_cuda.ops.sk.operators import (
 )
 from chattn_cuda.ops.sk.prologue import Prologue
 
-__all__ = ["Block", "evaluate", "has_block", "is_whole"]
+__all__ = ["SelectiveKernelFunction", "evaluate", "has_block", "is_whole"]
 
 
-class Block(torch.autograd.Function):
+class SelectiveKernelFunction(torch.autograd.Function):
     """(y, logits) of the whole block with a `Network`.
 
     First derivatives do not read the biases, which may therefore change before the backward.

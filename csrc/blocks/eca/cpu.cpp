@@ -6,6 +6,7 @@
 
 #include <vector>
 
+#include "engine/cpu/arrays.h"
 #include "engine/cpu/kernels.h"
 #include "engine/cpu/schedule.h"
 
@@ -15,46 +16,6 @@ namespace {
 // Bytes of the maps of one tile.
 constexpr index_t kCachedBytes = 512 << 10;
 
-template <class A>
-A* at(void* base, index_t offset) {
-  return base ? static_cast<A*>(base) + offset : nullptr;
-}
-template <class A>
-const A* at(const void* base, index_t offset) {
-  return base ? static_cast<const A*>(base) + offset : nullptr;
-}
-
-template <class A>
-A weight_at(const void* w, DType dtype, index_t i) {
-  switch (dtype) {
-    case DType::f16:
-      return to_acc(static_cast<const half_t*>(w)[i]);
-    case DType::bf16:
-      return to_acc(static_cast<const bfloat16_t*>(w)[i]);
-    case DType::f64:
-      return static_cast<A>(static_cast<const double*>(w)[i]);
-    default:
-      return static_cast<const float*>(w)[i];
-  }
-}
-
-template <class A>
-void put_weight(void* w, DType dtype, index_t i, A v) {
-  switch (dtype) {
-    case DType::f16:
-      static_cast<half_t*>(w)[i] = from_acc<half_t>(static_cast<float>(v));
-      break;
-    case DType::bf16:
-      static_cast<bfloat16_t*>(w)[i] = from_acc<bfloat16_t>(static_cast<float>(v));
-      break;
-    case DType::f64:
-      static_cast<double*>(w)[i] = v;
-      break;
-    default:
-      static_cast<float*>(w)[i] = static_cast<float>(v);
-  }
-}
-
 // The convolution over one sample's channels, and its two gradients.
 template <class A>
 struct Convolution {
@@ -63,10 +24,7 @@ struct Convolution {
   std::vector<A> w;
 
   Convolution(const ConvGate& g, index_t channels, const void* weight)
-      : gate(g), c(channels), w(static_cast<std::size_t>(g.weights(channels))) {
-    for (index_t i = 0; i < g.weights(c); ++i)
-      w[static_cast<std::size_t>(i)] = weight_at<A>(weight, g.weight_dtype, i);
-  }
+      : gate(g), c(channels), w(numbers<A>(weight, g.weight_dtype, g.weights(channels), 0)) {}
 
   // Calls body(first, last, offset) for the runs of [c0, c1) whose channels, moved by `shift`, are
   // there: at channel + offset.
@@ -255,7 +213,7 @@ struct Backward {
     for (index_t i = 0; i < count; ++i) {
       A total = 0;
       for (index_t q = 0; q < parts; ++q) total += part[static_cast<std::size_t>(q * count + i)];
-      put_weight<A>(p.dweight, p.gate.weight_dtype, i, total);
+      put<A>(p.dweight, p.gate.weight_dtype, i, total);
     }
   }
 

@@ -4,20 +4,12 @@
 #include <memory>
 #include <vector>
 
+#include "engine/cpu/arrays.h"
 #include "engine/cpu/kernels.h"
 #include "engine/cpu/schedule.h"
 
 namespace chattn::cpu {
 namespace {
-
-template <class A>
-A* at(void* base, index_t offset) {
-  return base ? static_cast<A*>(base) + offset : nullptr;
-}
-template <class A>
-const A* at(const void* base, index_t offset) {
-  return base ? static_cast<const A*>(base) + offset : nullptr;
-}
 
 // The forward pass in stages, each over a range, so that both schedules use the same code.
 template <class A>

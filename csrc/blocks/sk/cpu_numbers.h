@@ -1,48 +1,12 @@
-// The small numbers of a selective kernel on the CPU, of whatever type, as accumulators.
+// The batch norms of a selective kernel on the CPU, as numbers.
 #pragma once
 #include <cmath>
 #include <vector>
 
 #include "blocks/sk/network.h"
-#include "common/types.h"
+#include "engine/cpu/arrays.h"
 
 namespace chattn::cpu {
-
-// body(a null pointer to the type)
-template <class Body>
-auto with_type(DType type, Body&& body) {
-  switch (type) {
-    case DType::f64:
-      return body(static_cast<double*>(nullptr));
-    case DType::f16:
-      return body(static_cast<half_t*>(nullptr));
-    case DType::bf16:
-      return body(static_cast<bfloat16_t*>(nullptr));
-    default:
-      return body(static_cast<float*>(nullptr));
-  }
-}
-
-// `otherwise` where there are none.
-template <class A>
-std::vector<A> numbers(const void* p, DType type, index_t count, double otherwise) {
-  std::vector<A> values(static_cast<std::size_t>(count), static_cast<A>(otherwise));
-  if (p == nullptr) return values;
-  with_type(type, [&](auto* typed) {
-    using T = std::remove_pointer_t<decltype(typed)>;
-    for (std::size_t i = 0; i < values.size(); ++i)
-      values[i] = static_cast<A>(to_acc(static_cast<const T*>(p)[i]));
-  });
-  return values;
-}
-
-template <class A>
-void put(void* p, DType type, index_t i, A value) {
-  with_type(type, [&](auto* typed) {
-    using T = std::remove_pointer_t<decltype(typed)>;
-    static_cast<T*>(p)[i] = from_acc<T>(static_cast<acc_t<T>>(value));
-  });
-}
 
 template <class A>
 A inverse_deviation(A variance, double eps) {

@@ -3,19 +3,11 @@
 #include <memory>
 
 #include "blocks/sk/params.h"
+#include "engine/cpu/arrays.h"
 #include "engine/cpu/kernels.h"
 #include "engine/cpu/schedule.h"
 
 namespace chattn::cpu {
-
-template <class A>
-A* at(void* base, index_t offset) {
-  return static_cast<A*>(base) + offset;
-}
-template <class A>
-const A* at(const void* base, index_t offset) {
-  return base ? static_cast<const A*>(base) + offset : nullptr;
-}
 
 template <class A>
 struct SkPasses {
