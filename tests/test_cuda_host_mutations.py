@@ -180,6 +180,12 @@ def test_barriers_are_found() -> None:
     assert len(OF_BRANCHES) >= 5
 
 
+def test_bugs_are_of_these_sources() -> None:
+    """Without building any: the texts that they replace are there, each once."""
+    for mutant in (*bugs.BUGS, *bugs.ZOO_BUGS):
+        assert mutant.text() != (mutant.tree / mutant.file).read_text()
+
+
 @pytest.mark.sanitize
 @pytest.mark.parametrize("mutant", [*BARRIERS, *OF_BRANCHES], ids=name_of)
 def test_deleted_barrier(mutant: Mutant) -> None:

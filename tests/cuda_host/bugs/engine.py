@@ -114,13 +114,14 @@ BUGS = (
     ),
     in_csrc(
         "one-block-short", _REDUCE,
-        "config.grid = dim3(static_cast<unsigned>(plan.blocks));",
-        "config.grid = dim3(static_cast<unsigned>(plan.blocks - (plan.blocks > 1)));",
+        "blocks_of_threads(plan.blocks, stream)",
+        "blocks_of_threads(plan.blocks - (plan.blocks > 1), stream)",
         PLACE + "load of 'scratch' at byte .*, which nothing has written",
     ),
     in_csrc(
         "launch-on-the-default-stream", _APPLY,
-        "  config.stream = stream;\n", "  (void)stream;\n",
+        "blocks_of_threads(blocks, stream, shared)",
+        "blocks_of_threads(blocks, stream == nullptr ? stream : nullptr, shared)",
         "kernel se_rescale: launch on another stream than the operator's",
     ),
     # ---- traffic
