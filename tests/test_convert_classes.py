@@ -412,21 +412,21 @@ def test_alike_blocks_are_tried_out_once(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_blocks_with_other_settings_are_tried_out_each() -> None:
-    class Powered(peers.SELayer):
-        def __init__(self, power: float) -> None:
+    class Scaled(peers.SELayer):
+        def __init__(self, factor: float) -> None:
             super().__init__(16)
-            self.power = power
+            self.factor = factor
 
         def forward(self, x: Tensor) -> Tensor:
-            return super().forward(x) ** self.power
+            return super().forward(x) * self.factor
 
-    report = accelerate(nn.Sequential(Powered(1), Powered(3), Powered(1), nn.Sequential()))
+    report = accelerate(nn.Sequential(Scaled(1), Scaled(3), Scaled(1), nn.Sequential()))
     assert [e.name for e in report.changed] == ["0", "2"]
-    other = Powered(1)
+    other = Scaled(1)
     other.fc[1] = nn.GELU()
-    changed = Powered(1)
+    changed = Scaled(1)
     changed.fc[3].forward = F.relu
-    report = accelerate(nn.Sequential(Powered(1), other, changed))
+    report = accelerate(nn.Sequential(Scaled(1), other, changed))
     assert [e.name for e in report.changed] == ["0", "1"]
 
 
