@@ -32,7 +32,8 @@ CHATTN_INLINE void rows_tile(const acc_t<W>* a, const W* w, const W* bias, acc_t
   constexpr int kRows = R <= 2 && kL >= 4 ? 4 : R <= 4 ? 2 : 1;
   V packed[kPacked / kL * kTile];
   // Where all columns fit, rows of weights are read from end to end.
-  const index_t panel = k * R <= kPacked * kTile - kL * R ? k : kPacked;
+  const index_t vectors = (k + kL - 1) / kL;
+  const index_t panel = vectors * kL * R <= kPacked * kTile ? k : kPacked;
   for (index_t b0 = 0; b0 < k; b0 += panel) {
     const index_t b1 = k - b0 < panel ? k : b0 + panel;
     pack_vectors<R>(a + b0, k, b1 - b0, packed);
