@@ -24,6 +24,7 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from chattn_cuda.reference import accumulation_dtype
 from chattn_cuda.triton import eca, host, se, sk
 from chattn_cuda.triton.kernels.activations import codes
 from chattn_cuda.triton.plan import WARPS
@@ -168,7 +169,7 @@ def _sk(
 ) -> list[host.Launch]:
     """``to_mean``: the mean has a gradient."""
     branches = [x] * m
-    acc = host.accumulator(x.dtype)
+    acc = accumulation_dtype(x.dtype)
     prologue = x.new_empty((2, m, x.shape[1]), dtype=acc) if with_prologue else None
     pooled, squeeze = sk.squeeze_launches(branches, prologue)
     logits = pooled.new_empty(x.shape[0], m, x.shape[1])

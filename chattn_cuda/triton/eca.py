@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from chattn_cuda.reference import accumulation_dtype
+
 from . import host
 from .kernels import eca as kernels
 from .plan import UNLIMITED, plan_conv_grad, plan_pass
@@ -31,7 +33,7 @@ def forward_launches(
     """
     channels_last = host.is_channels_last(x)
     n, c, hw, cl = host.shape_of(x, channels_last)
-    acc = host.accumulator(x.dtype)
+    acc = accumulation_dtype(x.dtype)
     y = host.empty_map(x, channels_last)
     pooled = x.new_empty((n, c), dtype=acc)
     gate = x.new_empty((n, c), dtype=acc)

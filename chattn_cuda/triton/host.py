@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from chattn_cuda.ops.block import memory_format_of
+from chattn_cuda.reference import accumulation_dtype
 
 from . import plan
 from .kernels import passes
@@ -53,11 +54,6 @@ def empty_map(x: Tensor, channels_last: bool) -> Tensor:
     return torch.empty_like(x, memory_format=memory_format(channels_last))
 
 
-def accumulator(dtype: torch.dtype) -> torch.dtype:
-    """The type of sums and gates."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
-
 def sizes(p: PassPlan, n: int) -> tuple[int, ...]:
     """A pass kernel's arguments n_size to splits."""
     return (n, p.mid, p.units, p.steps, p.c_tiles, p.splits)
@@ -74,7 +70,7 @@ def squeeze(
     """The sums over maps and HW, in parts (splits, N, C), and the launch that makes them."""
     # A prologue must know which channel a plane is.
     n, c, samples, p = _fold(xs[0], channels_last, tiles, by_channel=prologue is not None)
-    parts = xs[0].new_empty((p.splits, n, c), dtype=accumulator(xs[0].dtype))
+    parts = xs[0].new_empty((p.splits, n, c), dtype=accumulation_dtype(xs[0].dtype))
     args = (xs, prologue, parts, *sizes(p, samples), *constants(p))
     return parts, Launch(passes.squeeze_kernel, p.programs, args)
 
@@ -84,7 +80,7 @@ def reduce(
 ) -> tuple[Tensor, Launch]:
     """The sums of dy * x over HW, in parts (M, splits, N, C), and the launch that makes them."""
     n, c, samples, p = _fold(xs[0], channels_last, tiles)
-    parts = dy.new_empty((len(xs), p.splits, n, c), dtype=accumulator(dy.dtype))
+    parts = dy.new_empty((len(xs), p.splits, n, c), dtype=accumulation_dtype(dy.dtype))
     args = (dy, xs, parts, *sizes(p, samples), *constants(p))
     return parts, Launch(passes.reduce_kernel, p.programs, args)
 

@@ -12,6 +12,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from chattn_cuda.reference import accumulation_dtype
+
 from . import host
 from .kernels import se as kernels
 from .plan import UNLIMITED, plan_mlp, plan_outer, plan_pass
@@ -49,7 +51,7 @@ def forward_launches(
     channels_last = host.is_channels_last(x)
     n, c, hw, cl = host.shape_of(x, channels_last)
     r = c if w1 is None else w1.shape[0]
-    acc = host.accumulator(x.dtype)
+    acc = accumulation_dtype(x.dtype)
     y = host.empty_map(x, channels_last)
     pooled = x.new_empty((n, c), dtype=acc)
     hidden = x.new_empty((n, r) if w1 is not None else (0,), dtype=acc)

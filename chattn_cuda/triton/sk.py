@@ -12,6 +12,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from chattn_cuda.reference import accumulation_dtype
+
 from . import host
 from .kernels import sk as kernels
 from .plan import UNLIMITED, PassPlan, plan_pass
@@ -58,7 +60,7 @@ def squeeze_launches(
     x = branches[0]
     channels_last = host.is_channels_last(x)
     n, c, hw, _ = host.shape_of(x, channels_last)
-    pooled = x.new_empty((n, c), dtype=host.accumulator(x.dtype))
+    pooled = x.new_empty((n, c), dtype=accumulation_dtype(x.dtype))
     if n == 0:
         return pooled, []
     parts, squeeze = host.squeeze(tuple(branches), prologue, channels_last, _tiles(len(branches)))
