@@ -80,15 +80,28 @@ void matrix_rows(const acc_t<W>* a, const W* w, const W* bias, acc_t<W>* out, in
   });
 }
 
-// Some vectors of columns, R rows: the sums over i stay in registers.
+// Rows of a matrix, `width` elements long, that are walked down at once. Long ones lie a page or
+// more apart each, and a core knows the addresses of few pages.
+template <class W>
+CHATTN_INLINE index_t rows_at_once(index_t width) {
+  constexpr index_t kPages = 32, kPageBytes = 4096;
+  const index_t in_a_page = kPageBytes / (width * static_cast<index_t>(sizeof(W)));
+  return kPages * (in_a_page > 1 ? in_a_page : 1);
+}
+
+// Some vectors of columns, R rows: the sums over i in [i0, i1) stay in registers.
 template <class W, int R, int kVectors>
 CHATTN_INLINE void columns_tile(const acc_t<W>* a, const W* w, acc_t<W>* out, index_t i_count,
-                                index_t width, index_t count) {
+                                index_t i0, index_t i1, index_t width, index_t count) {
   using S = Simd<W>;
   using SA = Simd<acc_t<W>>;
   using V = typename S::V;
   Tile<V, R * kVectors> sums;
-  for (index_t i = 0; i < i_count; ++i)
+  if (i0 > 0)
+    sums.each([&](index_t q, V& sum) {
+      sum = SA::load_some(out + q / kVectors * width + q % kVectors * S::kLanes, count);
+    });
+  for (index_t i = i0; i < i1; ++i)
     sums.each([&](index_t q, V& sum) {
       sum += a[q / kVectors * i_count + i] *
              S::load_some(w + i * width + q % kVectors * S::kLanes, count);
@@ -102,10 +115,10 @@ CHATTN_INLINE void columns_tile(const acc_t<W>* a, const W* w, acc_t<W>* out, in
 // first that is left.
 template <class W, int R, int kVectors>
 CHATTN_INLINE index_t wide_columns(const acc_t<W>* a, const W* w, acc_t<W>* out, index_t i_count,
-                                   index_t width, index_t k0, index_t k1) {
+                                   index_t i0, index_t i1, index_t width, index_t k0, index_t k1) {
   constexpr index_t kL = Simd<W>::kLanes;
   for (; k0 + kVectors * kL <= k1; k0 += kVectors * kL)
-    columns_tile<W, R, kVectors>(a, w + k0, out + k0, i_count, width, kL);
+    columns_tile<W, R, kVectors>(a, w + k0, out + k0, i_count, i0, i1, width, kL);
   return k0;
 }
 
@@ -114,14 +127,20 @@ template <class W>
 void matrix_columns(const acc_t<W>* a, const W* w, acc_t<W>* out, index_t rows, index_t i_count,
                     index_t width, index_t k0, index_t k1) {
   constexpr index_t kL = Simd<W>::kLanes;
-  if (rows == 1) k0 = wide_columns<W, 1, 8>(a, w, out, i_count, width, k0, k1);
-  if (rows == 2) k0 = wide_columns<W, 2, 4>(a, w, out, i_count, width, k0, k1);
-  for_vectors<kL>(k1 - k0, [&](index_t k, index_t count) {
-    for_tiles<kTile>(0, rows, [&](index_t r, auto tile) {
-      columns_tile<W, tile(), 1>(a + r * i_count, w + k0 + k, out + r * width + k0 + k, i_count,
-                                 width, count);
+  const index_t at_once = rows_at_once<W>(width);
+  for (index_t i0 = 0; i0 < i_count; i0 += at_once) {
+    const index_t i1 = i_count - i0 < at_once ? i_count : i0 + at_once;
+    index_t first = k0;
+    if (rows == 1) first = wide_columns<W, 1, 8>(a, w, out, i_count, i0, i1, width, k0, k1);
+    if (rows == 2) first = wide_columns<W, 2, 4>(a, w, out, i_count, i0, i1, width, k0, k1);
+    for_vectors<kL>(k1 - first, [&](index_t k, index_t count) {
+      k += first;
+      for_tiles<kTile>(0, rows, [&](index_t r, auto tile) {
+        columns_tile<W, tile(), 1>(a + r * i_count, w + k, out + r * width + k, i_count, i0, i1,
+                                   width, count);
+      });
     });
-  });
+  }
 }
 
 // R rows of the output and a vector or two of its columns; `b` has that many columns, too.
@@ -142,30 +161,13 @@ CHATTN_INLINE void outer_tile(const acc_t<W>* a, index_t a_stride, const acc_t<W
   });
 }
 
+// Rows [i0, i1) of the output, down its columns.
 template <class W>
-void matrix_outer(const acc_t<W>* a, const acc_t<W>* b, W* out, W* bias, index_t rows,
-                  index_t i_count, index_t i0, index_t i1, index_t k) {
+CHATTN_INLINE void outer_rows(const acc_t<W>* a, const acc_t<W>* b, W* out, index_t rows,
+                              index_t i_count, index_t i0, index_t i1, index_t k) {
   using A = acc_t<W>;
   using SA = Simd<A>;
   constexpr index_t kL = SA::kLanes, kRows = 32;
-  if (bias) {
-    for (index_t i = i0; i < i1; ++i) {
-      A total = 0;
-      for (index_t r = 0; r < rows; ++r) total += a[r * i_count + i];
-      bias[i] = from_acc<W>(total);
-    }
-  }
-  if (!out) return;
-  if (rows <= 2) {  // rows of the output from end to end
-    for (index_t i = i0; i < i1; ++i)
-      for_vectors<kL>(k, [&](index_t j, index_t count) {
-        typename SA::V sum{};
-        for (index_t r = 0; r < rows; ++r)
-          sum += a[r * i_count + i] * SA::load_some(b + r * k + j, count);
-        Simd<W>::store_some(out + i * k + j, sum, count);
-      });
-    return;
-  }
   typename SA::V packed[kRows * 2];
   for (index_t j = 0; j < k; j += 2 * kL) {
     const bool whole = j + 2 * kL <= k;
@@ -187,6 +189,34 @@ void matrix_outer(const acc_t<W>* a, const acc_t<W>* b, W* out, W* bias, index_t
         outer_tile<W, tile(), 1>(a + i, i_count, columns + v, stride, rows, o + v, k, k - j - v);
     });
   }
+}
+
+template <class W>
+void matrix_outer(const acc_t<W>* a, const acc_t<W>* b, W* out, W* bias, index_t rows,
+                  index_t i_count, index_t i0, index_t i1, index_t k) {
+  using A = acc_t<W>;
+  using SA = Simd<A>;
+  constexpr index_t kL = SA::kLanes;
+  if (bias) {
+    for (index_t i = i0; i < i1; ++i) {
+      A total = 0;
+      for (index_t r = 0; r < rows; ++r) total += a[r * i_count + i];
+      bias[i] = from_acc<W>(total);
+    }
+  }
+  if (!out) return;
+  if (rows <= 2) {  // rows of the output from end to end
+    for (index_t i = i0; i < i1; ++i)
+      for_vectors<kL>(k, [&](index_t j, index_t count) {
+        typename SA::V sum{};
+        for (index_t r = 0; r < rows; ++r)
+          sum += a[r * i_count + i] * SA::load_some(b + r * k + j, count);
+        Simd<W>::store_some(out + i * k + j, sum, count);
+      });
+    return;
+  }
+  for (index_t at_once = rows_at_once<W>(k); i0 < i1; i0 += at_once)
+    outer_rows<W>(a, b, out, rows, i_count, i0, i1 - i0 < at_once ? i1 : i0 + at_once, k);
 }
 
 }  // namespace chattn::CHATTN_ISA

@@ -26,7 +26,9 @@ struct Schedule {
     const index_t sample_bytes = std::max<index_t>(1, map.c * map.hw * size_of(map.dtype));
     const index_t share = (map.n + threads - 1) / threads;  // samples of one thread
     const index_t most = std::clamp<index_t>(kTileBytes / sample_bytes, 1, share);
-    const index_t tiles = (share + most - 1) / most;
+    index_t tiles = (share + most - 1) / most;
+    // Unless reading the weights for each would take longer than reading the maps again.
+    if ((tiles - 1) * weight_bytes > share * sample_bytes) tiles = 1;
     s.tile = (share + tiles - 1) / tiles;
     // Every thread would read all weights; where they outweigh its maps, threads share them
     // instead.
