@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -70,8 +71,21 @@ class ModelExplanation:
 _EXPLAINERS: dict[Callable[..., Any], Callable[..., Explanation]] = {}
 
 
-def register_explainer(function: Callable[..., Any], explainer: Callable[..., Explanation]) -> None:
-    """Let `explain` answer for ``function``; ``explainer`` takes the same arguments."""
+def register_explainer(function: Callable[..., Any], decide: Callable[..., Any]) -> None:
+    """Let `explain` answer for ``function``.
+
+    ``decide`` takes the same arguments, but ``return_gate``, and returns a
+    `chattn_cuda.functional.Decision`.
+    """
+    signature = inspect.signature(function)
+
+    def explainer(*args: Any, **kwargs: Any) -> Explanation:
+        bound = signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        del bound.arguments["return_gate"]
+        found: Explanation = decide(**bound.arguments).explain()
+        return found
+
     _EXPLAINERS[function] = explainer
 
 

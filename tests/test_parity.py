@@ -96,12 +96,12 @@ def test_same_numbers_of_the_whole_model(family: Family, training: bool) -> None
 
 
 def _wrong(monkeypatch: pytest.MonkeyPatch, change: Any) -> None:
-    right = functional.run_squeeze_excite
+    right = functional.run
 
     def wrong(*args: Any) -> tuple[Tensor, Tensor]:
         return change(*right(*args))
 
-    monkeypatch.setattr(functional, "run_squeeze_excite", wrong)
+    monkeypatch.setattr(functional, "run", wrong)
 
 
 class _WrongGradient(torch.autograd.Function):

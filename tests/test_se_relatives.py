@@ -136,11 +136,11 @@ def test_effective_se_takes_the_keywords_that_timm_ignores() -> None:
 def test_nhwc_tensor_is_not_copied(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Tensor] = []
 
-    def spy(backend: str, x: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
+    def spy(block: str, backend: str, x: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
         seen.append(x)
         return x, x
 
-    monkeypatch.setattr(functional, "run_squeeze_excite", spy)
+    monkeypatch.setattr(functional, "run", spy)
     x = maps(2, 5, 7, 24, dtype=torch.float32)
     module = modules.SqueezeExciteCl(24, backend="reference")
     y = module(x)

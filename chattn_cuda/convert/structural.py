@@ -9,14 +9,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from chattn_cuda import activations
 from chattn_cuda.activations import ActivationSpec
 from chattn_cuda.convert.adapter import Adapter, se_obstacle
 from chattn_cuda.hooks import own_behaviour
 from chattn_cuda.modules.efficient_channel_attention import EfficientChannelAttentionForward
-from chattn_cuda.modules.fused import is_global_average_pool, submodule_obstacle
+from chattn_cuda.modules.fused import Operands, is_global_average_pool, submodule_obstacle
 from chattn_cuda.modules.squeeze_excite import SqueezeExciteForward, SqueezeExciteLayers
 
 __all__ = ["STRUCTURES"]
@@ -142,12 +142,8 @@ class _EcaLayer(EfficientChannelAttentionForward):
         sigmoid: Any
 
     @torch.jit.unused
-    def obstacle(self) -> str | None:
-        return self._why_another_pool() or super().obstacle()
-
-    @torch.jit.unused
-    def fused_forward(self, x: Tensor) -> Tensor | None:
-        return super().fused_forward(x) if self._why_another_pool() is None else None
+    def operands(self) -> Operands | str:
+        return self._why_another_pool() or super().operands()
 
     @torch.jit.unused
     def _why_another_pool(self) -> str | None:

@@ -6,17 +6,15 @@ from chattn_cuda.functional.common import (
     Resolved,
     exported_plainly,
     from_map,
+    run,
     to_map,
     why_not_fused,
 )
-from chattn_cuda.functional.eca import (
-    efficient_channel_attention,
-    run_efficient_channel_attention,
-)
-from chattn_cuda.functional.se import constants, run_squeeze_excite, squeeze_excite
+from chattn_cuda.functional.decision import Decision
+from chattn_cuda.functional.eca import efficient_channel_attention
+from chattn_cuda.functional.se import constants, squeeze_excite
 from chattn_cuda.functional.se_relatives import (
     effective_squeeze_excite,
-    run_effective_squeeze_excite,
     squeeze_excite_scale_bias,
 )
 from chattn_cuda.functional.sk import (
@@ -28,6 +26,7 @@ from chattn_cuda.functional.sk import (
 __all__ = [
     "COPIES_OF_SLICES",
     "MAXIMUM",
+    "Decision",
     "Resolved",
     "checked",
     "constants",
@@ -35,10 +34,8 @@ __all__ = [
     "efficient_channel_attention",
     "exported_plainly",
     "from_map",
-    "run_effective_squeeze_excite",
-    "run_efficient_channel_attention",
+    "run",
     "run_selective_kernel",
-    "run_squeeze_excite",
     "selective_kernel",
     "squeeze_excite",
     "squeeze_excite_scale_bias",

@@ -1,17 +1,26 @@
-"""What the functions of all blocks share: which calls the operators cover."""
+"""What the functions of all blocks share: maps of any rank, which calls the operators cover."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from chattn_cuda import compiled, validation
+from chattn_cuda import backends, compiled, ops, validation
 from chattn_cuda.activations import Activation
 
-__all__ = ["MAXIMUM", "Resolved", "exported_plainly", "from_map", "to_map", "why_not_fused"]
+__all__ = [
+    "MAXIMUM",
+    "Resolved",
+    "exported_plainly",
+    "from_map",
+    "run",
+    "to_map",
+    "why_not_fused",
+]
 
 Resolved = tuple[Activation, float]
 """An activation of the kernels and its parameter."""
@@ -82,3 +91,27 @@ def why_not_fused(
     elif forward_ad._current_level >= 0:
         return "forward-mode differentiation is active"
     return None
+
+
+def run(
+    block: str,
+    backend: str,
+    x: Tensor,
+    tensors: Sequence[Tensor | None],
+    constants: Sequence[Any],
+) -> tuple[Tensor, Tensor]:
+    """Returns y and the gate by ``backend``, on arguments that were checked.
+
+    Args:
+        block: Its name.
+        backend: Its name; "reference" runs the block's formulas.
+        x: The map (N, C, H, W).
+        tensors: What the block's operators take beside it.
+        constants: And behind these.
+    """
+    namespace = backends.get(backend).namespace
+    if namespace is None:
+        y, gate = ops.BLOCKS[block].formulas(x, *tensors, *constants)
+        return y.contiguous(memory_format=ops.memory_format_of(x)), gate
+    dense = [t if t is None or t.is_contiguous() else t.contiguous() for t in tensors]
+    return ops.apply(block, namespace, x, *dense, *constants)

@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Literal, overload
 
 from torch import Tensor
 
-from chattn_cuda import activations, backends, compiled, ops, reference, validation
+from chattn_cuda import activations, reference, validation
 from chattn_cuda.activations import ActivationSpec
-from chattn_cuda.explanation import Explanation, explain_call, register_explainer
+from chattn_cuda.explanation import register_explainer
 from chattn_cuda.functional import checked
-from chattn_cuda.functional.common import (
-    Resolved,
-    exported_plainly,
-    from_map,
-    to_map,
-    why_not_fused,
-)
+from chattn_cuda.functional.common import to_map, why_not_fused
+from chattn_cuda.functional.decision import Decision
 
-__all__ = ["efficient_channel_attention", "run_efficient_channel_attention"]
+__all__ = ["efficient_channel_attention"]
 
 
 @overload
@@ -101,68 +95,32 @@ def efficient_channel_attention(
     key, repeated = checked.repeat(call, channel_dim, x, weight)
     if repeated is not None:
         return repeated if return_gate else repeated[0]
-    m = to_map(x, channel_dim)
+    decision = _decide(x, weight, gate, padding_mode, channel_dim, backend)
+    return decision.finish(x, channel_dim, return_gate, key)
+
+
+def _decide(
+    x: Tensor, weight: Tensor, gate: ActivationSpec, padding_mode: str, channel_dim: int,
+    backend: str,
+) -> Decision:  # fmt: skip
+    m, circular = to_map(x, channel_dim), padding_mode == "circular"
     validation.check_efficient_channel_attention(m, weight, padding_mode)
-    (unified,) = validation.unify_dtypes(m, (weight,), ("weight",))
-    assert unified is not None
-    name = backends.select(backend, x.device.type, x.dtype)
-    resolved = activations.resolve(gate, "gate")
-    circular = padding_mode == "circular"
-    formula = compiled.takes_formula(backend, x.device.type, (x, weight))
-    plain = formula or exported_plainly(backend)
-    if plain or _why_not_fused(m, unified, resolved) is not None:
-        y, s = _formulas(m, unified, activations.as_callable(gate, "gate"), circular)
-    else:
-        assert resolved is not None
-        if unified is weight:
-            checked.remember(key, name, resolved[0].code, circular)
-        y, s = run_efficient_channel_attention(name, m, unified, resolved, circular)
-    y = from_map(y, x, channel_dim)
-    return (y, s) if return_gate else y
+    given = (weight,)
+    weights = validation.unify_dtypes(m, given, ("weight",))
+    resolved, uncovered = activations.resolve(gate, "gate"), why_not_fused(m, weights)
+
+    def formulas() -> tuple[Tensor, Tensor]:
+        (w,) = weights
+        assert w is not None
+        function = activations.as_callable(gate, "gate")
+        return reference.efficient_channel_attention(m, w, function, circular)
+
+    if resolved is None or not resolved[0].is_gate:
+        uncovered = "the kernels do not know this gate"
+    codes = () if resolved is None else (resolved[0].code, circular)
+    name = "efficient_channel_attention"
+    same = weights is given
+    return Decision(name, backend, m, uncovered, "eca", weights, codes, formulas, as_given=same)
 
 
-def run_efficient_channel_attention(
-    backend: str, x: Tensor, weight: Tensor, gate: Resolved, circular: bool
-) -> tuple[Tensor, Tensor]:
-    """Returns y and the gate by ``backend``, on arguments that were checked."""
-    namespace = backends.get(backend).namespace
-    if namespace is None:
-        return _formulas(x, weight, gate[0].with_param(0.0), circular)
-    return ops.apply("eca", namespace, x, weight.contiguous(), gate[0].code, circular)
-
-
-def _formulas(
-    x: Tensor, weight: Tensor, gate: Callable[[Tensor], Tensor], circular: bool
-) -> tuple[Tensor, Tensor]:
-    y, s = reference.efficient_channel_attention(x, weight, gate, circular)
-    return y.contiguous(memory_format=ops.memory_format_of(x)), s
-
-
-def _why_not_fused(x: Tensor, weight: Tensor, gate: Resolved | None) -> str | None:
-    if gate is None or not gate[0].is_gate:
-        return "the kernels do not know this gate"
-    return why_not_fused(x, (weight,))
-
-
-def _explain(
-    x: Tensor,
-    weight: Tensor,
-    *,
-    gate: ActivationSpec = "sigmoid",
-    padding_mode: str = "zeros",
-    channel_dim: int = 1,
-    return_gate: bool = False,
-    backend: str = "auto",
-) -> Explanation:
-    x = to_map(x, channel_dim)
-    validation.check_efficient_channel_attention(x, weight, padding_mode)
-    uncovered = _why_not_fused(x, weight, activations.resolve(gate, "gate"))
-    device = x.device.type
-    note = compiled.note(backend, device, (x, weight))
-    return explain_call(
-        "efficient_channel_attention", backend, device, x.dtype, uncovered, "reference",
-        compiled=note,
-    )  # fmt: skip
-
-
-register_explainer(efficient_channel_attention, _explain)
+register_explainer(efficient_channel_attention, _decide)

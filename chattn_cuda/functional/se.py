@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Literal, overload
 
 from torch import Tensor
 
-from chattn_cuda import activations, backends, compiled, ops, reference, validation
+from chattn_cuda import activations, reference, validation
 from chattn_cuda.activations import ActivationSpec
-from chattn_cuda.explanation import Explanation, explain_call, register_explainer
+from chattn_cuda.explanation import register_explainer
 from chattn_cuda.functional import checked
-from chattn_cuda.functional.common import (
-    MAXIMUM,
-    Resolved,
-    exported_plainly,
-    from_map,
-    to_map,
-    why_not_fused,
-)
+from chattn_cuda.functional.common import MAXIMUM, Resolved, to_map, why_not_fused
+from chattn_cuda.functional.decision import Decision
 
-__all__ = ["constants", "run_squeeze_excite", "squeeze_excite", "why_not_squeeze_excite"]
+__all__ = ["constants", "decide_squeeze_excite", "squeeze_excite"]
 
 _WEIGHTS = ("w1", "b1", "w2", "b2")
 
@@ -121,43 +115,56 @@ def squeeze_excite(
     key, repeated = checked.repeat(("se", backend, act, gate, add_maxpool), channel_dim, x, *given)
     if repeated is not None:
         return repeated if return_gate else repeated[0]
-    m = to_map(x, channel_dim)
-    validation.check_squeeze_excite(m, w1, b1, w2, b2)
-    validation.check_bool(add_maxpool, "add_maxpool")
-    weights = validation.unify_dtypes(m, given, _WEIGHTS)
-    name = backends.select(backend, x.device.type, x.dtype)
-    act_, gate_ = activations.resolve(act, "act"), activations.resolve(gate, "gate")
-    formula = compiled.takes_formula(backend, x.device.type, (x, *weights))
-    plain = formula or exported_plainly(backend)
-    if plain or why_not_squeeze_excite(m, weights, act_, gate_, add_maxpool) is not None:
-        act_function = activations.as_callable(act, "act")
-        gate_function = activations.as_callable(gate, "gate")
-        y, s = _formulas(m, weights, act_function, gate_function, add_maxpool)
-    else:
-        assert act_ is not None and gate_ is not None
-        if weights is given:
-            checked.remember(key, name, *constants(act_, gate_))
-        y, s = run_squeeze_excite(name, m, weights, act_, gate_)
-    y = from_map(y, x, channel_dim)
-    return (y, s) if return_gate else y
+    decision = _decide(x, *given, act, gate, add_maxpool, channel_dim, backend)
+    return decision.finish(x, channel_dim, return_gate, key)
 
 
-def run_squeeze_excite(
-    backend: str,
+def _decide(
+    x: Tensor, w1: Tensor, b1: Tensor | None, w2: Tensor, b2: Tensor | None, act: ActivationSpec,
+    gate: ActivationSpec, add_maxpool: bool, channel_dim: int, backend: str,
+) -> Decision:  # fmt: skip
+    m, given = to_map(x, channel_dim), (w1, b1, w2, b2)
+    validation.check_squeeze_excite(m, *given)
+    name = "squeeze_excite"
+    return decide_squeeze_excite(name, m, given, _WEIGHTS, act, gate, add_maxpool, backend)
+
+
+def decide_squeeze_excite(
+    name: str,
     x: Tensor,
-    weights: Sequence[Tensor | None],
-    act: Resolved,
-    gate: Resolved,
-) -> tuple[Tensor, Tensor]:
-    """Returns y and the gate by ``backend``, on arguments that were checked.
+    given: Sequence[Tensor | None],
+    names: Sequence[str],
+    act: ActivationSpec,
+    gate: ActivationSpec,
+    add_maxpool: bool,
+    backend: str,
+) -> Decision:
+    """The decision for a gate of one or two layers, whose shapes were checked.
 
-    Without w1 the gate has one layer, and ``act`` must be the identity.
+    Args:
+        name: Of the function.
+        x: The map (N, C, H, W).
+        given: w1, b1, w2, b2. Without w1 the gate has one layer, and ``act`` is the identity.
+        names: Of those, in messages.
+        act: As `squeeze_excite`.
+        gate: As `squeeze_excite`.
+        add_maxpool: As `squeeze_excite`.
+        backend: As `squeeze_excite`.
     """
-    namespace = backends.get(backend).namespace
-    if namespace is None:
-        return _formulas(x, weights, act[0].with_param(act[1]), gate[0].with_param(0.0))
-    w1, b1, w2, b2 = (w if w is None or w.is_contiguous() else w.contiguous() for w in weights)
-    return ops.apply("se", namespace, x, w1, b1, w2, b2, *constants(act, gate))
+    validation.check_bool(add_maxpool, "add_maxpool")
+    weights = validation.unify_dtypes(x, given, names)
+    resolved = activations.resolve(act, "act"), activations.resolve(gate, "gate")
+
+    def formulas() -> tuple[Tensor, Tensor]:
+        w1, b1, w2, b2 = weights
+        assert w2 is not None
+        functions = activations.as_callable(act, "act"), activations.as_callable(gate, "gate")
+        return reference.squeeze_excite(x, w1, b1, w2, b2, *functions, add_maxpool)
+
+    uncovered = _why_not_covered(*resolved, add_maxpool) or why_not_fused(x, weights)
+    codes = () if None in resolved else constants(*resolved)  # type: ignore[arg-type]
+    same = weights is given
+    return Decision(name, backend, x, uncovered, "se", weights, codes, formulas, as_given=same)
 
 
 def constants(act: Resolved, gate: Resolved) -> tuple[int, float, int]:
@@ -165,65 +172,12 @@ def constants(act: Resolved, gate: Resolved) -> tuple[int, float, int]:
     return act[0].code, act[1], gate[0].code
 
 
-def _formulas(
-    x: Tensor,
-    weights: Sequence[Tensor | None],
-    act: Callable[[Tensor], Tensor],
-    gate: Callable[[Tensor], Tensor],
-    add_maxpool: bool = False,
-) -> tuple[Tensor, Tensor]:
-    w1, b1, w2, b2 = weights
-    assert w2 is not None
-    y, s = reference.squeeze_excite(x, w1, b1, w2, b2, act, gate, add_maxpool)
-    return y.contiguous(memory_format=ops.memory_format_of(x)), s
-
-
-def why_not_squeeze_excite(
-    x: Tensor,
-    weights: Sequence[Tensor | None],
-    act: Resolved | None,
-    gate: Resolved | None,
-    add_maxpool: bool,
-) -> str | None:
-    """Why the operators of the block do not cover this call; None where they do."""
+def _why_not_covered(act: Resolved | None, gate: Resolved | None, add_maxpool: bool) -> str | None:
     if act is None:
         return "the kernels do not know this act"
     if gate is None or not gate[0].is_gate:
         return "the kernels do not know this gate"
-    if add_maxpool:
-        return MAXIMUM
-    return why_not_fused(x, weights)
+    return MAXIMUM if add_maxpool else None
 
 
-def _explain(
-    x: Tensor,
-    w1: Tensor,
-    b1: Tensor | None,
-    w2: Tensor,
-    b2: Tensor | None,
-    *,
-    act: ActivationSpec = "relu",
-    gate: ActivationSpec = "sigmoid",
-    add_maxpool: bool = False,
-    channel_dim: int = 1,
-    return_gate: bool = False,
-    backend: str = "auto",
-) -> Explanation:
-    x = to_map(x, channel_dim)
-    validation.check_squeeze_excite(x, w1, b1, w2, b2)
-    validation.check_bool(add_maxpool, "add_maxpool")
-    uncovered = why_not_squeeze_excite(
-        x,
-        (w1, b1, w2, b2),
-        activations.resolve(act, "act"),
-        activations.resolve(gate, "gate"),
-        add_maxpool,
-    )
-    device = x.device.type
-    note = compiled.note(backend, device, (x, w1, b1, w2, b2))
-    return explain_call(
-        "squeeze_excite", backend, device, x.dtype, uncovered, "reference", compiled=note
-    )
-
-
-register_explainer(squeeze_excite, _explain)
+register_explainer(squeeze_excite, _decide)

@@ -6,26 +6,15 @@ from typing import Literal, overload
 
 from torch import Tensor
 
-from chattn_cuda import activations, backends, compiled, ops, reference, validation
+from chattn_cuda import activations, reference, validation
 from chattn_cuda.activations import ActivationSpec
-from chattn_cuda.explanation import Explanation, explain_call, register_explainer
+from chattn_cuda.explanation import register_explainer
 from chattn_cuda.functional import checked
-from chattn_cuda.functional.common import (
-    Resolved,
-    exported_plainly,
-    from_map,
-    to_map,
-)
-from chattn_cuda.functional.se import constants, run_squeeze_excite, why_not_squeeze_excite
+from chattn_cuda.functional.common import to_map
+from chattn_cuda.functional.decision import Decision
+from chattn_cuda.functional.se import decide_squeeze_excite
 
-__all__ = [
-    "effective_squeeze_excite",
-    "run_effective_squeeze_excite",
-    "squeeze_excite_scale_bias",
-]
-
-_SE_WEIGHTS = ("w1", "b1", "w2", "b2")
-_IDENTITY: Resolved = (activations.ACTIVATIONS["identity"], 0.0)
+__all__ = ["effective_squeeze_excite", "squeeze_excite_scale_bias"]
 
 
 @overload
@@ -97,77 +86,27 @@ def effective_squeeze_excite(
     Example:
         >>> y = effective_squeeze_excite(torch.randn(2, 8, 4, 4), torch.randn(8, 8), torch.randn(8))
     """
-    call = "se", backend, gate, add_maxpool
-    key, repeated = checked.repeat(call, channel_dim, x, None, None, weight, bias)
+    call, given = ("se", backend, gate, add_maxpool), (None, None, weight, bias)
+    key, repeated = checked.repeat(call, channel_dim, x, *given)
     if repeated is not None:
         return repeated if return_gate else repeated[0]
+    decision = _decide_effective(x, weight, bias, gate, add_maxpool, channel_dim, backend)
+    return decision.finish(x, channel_dim, return_gate, key)
+
+
+def _decide_effective(
+    x: Tensor, weight: Tensor, bias: Tensor | None, gate: ActivationSpec, add_maxpool: bool,
+    channel_dim: int, backend: str,
+) -> Decision:  # fmt: skip
     m = to_map(x, channel_dim)
     validation.check_effective_squeeze_excite(m, weight, bias)
-    validation.check_bool(add_maxpool, "add_maxpool")
-    given = weight, bias
-    weight, bias = _unify(m, *given)
-    name = backends.select(backend, x.device.type, x.dtype)
-    resolved = activations.resolve(gate, "gate")
-    formula = compiled.takes_formula(backend, x.device.type, (x, weight, bias))
-    plain = formula or exported_plainly(backend)
-    uncovered = why_not_squeeze_excite(m, (weight, bias), _IDENTITY, resolved, add_maxpool)
-    if plain or uncovered is not None:
-        function = activations.as_callable(gate, "gate")
-        y, s = reference.squeeze_excite(
-            m, None, None, weight, bias, gate=function, add_maxpool=add_maxpool
-        )
-        y = y.contiguous(memory_format=ops.memory_format_of(m))
-    else:
-        assert resolved is not None
-        if weight is given[0] and bias is given[1]:
-            checked.remember(key, name, *constants(_IDENTITY, resolved))
-        y, s = run_effective_squeeze_excite(name, m, weight, bias, resolved)
-    y = from_map(y, x, channel_dim)
-    return (y, s) if return_gate else y
+    return decide_squeeze_excite(
+        "effective_squeeze_excite", m, (None, None, weight, bias), ("", "", "weight", "bias"),
+        "identity", gate, add_maxpool, backend,
+    )  # fmt: skip
 
 
-def run_effective_squeeze_excite(
-    backend: str,
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    gate: Resolved,
-) -> tuple[Tensor, Tensor]:
-    """Returns y and the gate by ``backend``, on arguments that were checked."""
-    weights = (None, None, weight, bias)
-    return run_squeeze_excite(backend, x, weights, _IDENTITY, gate)
-
-
-def _unify(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    unified, bias = validation.unify_dtypes(x, (weight, bias), ("weight", "bias"))
-    assert unified is not None
-    return unified, bias
-
-
-def _explain_effective(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    *,
-    gate: ActivationSpec = "hard_sigmoid",
-    add_maxpool: bool = False,
-    channel_dim: int = 1,
-    return_gate: bool = False,
-    backend: str = "auto",
-) -> Explanation:
-    x = to_map(x, channel_dim)
-    validation.check_effective_squeeze_excite(x, weight, bias)
-    validation.check_bool(add_maxpool, "add_maxpool")
-    resolved = activations.resolve(gate, "gate")
-    uncovered = why_not_squeeze_excite(x, (weight, bias), _IDENTITY, resolved, add_maxpool)
-    device = x.device.type
-    note = compiled.note(backend, device, (x, weight, bias))
-    return explain_call(
-        "effective_squeeze_excite", backend, device, x.dtype, uncovered, "reference", compiled=note
-    )
-
-
-register_explainer(effective_squeeze_excite, _explain_effective)
+register_explainer(effective_squeeze_excite, _decide_effective)
 
 
 @overload
@@ -251,44 +190,28 @@ def squeeze_excite_scale_bias(
         ...     torch.randn(2, 8, 4, 4), torch.randn(2, 8), None, torch.randn(16, 2), None
         ... )
     """
-    m = to_map(x, channel_dim)
-    validation.check_squeeze_excite(m, w1, b1, w2, b2, outputs=2)
+    decision = _decide_scale_bias(x, w1, b1, w2, b2, act, gate, add_maxpool, channel_dim, backend)
+    return decision.finish(x, channel_dim, return_gate)
+
+
+def _decide_scale_bias(
+    x: Tensor, w1: Tensor, b1: Tensor | None, w2: Tensor, b2: Tensor | None, act: ActivationSpec,
+    gate: ActivationSpec, add_maxpool: bool, channel_dim: int, backend: str,
+) -> Decision:  # fmt: skip
+    m, given = to_map(x, channel_dim), (w1, b1, w2, b2)
+    validation.check_squeeze_excite(m, *given, outputs=2)
     validation.check_bool(add_maxpool, "add_maxpool")
-    unified = validation.unify_dtypes(m, (w1, b1, w2, b2), _SE_WEIGHTS)
-    w1_, b1, w2_, b2 = unified
-    assert w1_ is not None and w2_ is not None
-    backends.select(backend, x.device.type, x.dtype)
-    functions = activations.as_callable(act, "act"), activations.as_callable(gate, "gate")
-    y, s = reference.squeeze_excite_scale_bias(m, w1_, b1, w2_, b2, *functions, add_maxpool)
-    y = y.contiguous(memory_format=ops.memory_format_of(m))
-    y = from_map(y, x, channel_dim)
-    return (y, s) if return_gate else y
+    weights = validation.unify_dtypes(m, given, ("w1", "b1", "w2", "b2"))
+
+    def formulas() -> tuple[Tensor, Tensor]:
+        w1_, b1_, w2_, b2_ = weights
+        assert w1_ is not None and w2_ is not None
+        functions = activations.as_callable(act, "act"), activations.as_callable(gate, "gate")
+        return reference.squeeze_excite_scale_bias(m, w1_, b1_, w2_, b2_, *functions, add_maxpool)
+
+    reason = "the kernels have no gate with a scale and a bias"
+    name = "squeeze_excite_scale_bias"
+    return Decision(name, backend, m, reason, tensors=weights, formulas=formulas)
 
 
-def _explain_scale_bias(
-    x: Tensor,
-    w1: Tensor,
-    b1: Tensor | None,
-    w2: Tensor,
-    b2: Tensor | None,
-    *,
-    act: ActivationSpec = "relu",
-    gate: ActivationSpec = "sigmoid",
-    add_maxpool: bool = False,
-    channel_dim: int = 1,
-    return_gate: bool = False,
-    backend: str = "auto",
-) -> Explanation:
-    x = to_map(x, channel_dim)
-    validation.check_squeeze_excite(x, w1, b1, w2, b2, outputs=2)
-    return explain_call(
-        "squeeze_excite_scale_bias",
-        backend,
-        x.device.type,
-        x.dtype,
-        "the kernels have no gate with a scale and a bias",
-        "reference",
-    )
-
-
-register_explainer(squeeze_excite_scale_bias, _explain_scale_bias)
+register_explainer(squeeze_excite_scale_bias, _decide_scale_bias)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from chattn_cuda import activations, backends, ops, reference, validation
 from chattn_cuda.activations import ActivationSpec
-from chattn_cuda.explanation import Explanation, explain_call, register_explainer
-from chattn_cuda.functional.common import exported_plainly, why_not_fused
+from chattn_cuda.explanation import register_explainer
+from chattn_cuda.functional.common import why_not_fused
+from chattn_cuda.functional.decision import Decision
 from chattn_cuda.hooks import own_behaviour
 
 __all__ = ["COPIES_OF_SLICES", "run_selective_kernel", "selective_kernel"]
@@ -87,21 +89,39 @@ def selective_kernel(
         >>> u = [torch.randn(2, 64, 8, 8) for _ in range(2)]
         >>> y = selective_kernel(u, torch.randn(32, 64), None, torch.randn(128, 32), None)
     """
-    validation.check_branches(branches)
-    x = branches[0]
-    validation.check_selective_kernel(branches, w_reduce, b_reduce, w_select, b_select, prologue)
-    weights = validation.unify_dtypes(x, (w_reduce, b_reduce, w_select, b_select), _WEIGHTS)
-    name = backends.select(backend, x.device.type, x.dtype)
-    network = _network(len(branches), x, weights, norm, act)
-    uncovered = why_not_fused(x, (*branches[1:], *weights))
-    if exported_plainly(backend) or uncovered is not None:
-        name = "reference"
+    layers = w_reduce, b_reduce, w_select, b_select
+    decision = _decide(branches, *layers, norm, act, prologue, backend)
+    x, name = decision.x, decision.backend
+    network = _network(len(branches), x, decision.tensors, norm, act)
     before = None
     if prologue is not None:
         acc = reference.accumulation_dtype(x.dtype)
         before = ops.Prologue(torch.stack([t.to(acc).flatten() for t in prologue]))
+    if decision.takes_formulas:
+        name = "reference"
     y, z = run_selective_kernel(name, branches, network, prologue=before)
     return (y, torch.softmax(z, 1)) if return_gate else y
+
+
+def _decide(
+    branches: Sequence[Tensor], w_reduce: Tensor, b_reduce: Tensor | None, w_select: Tensor,
+    b_select: Tensor | None, norm: Any, act: ActivationSpec,
+    prologue: tuple[Tensor, Tensor] | None, backend: str,
+) -> Decision:  # fmt: skip
+    validation.check_branches(branches)
+    x, given = branches[0], (w_reduce, b_reduce, w_select, b_select)
+    validation.check_selective_kernel(branches, *given, prologue)
+    weights = validation.unify_dtypes(x, given, _WEIGHTS)
+
+    def notes() -> Mapping[str, str]:
+        memory_format = ops.memory_format_of(x)
+        dense = all(u.is_contiguous(memory_format=memory_format) for u in branches)
+        return {} if dense else COPIES_OF_SLICES
+
+    uncovered = why_not_fused(x, (*branches[1:], *weights))
+    return Decision(
+        "selective_kernel", backend, x, uncovered, tensors=weights, fusible=False, notes=notes
+    )
 
 
 def _network(
@@ -183,34 +203,4 @@ def run_selective_kernel(
     return y.contiguous(memory_format=memory_format), z
 
 
-def _explain(
-    branches: Sequence[Tensor],
-    w_reduce: Tensor,
-    b_reduce: Tensor | None,
-    w_select: Tensor,
-    b_select: Tensor | None,
-    *,
-    norm: Callable[[Tensor], Tensor] | None = None,
-    act: ActivationSpec = "relu",
-    prologue: tuple[Tensor, Tensor] | None = None,
-    return_gate: bool = False,
-    backend: str = "auto",
-) -> Explanation:
-    validation.check_branches(branches)
-    validation.check_selective_kernel(branches, w_reduce, b_reduce, w_select, b_select, prologue)
-    x = branches[0]
-    uncovered = why_not_fused(x, (*branches[1:], w_reduce, b_reduce, w_select, b_select))
-    memory_format = ops.memory_format_of(x)
-    dense = all(u.is_contiguous(memory_format=memory_format) for u in branches)
-    return explain_call(
-        "selective_kernel",
-        backend,
-        x.device.type,
-        x.dtype,
-        uncovered,
-        "reference",
-        {} if dense else COPIES_OF_SLICES,
-    )
-
-
-register_explainer(selective_kernel, _explain)
+register_explainer(selective_kernel, _decide)

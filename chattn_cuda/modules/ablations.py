@@ -7,14 +7,15 @@ C x C, SE-GC those within groups of channels.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from chattn_cuda import activations, backends, functional, validation
+from chattn_cuda import activations, validation
 from chattn_cuda.activations import ActivationSpec
 from chattn_cuda.modules.efficient_channel_attention import EfficientChannelAttentionNS
-from chattn_cuda.modules.fused import FusedForward
+from chattn_cuda.modules.fused import Call, FusedForward, Operands
 from chattn_cuda.modules.squeeze_excite import SqueezeExciteForward, SqueezeExciteLayers
 
 __all__ = ["SEGC", "SEVar1", "SEVar2", "SEVar3"]
@@ -45,34 +46,20 @@ class SEVar1(FusedForward, nn.Module):
         return x * self.gate(x.mean((2, 3), keepdim=True))
 
     @torch.jit.unused
-    def obstacle(self) -> str | None:
-        """Why the operators do not cover this module as it is now; None where they do."""
+    def operands(self) -> Operands | str:
+        """Those of an ECA block whose one weight is 1, or why the operators do not cover it."""
         gate = activations.resolve(self.gate)
         if gate is None or not gate[0].is_gate:
             return f"the kernels do not know gate ({type(self.gate).__name__})"
-        return None
+        return Operands(Call("eca", self.backend, 1, (gate[0].code, False)), (), ("weight",))
 
     @torch.jit.unused
-    def fused_weights(self) -> Sequence[Tensor | None]:
-        """None."""
-        return ()
+    def check(self, m: Tensor, tensors: Sequence[Any], names: Sequence[str]) -> None:
+        """The weight fits every map."""
 
     @torch.jit.unused
-    def fused_forward(self, x: Tensor) -> Tensor | None:
-        """An ECA block whose one weight is 1, or None where it must run its submodules."""
-        gate = activations.resolve(self.gate)
-        if gate is None or not gate[0].is_gate:
-            if isinstance(x, Tensor):
-                backends.select(self.backend, x.device.type)
-            return None
-        validation.check_map(x)
-        name = backends.select(self.backend, x.device.type, x.dtype)
-        if name == "reference" and self.backend == "auto":
-            return None
-        if functional.why_not_fused(x, ()) is not None:
-            return None
-        one = x.new_ones((1, 1, 1))
-        return functional.run_efficient_channel_attention(name, x, one, gate, False)[0]
+    def _tensors(self, m: Tensor, found: Operands) -> list[Any]:
+        return [m.new_ones((1, 1, 1))]
 
 
 class SEVar2(EfficientChannelAttentionNS):

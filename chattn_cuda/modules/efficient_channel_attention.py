@@ -10,9 +10,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from chattn_cuda import activations, backends, functional, validation
+from chattn_cuda import activations, functional, validation
 from chattn_cuda.activations import ActivationSpec
-from chattn_cuda.modules.fused import Call, FusedForward, child, parameter, submodule_obstacle
+from chattn_cuda.modules.fused import (
+    Call,
+    FusedForward,
+    Operands,
+    child,
+    parameter,
+    submodule_obstacle,
+)
 from chattn_cuda.modules.make_divisible import reduced_channels
 
 __all__ = [
@@ -63,10 +70,22 @@ class EfficientChannelAttentionForward(FusedForward):
         return x * self.gate(s).transpose(1, 2).unsqueeze(3)
 
     @torch.jit.unused
-    def obstacle(self) -> str | None:
-        """Why the operators do not cover this module as it is now; None where they do."""
-        found = self._gate(self.conv)
-        return found if isinstance(found, str) else None
+    def operands(self) -> Operands | str:
+        """What the operators take of the layers, or why they do not cover them."""
+        conv = child(self, "conv")
+        gate = self._gate(conv)
+        if isinstance(gate, str):
+            return gate
+        call = Call("eca", self.backend, 1, (gate[0].code, self._circular))
+        rows = parameter(conv, "weight").shape[0]
+        places = (conv, "weight"), (conv, "bias")
+        return Operands(call, places, ("conv.weight",), rows if rows > 1 else None)
+
+    @torch.jit.unused
+    def check(self, m: Tensor, tensors: Sequence[Any], names: Sequence[str]) -> None:
+        """Raise unless the weight fits the map ``m``."""
+        mode = "circular" if self._circular else "zeros"
+        validation.check_efficient_channel_attention(m, tensors[0], mode, names[0])
 
     @torch.jit.unused
     def _shape_obstacle(self, conv: Any) -> str | None:
@@ -81,7 +100,7 @@ class EfficientChannelAttentionForward(FusedForward):
 
     @torch.jit.unused
     def _gate(self, conv: Any) -> str | functional.Resolved:
-        """The gate, or what `obstacle` returns."""
+        """The gate, or why it is not the operators'."""
         reason = submodule_obstacle(conv, "conv", nn.Conv1d) or self._shape_obstacle(conv)
         if reason is not None:
             return reason
@@ -103,40 +122,6 @@ class EfficientChannelAttentionForward(FusedForward):
     @torch.jit.unused
     def _has_mlp(self) -> bool:
         return self.conv2 is not None
-
-    @torch.jit.unused
-    def fused_forward(self, x: Tensor) -> Tensor | None:
-        """The block by the operators, or None where it must run its submodules."""
-        y = self._repeat(x)
-        if y is not None:
-            return y
-        conv = child(self, "conv")
-        gate = self._gate(conv)
-        if isinstance(gate, str):
-            if isinstance(x, Tensor):
-                backends.select(self.backend, x.device.type)
-            return None
-        weight = parameter(conv, "weight")
-        channels = weight.shape[0] if weight.shape[0] > 1 else None
-        validation.check_map(x, channels, any_rank=self._any_rank)
-        mode = "circular" if self._circular else "zeros"
-        validation.check_efficient_channel_attention(x, weight, mode, "conv.weight")
-        name = backends.select(self.backend, x.device.type, x.dtype)
-        if name == "reference" and self.backend == "auto":
-            return None
-        if functional.why_not_fused(x, (weight,)) is not None:
-            return None
-        (unified,) = validation.unify_dtypes(x, (weight,), ("conv.weight",))
-        assert unified is not None
-        if unified is weight:
-            call = Call("eca", self.backend, 1, (gate[0].code, self._circular))
-            self._remember(x, name, call, [(conv, "weight"), (conv, "bias")])
-        return functional.run_efficient_channel_attention(name, x, unified, gate, self._circular)[0]
-
-    @torch.jit.unused
-    def fused_weights(self) -> Sequence[Tensor | None]:
-        """The convolution's weight."""
-        return (self.conv.weight,)
 
 
 class CircularEfficientChannelAttentionForward(EfficientChannelAttentionForward):

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.fx import Proxy
 
 from chattn_cuda import backends, compiled, functional, ops, validation
-from chattn_cuda.explanation import Explanation, explain_call
+from chattn_cuda.explanation import Explanation
 from chattn_cuda.functional import checked
 from chattn_cuda.hooks import own_behaviour
 from chattn_cuda.modules import memory
@@ -25,6 +25,7 @@ from chattn_cuda.modules.batch_norm import fold_batch_norm
 __all__ = [
     "Call",
     "FusedForward",
+    "Operands",
     "are_pointwise",
     "child",
     "children",
@@ -56,6 +57,22 @@ class Call(NamedTuple):
     tensors: int
     constants: tuple[Any, ...]
     eps: float | None = None
+
+
+class Operands(NamedTuple):
+    """What the operators take of a module's layers.
+
+    Attributes:
+        call: What is called.
+        places: Its tensors; behind them those of a norm to fold, and others that it depends on.
+        names: Of the tensors that the operators take, in messages.
+        channels: C of the map, where it follows from them.
+    """
+
+    call: Call
+    places: Sequence[memory.Place]
+    names: Sequence[str]
+    channels: int | None = None
 
 
 class FusedForward:
@@ -96,39 +113,80 @@ class FusedForward:
         raise NotImplementedError
 
     @torch.jit.unused
-    def fused_forward(self, x: Tensor) -> Tensor | None:
-        """The block by the operators, or None where `obstacle` has a reason."""
+    def operands(self) -> Operands | str:
+        """What the operators take of the layers as they are now, or why they do not cover them."""
+        raise NotImplementedError
+
+    @torch.jit.unused
+    def check(self, m: Tensor, tensors: Sequence[Any], names: Sequence[str]) -> None:
+        """Raise unless the operators' tensors, called ``names``, fit the map ``m``."""
         raise NotImplementedError
 
     @torch.jit.unused
     def obstacle(self) -> str | None:
         """Why the operators do not cover this module as it is now; None where they do."""
-        raise NotImplementedError
+        found = self.operands()
+        return found if isinstance(found, str) else None
 
     @torch.jit.unused
-    def fused_weights(self) -> Sequence[Tensor | None]:
-        """The tensors that the operators take with a map; asked for where `obstacle` is None."""
-        raise NotImplementedError
+    def decide(self, x: Tensor) -> functional.Decision:
+        """What ``forward(x)`` comes to; its tensors are those of `operands`, a norm's included."""
+        return self._decide(x, self.operands())
 
     @torch.jit.unused
     def explain(self, x: Tensor) -> Explanation:
         """How ``forward(x)`` would run; see `chattn_cuda.explain`."""
-        if self._any_rank:
-            m = functional.to_map(x, self._channel_dim)
-        else:
-            validation.check_map(x)
-            m = x
-        uncovered = self.obstacle()
-        if uncovered is None:
-            uncovered = functional.why_not_fused(m, self.fused_weights())
-        if uncovered is None and self.backend == "auto":
-            if backends.select("auto", x.device.type, x.dtype) == "reference":
-                uncovered = "no fused backend can run here"
-        block = self._block or type(self).__name__
-        device = x.device.type
-        tensors = itertools.chain((x,), self.parameters())  # type: ignore[attr-defined]
-        note = compiled.note(self.backend, device, tensors) if self._fusible else None
-        return explain_call(block, self.backend, device, x.dtype, uncovered, "eager", compiled=note)
+        return self.decide(x).explain()
+
+    @torch.jit.unused
+    def _decide(self, x: Tensor, found: Operands | str) -> functional.Decision:
+        channels = None if isinstance(found, str) else found.channels
+        last = self._channel_dim
+        validation.check_map(x, channels, any_rank=self._any_rank, channel_dim=last)
+        m, name = functional.to_map(x, last), self._block or type(self).__name__
+        if isinstance(found, str):
+            return functional.Decision(name, self.backend, m, found, fallback="eager")
+        call = found.call
+        tensors = self._tensors(m, found)
+        given, others = tensors[: call.tensors], tensors[call.tensors :]
+        self.check(m, given, found.names)
+        uncovered = functional.why_not_fused(m, given)
+        weights = validation.unify_dtypes(m, given, found.names)
+        decision = functional.Decision(
+            name, self.backend, m, uncovered, call.block, (*weights, *others), call.constants,
+            fallback="eager", fusible=self._fusible, as_given=weights is given,
+        )  # fmt: skip
+        if uncovered is None and self.backend == "auto" and decision.backend == "reference":
+            return decision._replace(uncovered="no fused backend can run here")
+        return decision
+
+    @torch.jit.unused
+    def _tensors(self, m: Tensor, found: Operands) -> list[Any]:
+        """The tensors of `operands`, for the map ``m``."""
+        return tensors_at(found.places)
+
+    @torch.jit.unused
+    def fused_forward(self, x: Tensor) -> Tensor | None:
+        """The block by the operators, or None where it must run its submodules."""
+        y = self._repeat(x)
+        if y is not None:
+            return y
+        found = self.operands()
+        if isinstance(found, str):
+            if isinstance(x, Tensor):
+                backends.select(self.backend, x.device.type)
+            return None
+        decision = self._decide(x, found)
+        if decision.uncovered is not None:
+            return None
+        m, backend, call = decision.x, decision.backend, found.call
+        if decision.as_given and found.places:
+            self._remember(m, backend, call, found.places)
+        tensors = decision.tensors
+        if call.eps is not None:
+            tensors = fold_batch_norm(call.eps, *tensors)
+        y = functional.run(call.block, backend, m, tensors[: call.tensors], call.constants)[0]
+        return y.movedim(1, -1) if self._channel_dim == -1 else y
 
     @torch.jit.unused
     def _fused_or_eager(self, x: Tensor) -> Tensor:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from chattn_cuda import activations, backends, validation
+from chattn_cuda import activations, validation
 from chattn_cuda.activations import ActivationSpec
-from chattn_cuda.modules.fused import FusedForward
+from chattn_cuda.modules.fused import FusedForward, Operands
 from chattn_cuda.modules.make_divisible import reduced_channels
 from chattn_cuda.modules.squeeze_excite import (
     SqueezeExciteForward,
@@ -210,21 +209,9 @@ class SqueezeExciteScaleBias(FusedForward, nn.Module):
         return x * self.gate(z) + b
 
     @torch.jit.unused
-    def obstacle(self) -> str | None:
+    def operands(self) -> Operands | str:
         """Why the operators do not cover this module."""
         return "the kernels have no gate with a scale and a bias"
-
-    @torch.jit.unused
-    def fused_weights(self) -> Sequence[Tensor | None]:
-        """None."""
-        return ()
-
-    @torch.jit.unused
-    def fused_forward(self, x: Tensor) -> Tensor | None:
-        """None: it must run its submodules."""
-        if isinstance(x, Tensor):
-            backends.select(self.backend, x.device.type)
-        return None
 
 
 class _Mlp(nn.Module):

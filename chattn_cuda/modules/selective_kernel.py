@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from chattn_cuda import activations, backends, functional, ops, validation
 from chattn_cuda.activations import ActivationSpec
-from chattn_cuda.explanation import Explanation, explain_call
 from chattn_cuda.hooks import are_as_their_classes, own_behaviour
 from chattn_cuda.modules import memory
 from chattn_cuda.modules.batch_norm import as_prologue
@@ -22,6 +21,7 @@ __all__ = [
     "SelectiveKernelAttnForward",
     "SelectiveKernelForward",
     "before_norm",
+    "decide",
     "fuse",
     "in_format_of",
 ]
@@ -49,6 +49,22 @@ def fuse(
     if functional.why_not_fused(maps[0], maps[1:], compiling) is not None:
         name = "reference"
     return functional.run_selective_kernel(name, maps, network, slices, prologue)[0]
+
+
+def decide(
+    name: str, module: Any, x: Tensor, notes: Mapping[str, str] | None = None
+) -> functional.Decision:
+    """What the forward of a ``module`` of this kind comes to for a map ``x``."""
+    uncovered = module.obstacle() or functional.why_not_fused(x, ())
+    return functional.Decision(
+        name,
+        module.backend,
+        x,
+        uncovered,
+        fallback="eager",
+        fusible=False,
+        notes=lambda: notes or {},
+    )
 
 
 def in_format_of(x: Tensor, y: Tensor) -> Tensor:
@@ -138,13 +154,10 @@ class SelectiveKernelAttnForward(FusedForward):
         return None
 
     @torch.jit.unused
-    def explain(self, x: Tensor) -> Explanation:
-        """How ``forward(x)`` would run; see `chattn_cuda.explain`."""
+    def decide(self, x: Tensor) -> functional.Decision:
+        """What ``forward(x)`` comes to."""
         self._check_stacked(x)
-        uncovered = self.obstacle() or functional.why_not_fused(x[:, 0], ())
-        return explain_call(
-            "SelectiveKernelAttn", self.backend, x.device.type, x.dtype, uncovered, "eager"
-        )
+        return decide("SelectiveKernelAttn", self, x[:, 0])
 
     @torch.jit.unused
     def _check_stacked(self, x: Tensor) -> None:
@@ -298,13 +311,10 @@ class SelectiveKernelForward(FusedForward):
         return fuse(maps, network, self._backend, 1, prologue)
 
     @torch.jit.unused
-    def explain(self, x: Tensor) -> Explanation:
-        """How ``forward(x)`` would run; see `chattn_cuda.explain`."""
+    def decide(self, x: Tensor) -> functional.Decision:
+        """What ``forward(x)`` comes to."""
         validation.check_map(x, self.in_channels)
-        uncovered = self.obstacle() or functional.why_not_fused(x, ())
-        return explain_call(
-            "SelectiveKernel", self.backend, x.device.type, x.dtype, uncovered, "eager"
-        )
+        return decide("SelectiveKernel", self, x)
 
 
 class SelectiveKernelAttn(SelectiveKernelAttnForward, nn.Module):

@@ -9,12 +9,11 @@ from torch import Tensor, nn
 
 from chattn_cuda import activations, backends, functional, validation
 from chattn_cuda.activations import ActivationSpec
-from chattn_cuda.explanation import Explanation, explain_call
 from chattn_cuda.hooks import are_as_their_classes, own_behaviour
 from chattn_cuda.modules.fused import FusedForward, child, children
 from chattn_cuda.modules.inner_network import inner_network
 from chattn_cuda.modules.make_divisible import check_ratio
-from chattn_cuda.modules.selective_kernel import before_norm, fuse, in_format_of
+from chattn_cuda.modules.selective_kernel import before_norm, decide, fuse, in_format_of
 
 __all__ = ["RadixSoftmax", "SplitAttn", "SplitAttnForward"]
 
@@ -84,19 +83,10 @@ class SplitAttnForward(FusedForward):
         return fuse(maps, network, self._backend, self.radix, prologue)
 
     @torch.jit.unused
-    def explain(self, x: Tensor) -> Explanation:
-        """How ``forward(x)`` would run; see `chattn_cuda.explain`."""
+    def decide(self, x: Tensor) -> functional.Decision:
+        """What ``forward(x)`` comes to."""
         validation.check_map(x)
-        uncovered = self.obstacle() or functional.why_not_fused(x, ())
-        return explain_call(
-            "SplitAttn",
-            self.backend,
-            x.device.type,
-            x.dtype,
-            uncovered,
-            "eager",
-            functional.COPIES_OF_SLICES,
-        )
+        return decide("SplitAttn", self, x, functional.COPIES_OF_SLICES)
 
 
 class RadixSoftmax(nn.Module):

@@ -8,18 +8,18 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from chattn_cuda import activations, backends, functional, validation
+from chattn_cuda import activations, functional, validation
 from chattn_cuda.activations import ActivationSpec
 from chattn_cuda.hooks import own_behaviour
-from chattn_cuda.modules.batch_norm import fold_batch_norm
 from chattn_cuda.modules.fused import (
     Call,
     FusedForward,
+    Operands,
     child,
     is_global_average_pool,
+    parameter,
     pointwise_obstacle,
     submodule_obstacle,
-    tensors_at,
 )
 from chattn_cuda.modules.make_divisible import reduced_channels
 
@@ -104,10 +104,6 @@ class SqueezeExciteLayers(NamedTuple):
             places += [(self.norm, name) for name in (*names, "running_mean", "running_var")]
         return places
 
-    def weights(self) -> list[Tensor | None]:
-        """The tensors in these places."""
-        return tensors_at(self.places())
-
     def is_normalised(self) -> bool:
         """Whether there is a normalisation."""
         return self.norm is not None and type(self.norm) is not nn.Identity
@@ -167,57 +163,37 @@ class SqueezeExciteForward(FusedForward):
         return x * self.gate(s)
 
     @torch.jit.unused
-    def obstacle(self) -> str | None:
-        """Why the operators do not cover this module as it is now; None where they do."""
+    def operands(self) -> Operands | str:
+        """What the operators take of the layers, or why they do not cover them."""
         layers = self.fused_layers()
         resolved = layers.activations()
-        return layers.why_not_fused() or (resolved if isinstance(resolved, str) else None)
+        reason = layers.why_not_fused() or (resolved if isinstance(resolved, str) else None)
+        if reason is not None or isinstance(resolved, str):
+            return str(reason)
+        eps = layers.norm.eps if layers.is_normalised() else None
+        call = Call("se", self.backend, 4, functional.constants(*resolved), eps)
+        channels = parameter(layers.second, "weight").shape[0]
+        return Operands(call, layers.places(), layers.weight_names(), channels)
 
     @torch.jit.unused
-    def fused_weights(self) -> Sequence[Tensor | None]:
-        """w1, b1, w2 and b2."""
-        return self.fused_layers().weights()[:4]
-
-    @torch.jit.unused
-    def fused_forward(self, x: Tensor) -> Tensor | None:
-        """The block by the operators, or None where it must run its submodules."""
-        y = self._repeat(x)
-        if y is not None:
-            return y
-        layers = self.fused_layers()
-        resolved = layers.activations()
-        if isinstance(resolved, str) or layers.why_not_fused() is not None:
-            if isinstance(x, Tensor):
-                backends.select(self.backend, x.device.type)
-                _check_samples(layers.norm, x)
-                if layers.add_maxpool:
-                    validation.check_map(x, any_rank=self._any_rank, channel_dim=self._channel_dim)
-            return None
-        tensors, names = layers.weights(), layers.weight_names()
-        given, norm = tensors[:4], tensors[4:]
-        w1, b1, w2, b2 = given
-        assert w2 is not None
-        last = self._channel_dim == -1
-        validation.check_map(x, w2.shape[0], any_rank=self._any_rank, channel_dim=self._channel_dim)
-        m = x.movedim(-1, 1) if last else x
+    def check(self, m: Tensor, tensors: Sequence[Any], names: Sequence[str]) -> None:
+        """Raise unless the weights fit the map ``m``."""
+        w1, b1, w2, b2 = tensors
         if w1 is None:
             validation.check_effective_squeeze_excite(m, w2, b2, names[2:])
         else:
             validation.check_squeeze_excite(m, w1, b1, w2, b2, names)
-        name = backends.select(self.backend, x.device.type, x.dtype)
-        if name == "reference" and self.backend == "auto":
-            return None
-        if functional.why_not_fused(m, given) is not None:
-            return None
-        weights = validation.unify_dtypes(m, given, names)
-        if weights is given:
-            constants = functional.constants(*resolved)
-            eps = layers.norm.eps if norm else None
-            self._remember(m, name, Call("se", self.backend, 4, constants, eps), layers.places())
-        if norm:
-            weights = fold_batch_norm(layers.norm.eps, *weights, *norm)
-        y = functional.run_squeeze_excite(name, m, weights, *resolved)[0]
-        return y.movedim(1, -1) if last else y
+
+    @torch.jit.unused
+    def fused_forward(self, x: Tensor) -> Tensor | None:
+        """The block by the operators, or None where it must run its submodules."""
+        y = super().fused_forward(x)
+        if y is None and isinstance(x, Tensor):
+            layers = self.fused_layers()
+            _check_samples(layers.norm, x)
+            if layers.add_maxpool:
+                validation.check_map(x, any_rank=self._any_rank, channel_dim=self._channel_dim)
+        return y
 
 
 class SqueezeExcite(SqueezeExciteForward, nn.Module):
