@@ -99,7 +99,7 @@ def build_library(
             "ucontext".
         defines: "NAME=VALUE", for the sources that are no units.
         csrc: replaces csrc/, for sources of a changed copy.
-        torch: whether sources in a folder `ops` use libtorch's stable ABI. These are compiled
+        torch: whether sources called `op*.cpp` use libtorch's stable ABI. These are compiled
             once more for another torch, and so is the library: kernels take minutes.
 
     Raises:
@@ -311,7 +311,7 @@ def _build_now(
         if source in RUNTIME:
             return _compile(source, [*base, f"-I{ROOT / 'csrc'}", *other_flags], objects_folder)
         own = kernel_flags if source.suffix == ".cu" else other_flags
-        own = [*own, *torch_compile] if source.parent.name == "ops" else own
+        own = [*own, *torch_compile] if source.match("op*.cpp") else own
         source, tree = _unless_changed(source, csrc)
         own = [*own, *(f"-D{d}" for d in unit.defines)]
         return _compile(source, [*base, f"-I{tree}", *own], objects_folder)

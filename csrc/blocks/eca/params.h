@@ -4,6 +4,7 @@
 #include "common/activation.h"
 #include "common/types.h"
 #include "engine/map.h"
+#include "engine/run.h"
 
 namespace chattn {
 
@@ -48,5 +49,8 @@ struct EcaBackward {
   void* dx = nullptr;       // null: not wanted
   void* dweight = nullptr;  // null: not wanted
 };
+
+CHATTN_CALL(EcaForward);
+CHATTN_CALL(EcaBackward);
 
 }  // namespace chattn

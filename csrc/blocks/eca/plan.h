@@ -3,6 +3,7 @@
 #include "blocks/eca/params.h"
 #include "engine/cuda/launch_info.h"
 #include "engine/cuda/plan.h"
+#include "engine/cuda/run.h"
 
 namespace chattn::cuda {
 
@@ -129,6 +130,35 @@ struct EcaScratch {
     return s;
   }
 };
+
+// ---- calls
+inline Status check_eca(const MapShape& map, const ConvGate& gate) {
+  CHATTN_TRY(check_counts(map, {{"weights", gate.weights(map.c)}}));
+  if (gate.taps > index_t{65535} * kGradTaps)  // blockIdx.z
+    return Status::error("the CUDA kernels take a convolution of at most %lld taps; got %lld",
+                         static_cast<long long>(index_t{65535} * kGradTaps),
+                         static_cast<long long>(gate.taps));
+  const index_t parts = plan_conv_grad(map, gate).parts(gate);
+  return check_counts(map, {{"parts of the weights' gradients", parts * gate.weights(map.c)}});
+}
+template <>
+inline Status check_size(const EcaForward& p) {
+  return check_eca(p.map, p.gate);
+}
+template <>
+inline Status check_size(const EcaBackward& p) {
+  return check_eca(p.map, p.gate);
+}
+
+template <>
+inline index_t scratch_elements(const EcaForward& p) {
+  return EcaScratch::make(plan_eca(p.map, p.gate), p.map, p.gate, false, false).total;
+}
+template <>
+inline index_t scratch_elements(const EcaBackward& p) {
+  const bool weights = p.dweight != nullptr;
+  return EcaScratch::make(plan_eca(p.map, p.gate), p.map, p.gate, true, weights).total;
+}
 
 // `clusters`: whether the device has them (compute capability 9.0 and up).
 inline std::vector<LaunchInfo> describe(const EcaPlan& plan, const MapShape& map,

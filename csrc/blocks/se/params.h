@@ -4,6 +4,7 @@
 #include "common/activation.h"
 #include "common/types.h"
 #include "engine/map.h"
+#include "engine/run.h"
 
 namespace chattn {
 
@@ -48,5 +49,8 @@ struct SeBackward {
   void *dw1 = nullptr, *db1 = nullptr;  // all four null: not wanted; direct: these two are
   void *dw2 = nullptr, *db2 = nullptr;
 };
+
+CHATTN_CALL(SeForward);
+CHATTN_CALL(SeBackward);
 
 }  // namespace chattn

@@ -3,6 +3,7 @@
 #include "blocks/se/params.h"
 #include "engine/cuda/launch_info.h"
 #include "engine/cuda/plan.h"
+#include "engine/cuda/run.h"
 
 namespace chattn::cuda {
 
@@ -55,6 +56,28 @@ struct SeScratch {
   // Arrays start on 16-byte boundaries.
   static index_t padded(index_t accumulators) { return ceil_div(accumulators, 4) * 4; }
 };
+
+// ---- calls
+inline Status check_se(const MapShape& map, const MlpGate& gate) {
+  return check_counts(map, {{"hidden values", map.n * gate.rd}, {"weights", map.c * gate.rd}});
+}
+template <>
+inline Status check_size(const SeForward& p) {
+  return check_se(p.map, p.gate);
+}
+template <>
+inline Status check_size(const SeBackward& p) {
+  return check_se(p.map, p.gate);
+}
+
+template <>
+inline index_t scratch_elements(const SeForward& p) {
+  return SeScratch::make(plan_se(p.map, p.gate), p.map, p.gate, false).total;
+}
+template <>
+inline index_t scratch_elements(const SeBackward& p) {
+  return SeScratch::make(plan_se(p.map, p.gate), p.map, p.gate, true).total;
+}
 
 inline std::vector<LaunchInfo> describe(const SePlan& plan, const MapShape& map,
                                         const MlpGate& gate, bool backward) {

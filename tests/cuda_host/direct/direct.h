@@ -24,17 +24,17 @@ inline MapShape map_of(const int* sizes) {
   return map;
 }
 
-// As cuda_host/ops/host_runner.h, with scratch memory of `floats` elements.
-template <class Params>
-void launch(const Params& p, index_t floats) {
-  const auto size = static_cast<std::size_t>(floats);
+// As cuda_host/host_runner.h.
+template <class Call>
+void launch(const Call& p) {
+  const auto size = static_cast<std::size_t>(cuda::scratch_elements(p));
   std::vector<float> scratch(size + 4);
   hostcuda::BufferScope known;
   register_buffers(known, p);
   known.scratch(scratch.data(), sizeof(float) * size, "scratch");
   const Status status = cuda::run_as<float>(p, scratch.data(), known.stream());
   if (!status.ok) throw hostcuda::LaunchError(status.text);
-  known.require_written(Params::kName);
+  known.require_written(Call::kName);
 }
 
 // Returns 0, or 1 with the error's text.

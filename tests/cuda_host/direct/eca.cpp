@@ -1,9 +1,8 @@
 // Efficient channel attention for direct.py; sizes, arrays and plan are those of
 // problems.EcaProblem.
-#include "blocks/eca/cuda.h"
 #include "blocks/eca/plan.h"
 #include "cuda_host/direct/direct.h"
-#include "cuda_host/ops/eca_buffers.h"
+#include "cuda_host/eca_buffers.h"
 
 namespace {
 
@@ -25,15 +24,12 @@ DIRECT_API int direct_eca(int backward, const int* sizes, float* const* arrays, 
   const ConvGate gate = gate_of(sizes);
   const float *x = arrays[0], *dy = arrays[1], *weight = arrays[2];
   float* const* out = arrays + 3;  // y, pooled, gate, dx, dweight
-  const index_t scratch =
-      cuda::EcaScratch::make(cuda::plan_eca(map, gate), map, gate, backward != 0, backward != 0)
-          .total;
   return direct::reported(error, error_size, [&] {
     if (backward)
-      direct::launch(EcaBackward{map, gate, dy, nullptr, x, out[1], out[2], weight, out[3], out[4]},
-                     scratch);
+      direct::launch(
+          EcaBackward{map, gate, dy, nullptr, x, out[1], out[2], weight, out[3], out[4]});
     else
-      direct::launch(EcaForward{map, gate, x, weight, out[0], out[1], out[2]}, scratch);
+      direct::launch(EcaForward{map, gate, x, weight, out[0], out[1], out[2]});
   });
 }
 

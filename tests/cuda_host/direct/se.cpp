@@ -1,8 +1,7 @@
 // Squeeze-and-excitation for direct.py; sizes, arrays and plan are those of problems.SeProblem.
-#include "blocks/se/cuda.h"
 #include "blocks/se/plan.h"
 #include "cuda_host/direct/direct.h"
-#include "cuda_host/ops/se_buffers.h"
+#include "cuda_host/se_buffers.h"
 
 namespace {
 
@@ -28,15 +27,12 @@ DIRECT_API int direct_se(int backward, const int* sizes, float* const* arrays, c
               *b2 = next();
   float *y = next(), *pooled = next(), *hidden = gate.direct ? pooled : next(), *scale = next();
   float *dx = next(), *dw1 = of_two_layers(), *db1 = of_two_layers(), *dw2 = next(), *db2 = next();
-  const index_t scratch =
-      cuda::SeScratch::make(cuda::plan_se(map, gate), map, gate, backward != 0).total;
   return direct::reported(error, error_size, [&] {
     if (backward)
       direct::launch(SeBackward{map, gate, dy, nullptr, x, pooled, hidden, scale, w1, w2, dx, dw1,
-                                db1, dw2, db2},
-                     scratch);
+                                db1, dw2, db2});
     else
-      direct::launch(SeForward{map, gate, x, w1, b1, w2, b2, y, pooled, hidden, scale}, scratch);
+      direct::launch(SeForward{map, gate, x, w1, b1, w2, b2, y, pooled, hidden, scale});
   });
 }
 

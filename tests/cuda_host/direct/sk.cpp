@@ -1,8 +1,7 @@
 // The selective kernel for direct.py; sizes, arrays and plan are those of problems.SkProblem.
-#include "blocks/sk/cuda.h"
 #include "blocks/sk/plan.h"
 #include "cuda_host/direct/direct.h"
-#include "cuda_host/ops/sk_buffers.h"
+#include "cuda_host/sk_buffers.h"
 
 namespace {
 
@@ -37,11 +36,11 @@ DIRECT_API int direct_sk(int backward, const int* sizes, float* const* arrays, c
   const MutableBranches dx = branches_of<MutableBranches>(out + 3, map, count, slices);
   return direct::reported(error, error_size, [&] {
     if (backward) {
-      direct::launch(SkDot{map, x, dy, logits, out[2]}, cuda::sk_dot_partials(map, x));
-      direct::launch(SkGradient{map, dy, logits, dpooled, dx}, 0);
+      direct::launch(SkDot{map, x, dy, logits, out[2]});
+      direct::launch(SkGradient{map, dy, logits, dpooled, dx});
     } else {
-      direct::launch(SkSqueeze{map, x, out[0]}, cuda::sk_squeeze_partials(map, x));
-      direct::launch(SkSelect{map, x, logits, out[1]}, 0);
+      direct::launch(SkSqueeze{map, x, out[0]});
+      direct::launch(SkSelect{map, x, logits, out[1]});
     }
   });
 }

@@ -1,9 +1,8 @@
 // The selective kernel with its network for direct.py; sizes, arrays and plan are those of
 // problems.SkBlockProblem.
-#include "blocks/sk/cuda.h"
 #include "blocks/sk/plan.h"
 #include "cuda_host/direct/direct.h"
-#include "cuda_host/ops/sk_buffers.h"
+#include "cuda_host/sk_buffers.h"
 
 namespace {
 
@@ -46,9 +45,6 @@ DIRECT_API int direct_sk_block(int backward, const int* sizes, float* const* arr
   float* const mean = of_batch ? *arrays++ : nullptr;
   float* const variance = of_batch ? *arrays++ : nullptr;
   float *const activated = *arrays++, *const logits = *arrays++, *const y = *arrays++;
-  const cuda::SkPlan plan = cuda::plan_sk(map, x, false, n.d, backward != 0);
-  const index_t scratch =
-      cuda::SkScratch::make(plan, map, x.count, n.d, backward && normalised, backward != 0).total;
   return direct::reported(error, error_size, [&] {
     if (!backward) {
       SkForward p{};
@@ -62,7 +58,7 @@ DIRECT_API int direct_sk_block(int backward, const int* sizes, float* const* arr
       p.activated = activated;
       p.logits = logits;
       p.y = y;
-      direct::launch(p, scratch);
+      direct::launch(p);
       return;
     }
     SkBackward p{};
@@ -90,7 +86,7 @@ DIRECT_API int direct_sk_block(int backward, const int* sizes, float* const* arr
       p.dweight = *out++;
       p.dbias = *out++;
     }
-    direct::launch(p, scratch);
+    direct::launch(p);
   });
 }
 

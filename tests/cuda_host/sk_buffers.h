@@ -1,6 +1,6 @@
 // Which memory a call of the selective kernel may touch, as the runtime needs to know it.
 #pragma once
-#include "blocks/sk/network.h"
+#include "blocks/sk/params.h"
 #include "cuda_host/hostcuda.h"
 
 namespace chattn {
