@@ -1,6 +1,9 @@
-// How an operator reaches the code that runs it. A call is a struct of blocks/<block>/params.h: its
-// arrays, its `map`, and its operator's name as kName. CHATTN_CALL, once beside each, declares what
-// the block then defines for it:
+// How an operator reaches the code that runs it. A call is a struct of blocks/<block>/params.h,
+// with its operator's name as kName, the shape of its maps as `map`, and its arrays, which
+// arrays(call, v) tells by name and size: v.input("x", call.x, bytes), v.output, v.changed, and for
+// branches v.inputs("x", call.x, map), v.outputs. Null pointers are arrays that are not there.
+//
+// CHATTN_CALL, once beside each, declares what the block then defines for it:
 //
 //   cpu::run       in its cpu.cpp
 //   cuda::run_as   in its .cu files, which are compiled once for each type of maps, as CHATTN_T

@@ -1,13 +1,9 @@
-// Runs the CUDA launchers on the CPU: instead of the CPU kernels, as operators of chattn_cuda_host
-// (csrc/ops/register.h).
+// Runs the CUDA launchers on the CPU: the runner of chattn_cuda_host (csrc/ops/register.h).
 //
 // Checks, allocation, planner and launchers are those of a GPU; only the runner differs, which
-// tells the runtime which memory belongs to which tensor: a block's register_buffers().
+// tells the runtime which memory belongs to which tensor.
 #pragma once
-#include "cuda_host/eca_buffers.h"
-#include "cuda_host/hostcuda.h"
-#include "cuda_host/se_buffers.h"
-#include "cuda_host/sk_buffers.h"
+#include "cuda_host/buffers.h"
 #include "engine/cuda/run.h"
 #include "ops/tensor.h"
 
@@ -22,7 +18,7 @@ struct HostRunner {
     const index_t bytes = cuda::scratch_bytes(p);
     const Tensor scratch = new_tensor(x, {(bytes + 7) / 8}, ScalarType::Double);
     hostcuda::BufferScope known;
-    register_buffers(known, p);
+    Call::arrays(p, hostcuda::Buffers(known));
     known.scratch(scratch.data_ptr(), static_cast<std::size_t>(bytes), "scratch");
     check(cuda::run(p, scratch.data_ptr(), known.stream()), Call::kName);
     known.require_written(Call::kName);

@@ -17,6 +17,7 @@ struct ConvGate {
 
   index_t reach() const { return taps / 2; }  // channels to either side that a gate depends on
   index_t weights(index_t c) const { return per_channel ? c * taps : taps; }
+  index_t bytes(index_t c) const { return weights(c) * size_of(weight_dtype); }
 };
 
 // Where a channel in [-c, 2c) is found; negative: it counts as zero.
@@ -35,6 +36,15 @@ struct EcaForward {
   void* y = nullptr;
   void* pooled = nullptr;  // (N, C) acc
   void* scale = nullptr;   // (N, C) acc, the gate's value
+
+  template <class Call, class V>
+  static void arrays(Call& p, V&& v) {
+    v.input("x", p.x, p.map.bytes());
+    v.input("weight", p.weight, p.gate.bytes(p.map.c));
+    v.output("y", p.y, p.map.bytes());
+    v.output("pooled", p.pooled, p.map.acc_bytes(p.map.planes()));
+    v.output("gate", p.scale, p.map.acc_bytes(p.map.planes()));
+  }
 };
 
 struct EcaBackward {
@@ -48,6 +58,19 @@ struct EcaBackward {
   const void* weight = nullptr;
   void* dx = nullptr;       // null: not wanted
   void* dweight = nullptr;  // null: not wanted
+
+  template <class Call, class V>
+  static void arrays(Call& p, V&& v) {
+    const index_t planes = p.map.acc_bytes(p.map.planes());
+    v.input("dy", p.dy, p.map.bytes());
+    v.input("dgate", p.dgate, planes);
+    v.input("x", p.x, p.map.bytes());
+    v.input("pooled", p.pooled, planes);
+    v.input("gate", p.scale, planes);
+    v.input("weight", p.weight, p.gate.bytes(p.map.c));
+    v.output("dx", p.dx, p.map.bytes());
+    v.output("dweight", p.dweight, p.gate.bytes(p.map.c));
+  }
 };
 
 CHATTN_CALL(EcaForward);

@@ -16,6 +16,13 @@ struct SkSqueeze {
   MapShape map;
   Branches x;
   void* pooled = nullptr;  // (N, C) acc, the mean of the branches' sum
+
+  template <class Call, class V>
+  static void arrays(Call& p, V&& v) {
+    v.inputs("x", p.x, p.map);
+    v.input("prologue", p.x.prologue, p.map.acc_bytes(2 * p.x.count * p.map.c));
+    v.output("pooled", p.pooled, p.map.acc_bytes(p.map.planes()));
+  }
 };
 
 struct SkSelect {
@@ -24,6 +31,14 @@ struct SkSelect {
   Branches x;
   const void* logits = nullptr;  // (N, M, C) acc
   void* y = nullptr;
+
+  template <class Call, class V>
+  static void arrays(Call& p, V&& v) {
+    v.inputs("x", p.x, p.map);
+    v.input("prologue", p.x.prologue, p.map.acc_bytes(2 * p.x.count * p.map.c));
+    v.input("logits", p.logits, p.map.acc_bytes(p.x.count * p.map.planes()));
+    v.output("y", p.y, p.map.bytes());
+  }
 };
 
 struct SkDot {
@@ -33,6 +48,15 @@ struct SkDot {
   const void* dy = nullptr;
   const void* logits = nullptr;  // (N, M, C) acc, of the forward
   void* dlogits = nullptr;       // (N, M, C) acc
+
+  template <class Call, class V>
+  static void arrays(Call& p, V&& v) {
+    const index_t logits = p.map.acc_bytes(p.x.count * p.map.planes());
+    v.inputs("x", p.x, p.map);
+    v.input("dy", p.dy, p.map.bytes());
+    v.input("logits", p.logits, logits);
+    v.output("dlogits", p.dlogits, logits);
+  }
 };
 
 struct SkGradient {
@@ -42,6 +66,14 @@ struct SkGradient {
   const void* logits = nullptr;   // (N, M, C) acc, of the forward
   const void* dpooled = nullptr;  // (N, C) acc or null: zero
   MutableBranches dx;
+
+  template <class Call, class V>
+  static void arrays(Call& p, V&& v) {
+    v.input("dy", p.dy, p.map.bytes());
+    v.input("logits", p.logits, p.map.acc_bytes(p.dx.count * p.map.planes()));
+    v.input("dpooled", p.dpooled, p.map.acc_bytes(p.map.planes()));
+    v.outputs("dx", p.dx, p.map);
+  }
 };
 
 // ---- with its usual network, in one call: the four operators above and what lies between them.
@@ -69,6 +101,17 @@ struct SkNetwork {
   bool normalises() const { return norm != Norm::none; }
   index_t bytes(const MapShape& map, int m) const {
     return map.c * d * (size_of(reduce.dtype) + m * size_of(select.dtype));
+  }
+
+  // Without the norm's statistics.
+  template <class Network, class V>
+  static void arrays(Network& p, const MapShape& map, int m, V&& v) {
+    v.input("w_reduce", p.reduce.w, p.d * map.c * size_of(p.reduce.dtype));
+    v.input("b_reduce", p.reduce.b, p.d * size_of(p.reduce.dtype));
+    v.input("w_select", p.select.w, m * map.c * p.d * size_of(p.select.dtype));
+    v.input("b_select", p.select.b, m * map.c * size_of(p.select.dtype));
+    v.input("weight", p.weight, p.d * size_of(p.affine_dtype));
+    v.input("bias", p.bias, p.d * size_of(p.affine_dtype));
   }
 };
 
@@ -100,6 +143,33 @@ struct SkForward {
   void* activated = nullptr;  // (N, d) acc
   void* logits = nullptr;     // (N, M, C) acc
   void* y = nullptr;
+
+  template <class Call, class V>
+  static void arrays(Call& p, V&& v) {
+    const index_t d = p.network.d, rows = p.x.count * p.map.c;
+    const index_t numbers = p.map.acc_bytes(d), units = p.map.acc_bytes(p.map.n * d);
+    const index_t statistics = d * size_of(p.network.statistics_dtype);
+    v.inputs("x", p.x, p.map);
+    v.input("prologue", p.x.prologue, p.map.acc_bytes(2 * rows));
+    for (int q = 0; q < p.norms.count; ++q) {
+      auto& norm = p.norms.at[q];
+      for (auto* t : {&norm.weight, &norm.bias, &norm.mean, &norm.variance})
+        v.input("prologue", *t, rows / p.norms.count * size_of(norm.dtype));
+    }
+    SkNetwork::arrays(p.network, p.map, p.x.count, v);
+    v.input("mean", p.network.mean, statistics);
+    v.input("var", p.network.variance, statistics);
+    v.output("batch_mean", p.mean, numbers);
+    v.output("batch_var", p.variance, numbers);
+    v.changed("running_mean", p.running_mean, statistics);
+    v.changed("running_var", p.running_variance, statistics);
+    v.changed("updates", p.updates, sizeof(std::int64_t));
+    v.output("pooled", p.pooled, p.map.acc_bytes(p.map.planes()));
+    v.output("hidden", p.hidden, units);
+    v.output("activated", p.activated, units);
+    v.output("logits", p.logits, p.map.acc_bytes(p.map.n * rows));
+    v.output("y", p.y, p.map.bytes());
+  }
 };
 
 struct SkBackward {
@@ -115,6 +185,31 @@ struct SkBackward {
   MutableBranches dx;
   void *dw_reduce = nullptr, *db_reduce = nullptr, *dweight = nullptr, *dbias = nullptr;
   void *dw_select = nullptr, *db_select = nullptr;
+
+  template <class Call, class V>
+  static void arrays(Call& p, V&& v) {
+    const SkNetwork& n = p.network;
+    const index_t c = p.map.c, rows = p.x.count * c;
+    const index_t planes = p.map.planes(), units = p.map.acc_bytes(p.map.n * n.d);
+    const bool of_batch = n.norm == SkNetwork::Norm::of_batch;
+    v.inputs("x", p.x, p.map);
+    SkNetwork::arrays(p.network, p.map, p.x.count, v);
+    v.input(of_batch ? "batch_mean" : "mean", p.network.mean, n.d * size_of(n.statistics_dtype));
+    v.input(of_batch ? "batch_var" : "var", p.network.variance, n.d * size_of(n.statistics_dtype));
+    v.input("dy", p.dy, p.map.bytes());
+    v.input("dlogits", p.dlogits, p.map.acc_bytes(p.x.count * planes));
+    v.input("pooled", p.pooled, p.map.acc_bytes(planes));
+    v.input("hidden", p.hidden, units);
+    v.input("activated", p.activated, units);
+    v.input("logits", p.logits, p.map.acc_bytes(p.x.count * planes));
+    v.outputs("dx", p.dx, p.map);
+    v.output("dw_reduce", p.dw_reduce, n.d * c * size_of(n.reduce.dtype));
+    v.output("db_reduce", p.db_reduce, n.d * size_of(n.reduce.dtype));
+    v.output("dweight", p.dweight, n.d * size_of(n.affine_dtype));
+    v.output("dbias", p.dbias, n.d * size_of(n.affine_dtype));
+    v.output("dw_select", p.dw_select, rows * n.d * size_of(n.select.dtype));
+    v.output("db_select", p.db_select, rows * size_of(n.select.dtype));
+  }
 };
 
 CHATTN_CALL(SkSqueeze);

@@ -4,7 +4,7 @@
 #include <cstdio>
 #include <vector>
 
-#include "cuda_host/hostcuda.h"
+#include "cuda_host/buffers.h"
 #include "engine/cuda/run.h"
 #include "engine/map.h"
 
@@ -30,7 +30,7 @@ void launch(const Call& p) {
   const auto size = static_cast<std::size_t>(cuda::scratch_elements(p));
   std::vector<float> scratch(size + 4);
   hostcuda::BufferScope known;
-  register_buffers(known, p);
+  Call::arrays(p, hostcuda::Buffers(known));
   known.scratch(scratch.data(), sizeof(float) * size, "scratch");
   const Status status = cuda::run_as<float>(p, scratch.data(), known.stream());
   if (!status.ok) throw hostcuda::LaunchError(status.text);

@@ -2,7 +2,6 @@
 // problems.EcaProblem.
 #include "blocks/eca/plan.h"
 #include "cuda_host/direct/direct.h"
-#include "cuda_host/eca_buffers.h"
 
 namespace {
 

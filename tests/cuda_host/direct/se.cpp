@@ -1,7 +1,6 @@
 // Squeeze-and-excitation for direct.py; sizes, arrays and plan are those of problems.SeProblem.
 #include "blocks/se/plan.h"
 #include "cuda_host/direct/direct.h"
-#include "cuda_host/se_buffers.h"
 
 namespace {
 

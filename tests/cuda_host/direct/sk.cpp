@@ -1,7 +1,6 @@
 // The selective kernel for direct.py; sizes, arrays and plan are those of problems.SkProblem.
 #include "blocks/sk/plan.h"
 #include "cuda_host/direct/direct.h"
-#include "cuda_host/sk_buffers.h"
 
 namespace {
 

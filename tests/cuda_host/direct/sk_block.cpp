@@ -2,7 +2,6 @@
 // problems.SkBlockProblem.
 #include "blocks/sk/plan.h"
 #include "cuda_host/direct/direct.h"
-#include "cuda_host/sk_buffers.h"
 
 namespace {
 
