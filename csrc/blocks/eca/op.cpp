@@ -2,6 +2,7 @@
 #include <tuple>
 
 #include "blocks/eca/plan.h"
+#include "engine/cuda/plans.h"
 #include "ops/register.h"
 #include "ops/tensor.h"
 
@@ -105,6 +106,13 @@ CHATTN_OPERATOR(
     eca_backward,
     "(Tensor dy, Tensor? dgate, Tensor x, Tensor pooled, Tensor gate, Tensor weight, "
     "int gate_fn, bool circular, bool need_dx, bool need_dw) -> (Tensor dx, Tensor dweight)");
+
+const cuda::RegisteredPlan kPlan("eca", [](const MapShape& map, Options& options, bool backward) {
+  ConvGate gate;
+  gate.set(map, options);
+  const bool clusters = options.integer("clusters", 1) != 0;
+  return cuda::describe(cuda::plan_eca(map, gate), map, gate, backward, clusters);
+});
 
 }  // namespace
 }  // namespace chattn::ops

@@ -18,6 +18,16 @@ struct ConvGate {
   index_t reach() const { return taps / 2; }  // channels to either side that a gate depends on
   index_t weights(index_t c) const { return per_channel ? c * taps : taps; }
   index_t bytes(index_t c) const { return weights(c) * size_of(weight_dtype); }
+
+  // By name, with weights of the map's type. Options: engine/options.h.
+  template <class Options>
+  void set(const MapShape& map, Options& options) {
+    taps = options.integer("k");
+    options.require(taps >= 1 && taps % 2 == 1, "k must be positive and odd");
+    per_channel = options.flag("per_channel");
+    circular = options.flag("circular");
+    weight_dtype = map.dtype;
+  }
 };
 
 // Where a channel in [-c, 2c) is found; negative: it counts as zero.

@@ -2,6 +2,7 @@
 #include <tuple>
 
 #include "blocks/se/plan.h"
+#include "engine/cuda/plans.h"
 #include "ops/register.h"
 #include "ops/tensor.h"
 
@@ -150,6 +151,12 @@ CHATTN_OPERATOR(
     "(Tensor dy, Tensor? dgate, Tensor x, Tensor pooled, Tensor hidden, "
     "Tensor gate, Tensor? w1, Tensor w2, int act, float act_param, int gate_fn, "
     "bool need_dx, bool need_dw) -> (Tensor dx, Tensor dw1, Tensor db1, Tensor dw2, Tensor db2)");
+
+const cuda::RegisteredPlan kPlan("se", [](const MapShape& map, Options& options, bool backward) {
+  MlpGate gate;
+  gate.set(map, options);
+  return cuda::describe(cuda::plan_se(map, gate), map, gate, backward);
+});
 
 }  // namespace
 }  // namespace chattn::ops

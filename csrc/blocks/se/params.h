@@ -19,6 +19,17 @@ struct MlpGate {
   index_t vector_bytes(index_t count) const { return count * size_of(weight_dtype); }
   // Of the matrices.
   index_t bytes(index_t c) const { return (direct ? 1 : 2) * matrix_bytes(c); }
+  // By name, with weights of the map's type. Options: engine/options.h.
+  template <class Options>
+  void set(const MapShape& map, Options& options) {
+    rd = options.integer("rd");
+    options.require(rd >= 0, "rd must not be negative; 0: the gate has one layer");
+    direct = rd == 0;
+    if (direct) rd = map.c;
+    act = static_cast<Act>(
+        options.integer("act", static_cast<int>(direct ? Act::identity : Act::relu)));
+    weight_dtype = map.dtype;
+  }
   // What is kept of the first layer: of a gate without one, the mean.
   const char* hidden_name() const { return direct ? "pooled" : "hidden"; }
 };

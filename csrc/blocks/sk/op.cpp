@@ -2,6 +2,7 @@
 #include <vector>
 
 #include "blocks/sk/plan.h"
+#include "engine/cuda/plans.h"
 #include "ops/branches.h"
 #include "ops/register.h"
 
@@ -99,6 +100,14 @@ std::vector<Tensor> sk_gradient(Tensor dy, Tensor logits, std::optional<Tensor> 
 CHATTN_OPERATOR(sk_gradient,
                 "(Tensor dy, Tensor logits, Tensor? dpooled, bool channels_last, bool stacked) -> "
                 "Tensor[] dbranches");
+
+const cuda::RegisteredPlan kPlan("sk", [](const MapShape& map, Options& options, bool backward) {
+  const int m = branches_of(options);
+  SkNetwork network;
+  network.set(map, options);
+  if (network.d == 0) return cuda::describe_sk(map, m, backward);
+  return cuda::describe_sk_block(map, m, network.d, network.norm, backward);
+});
 
 }  // namespace
 }  // namespace chattn::ops

@@ -10,6 +10,14 @@
 
 namespace chattn {
 
+// How many branches, by name. Options: engine/options.h.
+template <class Options>
+int branches_of(Options& options) {
+  const index_t count = options.integer("branches", 2);
+  options.require(count >= 1 && count <= kMaxBranches, "there must be 1 to 4 branches");
+  return static_cast<int>(count);
+}
+
 // Arrays are dense; "acc" is acc_t of the maps' type. `map` is a branch's shape, and y's.
 struct SkSqueeze {
   static constexpr const char* kName = "sk_squeeze";
@@ -101,6 +109,19 @@ struct SkNetwork {
   bool normalises() const { return norm != Norm::none; }
   index_t bytes(const MapShape& map, int m) const {
     return map.c * d * (size_of(reduce.dtype) + m * size_of(select.dtype));
+  }
+
+  // By name, with numbers of the map's type. Options: engine/options.h.
+  template <class Options>
+  void set(const MapShape& map, Options& options) {
+    d = options.integer("hidden", 0);
+    options.require(d >= 0, "hidden must not be negative; 0: without the network");
+    const auto kind = options.word("norm", "none");
+    options.require(kind == "none" || kind == "fixed" || kind == "batch",
+                    "norm must be none, fixed or batch; got " + kind);
+    norm = kind == "none" ? Norm::none : kind == "fixed" ? Norm::fixed : Norm::of_batch;
+    eps = options.number("eps", eps);
+    reduce.dtype = select.dtype = affine_dtype = statistics_dtype = map.dtype;
   }
 
   // Without the norm's statistics.
