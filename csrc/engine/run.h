@@ -1,7 +1,8 @@
 // How an operator reaches the code that runs it. A call is a struct of blocks/<block>/params.h,
 // with its operator's name as kName, the shape of its maps as `map`, and its arrays, which
 // arrays(call, v) tells by name and size: v.input("x", call.x, bytes), v.output, v.changed, and for
-// branches v.inputs("x", call.x, map), v.outputs. Null pointers are arrays that are not there.
+// branches v.inputs("x", call.x, map), v.outputs. Null pointers are arrays that are not there. For
+// tests, set(options) fills in what is neither shape nor array, by name (engine/options.h).
 //
 // CHATTN_CALL, once beside each, declares what the block then defines for it:
 //

@@ -47,6 +47,10 @@ struct EcaForward {
   void* pooled = nullptr;  // (N, C) acc
   void* scale = nullptr;   // (N, C) acc, the gate's value
 
+  template <class Options>
+  void set(Options& options) {
+    gate.set(map, options);
+  }
   template <class Call, class V>
   static void arrays(Call& p, V&& v) {
     v.input("x", p.x, p.map.bytes());
@@ -69,6 +73,10 @@ struct EcaBackward {
   void* dx = nullptr;       // null: not wanted
   void* dweight = nullptr;  // null: not wanted
 
+  template <class Options>
+  void set(Options& options) {
+    gate.set(map, options);
+  }
   template <class Call, class V>
   static void arrays(Call& p, V&& v) {
     const index_t planes = p.map.acc_bytes(p.map.planes());

@@ -49,6 +49,10 @@ struct SeForward {
   void* hidden = nullptr;  // (N, rd) acc, before the activation; direct: pooled
   void* scale = nullptr;   // (N, C) acc, the gate's value
 
+  template <class Options>
+  void set(Options& options) {
+    gate.set(map, options);
+  }
   template <class Call, class V>
   static void arrays(Call& p, V&& v) {
     const index_t c = p.map.c, rd = p.gate.rd, planes = p.map.acc_bytes(p.map.planes());
@@ -77,6 +81,10 @@ struct SeBackward {
   void *dw1 = nullptr, *db1 = nullptr;  // all four null: not wanted; direct: these two are
   void *dw2 = nullptr, *db2 = nullptr;
 
+  template <class Options>
+  void set(Options& options) {
+    gate.set(map, options);
+  }
   template <class Call, class V>
   static void arrays(Call& p, V&& v) {
     const index_t c = p.map.c, rd = p.gate.rd, planes = p.map.acc_bytes(p.map.planes());

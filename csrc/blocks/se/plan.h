@@ -11,6 +11,13 @@ struct SePlan {
   ReducePlan reduce;
   ProductPlan product;  // with two layers: the hidden values', and their gradients'
   ApplyPlan apply;
+
+  template <class V>
+  void fields(V&& v) const {
+    v("reduce", reduce);
+    v("product", product);
+    v("apply", apply);
+  }
 };
 
 inline SePlan plan_se(const MapShape& map, const MlpGate& gate) {
@@ -58,6 +65,9 @@ struct SeScratch {
 };
 
 // ---- calls
+inline SePlan plan_of(const SeForward& p) { return plan_se(p.map, p.gate); }
+inline SePlan plan_of(const SeBackward& p) { return plan_se(p.map, p.gate); }
+
 inline Status check_se(const MapShape& map, const MlpGate& gate) {
   return check_counts(map, {{"hidden values", map.n * gate.rd}, {"weights", map.c * gate.rd}});
 }
@@ -72,11 +82,11 @@ inline Status check_size(const SeBackward& p) {
 
 template <>
 inline index_t scratch_elements(const SeForward& p) {
-  return SeScratch::make(plan_se(p.map, p.gate), p.map, p.gate, false).total;
+  return SeScratch::make(plan_of(p), p.map, p.gate, false).total;
 }
 template <>
 inline index_t scratch_elements(const SeBackward& p) {
-  return SeScratch::make(plan_se(p.map, p.gate), p.map, p.gate, true).total;
+  return SeScratch::make(plan_of(p), p.map, p.gate, true).total;
 }
 
 inline std::vector<LaunchInfo> describe(const SePlan& plan, const MapShape& map,

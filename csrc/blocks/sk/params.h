@@ -25,6 +25,10 @@ struct SkSqueeze {
   Branches x;
   void* pooled = nullptr;  // (N, C) acc, the mean of the branches' sum
 
+  template <class Options>
+  void set(Options& options) {
+    x.count = branches_of(options);
+  }
   template <class Call, class V>
   static void arrays(Call& p, V&& v) {
     v.inputs("x", p.x, p.map);
@@ -40,6 +44,10 @@ struct SkSelect {
   const void* logits = nullptr;  // (N, M, C) acc
   void* y = nullptr;
 
+  template <class Options>
+  void set(Options& options) {
+    x.count = branches_of(options);
+  }
   template <class Call, class V>
   static void arrays(Call& p, V&& v) {
     v.inputs("x", p.x, p.map);
@@ -57,6 +65,10 @@ struct SkDot {
   const void* logits = nullptr;  // (N, M, C) acc, of the forward
   void* dlogits = nullptr;       // (N, M, C) acc
 
+  template <class Options>
+  void set(Options& options) {
+    x.count = branches_of(options);
+  }
   template <class Call, class V>
   static void arrays(Call& p, V&& v) {
     const index_t logits = p.map.acc_bytes(p.x.count * p.map.planes());
@@ -75,6 +87,10 @@ struct SkGradient {
   const void* dpooled = nullptr;  // (N, C) acc or null: zero
   MutableBranches dx;
 
+  template <class Options>
+  void set(Options& options) {
+    dx.count = branches_of(options);
+  }
   template <class Call, class V>
   static void arrays(Call& p, V&& v) {
     v.input("dy", p.dy, p.map.bytes());
@@ -165,6 +181,11 @@ struct SkForward {
   void* logits = nullptr;     // (N, M, C) acc
   void* y = nullptr;
 
+  template <class Options>
+  void set(Options& options) {
+    x.count = branches_of(options);
+    network.set(map, options);
+  }
   template <class Call, class V>
   static void arrays(Call& p, V&& v) {
     const index_t d = p.network.d, rows = p.x.count * p.map.c;
@@ -207,6 +228,11 @@ struct SkBackward {
   void *dw_reduce = nullptr, *db_reduce = nullptr, *dweight = nullptr, *dbias = nullptr;
   void *dw_select = nullptr, *db_select = nullptr;
 
+  template <class Options>
+  void set(Options& options) {
+    x.count = dx.count = branches_of(options);
+    network.set(map, options);
+  }
   template <class Call, class V>
   static void arrays(Call& p, V&& v) {
     const SkNetwork& n = p.network;

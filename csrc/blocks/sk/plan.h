@@ -31,6 +31,13 @@ struct SkPlan {
   // Of a forward: the sums may lie where the logits will, which are written when they are done
   // with.
   bool sums_in_logits(int m) const { return reduce.splits <= m; }
+
+  template <class V>
+  void fields(V&& v) const {
+    v("reduce", reduce);
+    v("hidden", hidden);
+    v("second", second);
+  }
 };
 
 inline SkPlan plan_sk(const MapShape& map, const Branches& x, bool prologue, index_t d,
@@ -81,6 +88,17 @@ struct SkScratch {
 };
 
 // ---- calls
+inline ReducePlan plan_of(const SkSqueeze& p) {
+  return plan_sk_reduce(p.map, p.x.prologue ? p.x.count : 1, p.x.gap);
+}
+inline ApplyPlan plan_of(const SkSelect& p) { return plan_sk_apply(p.map); }
+inline ReducePlan plan_of(const SkDot& p) { return plan_sk_reduce(p.map, p.x.count, p.x.gap); }
+inline ApplyPlan plan_of(const SkGradient& p) { return plan_sk_apply(p.map); }
+inline SkPlan plan_of(const SkForward& p) {
+  return plan_sk(p.map, p.x, p.norms.count > 0 || p.x.prologue, p.network.d, false);
+}
+inline SkPlan plan_of(const SkBackward& p) { return plan_sk(p.map, p.x, false, p.network.d, true); }
+
 inline Status check_network(const MapShape& map, index_t m, index_t d) {
   return check_counts(
       map,
@@ -97,7 +115,7 @@ inline Status check_size(const SkBackward& p) {
 
 template <>
 inline index_t scratch_elements(const SkSqueeze& p) {
-  return sk_partials(plan_sk_reduce(p.map, p.x.prologue ? p.x.count : 1, p.x.gap), 1, p.map);
+  return sk_partials(plan_of(p), 1, p.map);
 }
 template <>
 inline index_t scratch_elements(const SkSelect&) {
@@ -105,7 +123,7 @@ inline index_t scratch_elements(const SkSelect&) {
 }
 template <>
 inline index_t scratch_elements(const SkDot& p) {
-  return sk_partials(plan_sk_reduce(p.map, p.x.count, p.x.gap), p.x.count, p.map);
+  return sk_partials(plan_of(p), p.x.count, p.map);
 }
 template <>
 inline index_t scratch_elements(const SkGradient&) {
@@ -114,13 +132,12 @@ inline index_t scratch_elements(const SkGradient&) {
 template <>
 inline index_t scratch_elements(const SkForward& p) {
   const bool norms = p.norms.count > 0;
-  const SkPlan plan = plan_sk(p.map, p.x, norms || p.x.prologue, p.network.d, false);
-  return SkScratch::make(plan, p.map, p.x.count, p.network.d, norms, false).total;
+  return SkScratch::make(plan_of(p), p.map, p.x.count, p.network.d, norms, false).total;
 }
 template <>
 inline index_t scratch_elements(const SkBackward& p) {
-  const SkPlan plan = plan_sk(p.map, p.x, false, p.network.d, true);
-  return SkScratch::make(plan, p.map, p.x.count, p.network.d, p.network.normalises(), true).total;
+  const bool norms = p.network.normalises();
+  return SkScratch::make(plan_of(p), p.map, p.x.count, p.network.d, norms, true).total;
 }
 
 // ---- what they launch
