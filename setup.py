@@ -255,15 +255,13 @@ class BuildNative(build_ext):
             jobs.append((source, self.objects / name, command))
 
         for source in sorted(ROOT.glob("csrc/**/*.cpp")):
-            if source.name == "cuda.cpp" and not cuda.home:
-                continue
             if source.name == "kernels.cpp":
                 for isa, flags in ISA_FLAGS.items():
                     own = ["-Wno-psabi", "-ffp-contract=fast", f"-DCHATTN_ISA={isa}"]
                     add(source, [*base, *own, *flags], f".{isa}")
             elif source.name == "module.cpp":
                 add(source, [*base, *with_cuda, *module_flags])
-            elif source.name == "op.cpp":
+            elif source.match("op*.cpp"):
                 add(source, [*base, *with_cuda, *torch_flags])
             else:
                 add(source, [*base, *x86, *with_cuda])

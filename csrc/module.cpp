@@ -2,12 +2,12 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <map>
 #include <string>
+#include <variant>
 
-#include "blocks/eca/plan.h"
-#include "blocks/se/plan.h"
-#include "blocks/sk/plan.h"
 #include "engine/cpu/kernels.h"
+#include "engine/cuda/plans.h"
 
 namespace py = pybind11;
 
@@ -37,47 +37,25 @@ py::list as_list(const std::vector<chattn::cuda::LaunchInfo>& plan) {
   return launches;
 }
 
-py::list plan_se(std::int64_t n, std::int64_t c, std::int64_t hw, std::int64_t rd,
-                 const std::string& dtype, bool channels_last, bool backward) {
-  if (n < 1 || c < 1 || hw < 1) throw py::value_error("n, c and hw must be positive");
-  if (rd < 0) throw py::value_error("rd must not be negative; 0: the gate has one layer");
-  const chattn::MapShape map{dtype_of(dtype), channels_last, n, c, hw};
-  chattn::MlpGate gate;
-  gate.weight_dtype = map.dtype;
-  gate.direct = rd == 0;
-  gate.rd = gate.direct ? c : rd;
-  return as_list(chattn::cuda::describe(chattn::cuda::plan_se(map, gate), map, gate, backward));
-}
+using Option = std::variant<std::int64_t, std::string>;  // flags are integers
 
-py::list plan_eca(std::int64_t n, std::int64_t c, std::int64_t hw, std::int64_t k,
-                  const std::string& dtype, bool channels_last, bool per_channel, bool circular,
-                  bool backward, bool clusters) {
+py::list plan(const std::string& block, std::int64_t n, std::int64_t c, std::int64_t hw,
+              const std::string& dtype, bool channels_last, bool backward,
+              const std::map<std::string, Option>& given) {
+  const auto& plans = chattn::cuda::plans();
+  const auto found = plans.find(block);
+  if (found == plans.end()) throw py::value_error("no block " + block);
   if (n < 1 || c < 1 || hw < 1) throw py::value_error("n, c and hw must be positive");
-  if (k < 1 || k % 2 == 0) throw py::value_error("k must be positive and odd");
-  const chattn::MapShape map{dtype_of(dtype), channels_last, n, c, hw};
-  chattn::ConvGate gate;
-  gate.weight_dtype = map.dtype;
-  gate.taps = k;
-  gate.per_channel = per_channel;
-  gate.circular = circular;
-  return as_list(
-      chattn::cuda::describe(chattn::cuda::plan_eca(map, gate), map, gate, backward, clusters));
-}
-
-py::list plan_sk(std::int64_t n, std::int64_t c, std::int64_t hw, int branches,
-                 const std::string& dtype, bool channels_last, bool backward, std::int64_t hidden,
-                 const std::string& norm) {
-  using Norm = chattn::SkNetwork::Norm;
-  if (n < 1 || c < 1 || hw < 1) throw py::value_error("n, c and hw must be positive");
-  if (branches < 1 || branches > chattn::kMaxBranches)
-    throw py::value_error("there must be 1 to 4 branches");
-  if (hidden < 0) throw py::value_error("hidden must not be negative; 0: without the network");
-  if (norm != "none" && norm != "fixed" && norm != "batch")
-    throw py::value_error("norm must be none, fixed or batch; got " + norm);
-  const chattn::MapShape map{dtype_of(dtype), channels_last, n, c, hw};
-  if (hidden == 0) return as_list(chattn::cuda::describe_sk(map, branches, backward));
-  const Norm kind = norm == "none" ? Norm::none : norm == "fixed" ? Norm::fixed : Norm::of_batch;
-  return as_list(chattn::cuda::describe_sk_block(map, branches, hidden, kind, backward));
+  std::map<std::string, std::string> texts;
+  for (const auto& [name, value] : given) {
+    const auto* number = std::get_if<std::int64_t>(&value);
+    texts[name] = number ? std::to_string(*number) : std::get<std::string>(value);
+  }
+  chattn::Options options(texts);
+  const auto launches =
+      found->second({dtype_of(dtype), channels_last, n, c, hw}, options, backward);
+  options.finish(block);
+  return as_list(launches);
 }
 
 }  // namespace
@@ -105,20 +83,9 @@ PYBIND11_MODULE(_C, m) {
       "cpu_isa", [] { return std::string(chattn::cpu::kernels().isa); },
       "Instruction set of the CPU kernels in use: baseline, avx2 or avx512.");
 
-  m.def("plan_se", &plan_se, py::arg("n"), py::arg("c"), py::arg("hw"), py::arg("rd"),
+  m.def("plan", &plan, py::arg("block"), py::arg("n"), py::arg("c"), py::arg("hw"),
         py::arg("dtype") = "float32", py::arg("channels_last") = false, py::arg("backward") = false,
-        "CUDA launches of a squeeze-and-excitation call: kernel, blocks, bytes of the map moved. "
-        "rd = 0: effective SE, with one layer.");
-
-  m.def("plan_eca", &plan_eca, py::arg("n"), py::arg("c"), py::arg("hw"), py::arg("k"),
-        py::arg("dtype") = "float32", py::arg("channels_last") = false,
-        py::arg("per_channel") = false, py::arg("circular") = false, py::arg("backward") = false,
-        py::arg("clusters") = true,
-        "The same of an efficient-channel-attention call; clusters: whether the GPU has them.");
-
-  m.def("plan_sk", &plan_sk, py::arg("n"), py::arg("c"), py::arg("hw"), py::arg("branches") = 2,
-        py::arg("dtype") = "float32", py::arg("channels_last") = false, py::arg("backward") = false,
-        py::arg("hidden") = 0, py::arg("norm") = "none",
-        "The same of a selective kernel with so many hidden units, normalised or not; hidden = 0: "
-        "without the network, which is then called between its operators.");
+        py::arg("options") = py::dict(),
+        "CUDA launches of a block's call: kernel, blocks, bytes of the map moved. The options are "
+        "those that the block's op.cpp reads, such as rd, k or branches.");
 }

@@ -62,21 +62,25 @@ def test_unchanged_sources_pass(block: str) -> None:
 
 
 @functools.cache
-def plans(block: str) -> list[tuple[Problem, dict[str, Any]]]:
+def planned(block: str) -> list[tuple[Problem, dict[str, dict[str, int]]]]:
     with Process(unchanged(block)) as process:
-        found = [(problem, process.plan(problem)) for problem in PROBLEMS[block]]
-    return [(problem, {**plan, "kind": KINDS[plan["kind"]]}) for problem, plan in found]
+        return [(problem, process.plan(problem)) for problem in PROBLEMS[block]]
 
 
-def some(block: str, **wanted: Any) -> bool:
-    """Whether a problem, or its plan, has all of these; a function is asked."""
+def some(operator: str, **wanted: Any) -> bool:
+    """Whether a problem, or the operator's plan of it, has all of these; a function is asked."""
 
     def fits(value: Any, want: Any) -> bool:
         return bool(want(value)) if callable(want) else value == want
 
+    def value(problem: Problem, plan: dict[str, int], name: str) -> Any:
+        if name not in plan:
+            return getattr(problem, name)
+        return KINDS[plan[name]] if name.endswith("kind") else plan[name]
+
     return any(
-        all(fits(plan[k] if k in plan else getattr(problem, k), v) for k, v in wanted.items())
-        for problem, plan in plans(block)
+        all(fits(value(problem, plans[operator], k), v) for k, v in wanted.items())
+        for problem, plans in planned(operator.split("_")[0])
     )
 
 
@@ -85,63 +89,69 @@ def several(count: int) -> bool:
 
 
 def test_problems_reach_every_path_of_se() -> None:
-    reaches = functools.partial(some, "se")
-    assert reaches(kind="tiles") and reaches(kind="planes", warps_per_plane=1)
-    assert reaches(kind="planes", warps_per_plane=8, reduce_splits=1)
-    assert reaches(kind="planes", reduce_splits=2)
-    assert reaches(kind="rows", vec=1, reduce_splits=2) and reaches(kind="rows", vec=4)
+    reaches = functools.partial(some, "se_forward")
+    assert reaches(reduce_kind="tiles") and reaches(reduce_kind="planes", reduce_warps_per_plane=1)
+    assert reaches(reduce_kind="planes", reduce_warps_per_plane=8, reduce_splits=1)
+    assert reaches(reduce_kind="planes", reduce_splits=2)
+    assert reaches(reduce_kind="rows", reduce_vec=1, reduce_splits=2) and reaches(
+        reduce_kind="rows", reduce_vec=4
+    )
     for sm in (80, 90):  # without and with clusters
-        assert reaches(product_splits=several, output_tiles=several, sm=sm)
-        assert reaches(product_splits=several, sample_tiles=several, sm=sm)
+        assert reaches(product_splits=several, product_output_tiles=several, sm=sm)
+        assert reaches(product_splits=several, product_sample_tiles=several, sm=sm)
     assert reaches(product_splits=1)
-    assert reaches(rd=0, kind="tiles") and reaches(rd=0, kind="rows", reduce_splits=several)
+    assert reaches(rd=0, reduce_kind="tiles") and reaches(
+        rd=0, reduce_kind="rows", reduce_splits=several
+    )
     vectors, elements = (lambda c: c % 4 == 0), (lambda c: c % 4)
-    assert reaches(tile_samples=8, c=vectors, rd=vectors)
-    assert reaches(tile_samples=16, c=vectors, rd=vectors) and reaches(c=elements)
+    assert reaches(product_samples=8, c=vectors, rd=vectors)
+    assert reaches(product_samples=16, c=vectors, rd=vectors) and reaches(c=elements)
     assert reaches(c=vectors, rd=elements)
     assert reaches(c=lambda c: c > 8 * 128)  # more than one step of a block
     for samples in (8, 16):
-        assert reaches(tile_samples=samples, reduce_splits=lambda n: n > 4, c=vectors)
+        assert reaches(product_samples=samples, reduce_splits=lambda n: n > 4, c=vectors)
     assert reaches(apply_samples=16, channels_last=True)
     assert reaches(apply_parts=several, channels_last=False)
 
 
 def test_problems_reach_every_path_of_eca() -> None:
-    reaches = functools.partial(some, "eca")
-    one_launch = functools.partial(some, "eca", in_one_launch=1)
+    reaches = functools.partial(some, "eca_forward")
+    one_launch = functools.partial(some, "eca_forward", stage_fits=1)
     assert one_launch(stage_tiles=1)
     for circular in (False, True):
-        assert one_launch(stage_tiles=several, cluster=several, sm=90, circular=circular)
+        assert one_launch(stage_tiles=several, stage_cluster=several, sm=90, circular=circular)
         assert one_launch(stage_tiles=several, sm=80, circular=circular)
         assert one_launch(stage_tiles=several, per_channel=circular)
-    assert reaches(in_one_launch=0, kind="tiles", taps=lambda k: k > 32, per_channel=False)
-    assert reaches(in_one_launch=0, kind="tiles", taps=lambda k: k > 32, per_channel=True)
-    assert reaches(in_one_launch=0, kind="planes") and reaches(in_one_launch=0, kind="rows")
-    assert reaches(apply_samples=several, in_one_launch=0)
-    assert reaches(apply_parts=several, in_one_launch=0)
+    assert reaches(stage_fits=0, reduce_kind="tiles", taps=lambda k: k > 32, per_channel=False)
+    assert reaches(stage_fits=0, reduce_kind="tiles", taps=lambda k: k > 32, per_channel=True)
+    assert reaches(stage_fits=0, reduce_kind="planes") and reaches(stage_fits=0, reduce_kind="rows")
+    assert reaches(apply_samples=several, stage_fits=0)
+    assert reaches(apply_parts=several, stage_fits=0)
     assert reaches(grad_splits=several, per_channel=True)
     assert reaches(grad_splits=several, per_channel=False)
-    assert reaches(tap_tiles=several)
+    assert reaches(grad_tap_tiles=several)
 
 
 def test_problems_reach_every_path_of_sk() -> None:
-    reaches = functools.partial(some, "sk")
+    squeezes = functools.partial(some, "sk_squeeze")
+    selects = functools.partial(some, "sk_select")
     for m in range(1, 5):
-        assert reaches(m=m)
+        assert squeezes(m=m)
     for slices in (False, True):
         for kind in KINDS:
-            assert reaches(kind=kind, slices=slices)
-    assert reaches(kind="planes", slices=True, warps_per_plane=1, h=lambda h: h % 2)
-    assert reaches(kind="planes", slices=True, warps_per_plane=8)
-    assert reaches(kind="planes", reduce_splits=several)
-    assert reaches(kind="rows", vec=1, reduce_splits=several) and reaches(kind="rows", vec=4)
+            assert squeezes(kind=kind, slices=slices)
+    assert squeezes(kind="planes", slices=True, warps_per_plane=1, h=lambda h: h % 2)
+    assert squeezes(kind="planes", slices=True, warps_per_plane=8)
+    assert squeezes(kind="planes", splits=several)
+    assert squeezes(kind="rows", vec=1, splits=several) and squeezes(kind="rows", vec=4)
     for channels_last in (False, True):
-        assert reaches(apply_parts=several, channels_last=channels_last)
-        assert reaches(channel_tiles=several, channels_last=channels_last)
-        assert reaches(to_mean=False, channels_last=channels_last)
-    for problem, plan in plans("sk"):
+        assert selects(parts=several, channels_last=channels_last)
+        assert selects(channel_tiles=several, channels_last=channels_last)
+        assert selects(to_mean=False, channels_last=channels_last)
+    for problem, plans in planned("sk"):
         if problem.name == "tiles_slices":  # several tiles in a sample, and the last is smaller
-            assert problem.c > plan["dot_tile"] and problem.c % plan["dot_tile"]
+            tile = plans["sk_dot"]["tile_planes"]
+            assert problem.c > tile and problem.c % tile
     assert any(problem.n * problem.c > 256 for problem in PROBLEMS["sk"])  # two blocks of planes
 
 

@@ -156,9 +156,9 @@ def test_eca_planner_tells_what_was_counted(
     c, h = stage
     calls = measure("eca", (1, c, h, h), torch.float32, layout, k=5, sm=sm, **options)
     for direction, call in calls.items():
-        planned = native.plan_eca(
-            1, c, h * h, 5, "float32", layout == "channels_last", backward=direction == "backward",
-            clusters=sm >= 90, **options,
+        planned = native.plan(
+            "eca", 1, c, h * h, "float32", layout == "channels_last", direction == "backward",
+            {"k": 5, "clusters": sm >= 90, **options},
         )  # fmt: skip
         check_plan(planned, call)
 
@@ -231,8 +231,10 @@ def test_sk_planner_tells_what_was_counted(stage: tuple[int, int], layout: str, 
         pytest.skip(str(_native.why_not_cpu()))
     c, h = stage
     for direction, call in measure("sk", (1, c, h, h), torch.float32, layout, m=m).items():
-        backward = direction == "backward"
-        planned = native.plan_sk(1, c, h * h, m, "float32", layout == "channels_last", backward)
+        planned = native.plan(
+            "sk", 1, c, h * h, "float32", layout == "channels_last", direction == "backward",
+            {"branches": m},
+        )  # fmt: skip
         check_plan(planned, call)
 
 
@@ -257,10 +259,33 @@ def test_planner_tells_what_was_counted(
     rd = layer.reduced(c) if rd is None else rd
     calls = measure("se", (1, c, h, h), torch.float32, layout, rd=rd)
     for direction, call in calls.items():
-        planned = native.plan_se(
-            1, c, h * h, rd, "float32", layout == "channels_last", direction == "backward"
-        )
+        planned = native.plan(
+            "se", 1, c, h * h, "float32", layout == "channels_last", direction == "backward",
+            {"rd": rd},
+        )  # fmt: skip
         check_plan(planned, call)
+
+
+@pytest.mark.parametrize(
+    ("block", "options", "problem"),
+    [
+        ("ese", {"rd": 0}, "no block ese"),
+        ("se", {}, "rd must be given"),
+        ("se", {"rd": -1}, "rd must not be negative; 0: the gate has one layer"),
+        ("se", {"rd": 4, "k": 3}, "se has no option k"),
+        ("eca", {"k": 4}, "k must be positive and odd"),
+        ("eca", {"k": "three"}, "k must be an integer; got three"),
+        ("sk", {"branches": 5}, "there must be 1 to 4 branches"),
+        ("sk", {"hidden": -1}, "hidden must not be negative; 0: without the network"),
+        ("sk", {"norm": "layer"}, "norm must be none, fixed or batch; got layer"),
+    ],
+)
+def test_planner_says_what_is_wrong(block: str, options: dict[str, Any], problem: str) -> None:
+    native = _native.module()
+    if native is None:
+        pytest.skip(str(_native.why_not_cpu()))
+    with pytest.raises(ValueError, match=f"^{re.escape(problem)}$"):
+        native.plan(block, 2, 8, 49, options=options)
 
 
 @pytest.mark.parametrize("stage", STAGES, ids=name_of)

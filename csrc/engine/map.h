@@ -16,6 +16,7 @@ struct MapShape {
   index_t planes() const { return n * c; }
   index_t elements() const { return n * c * hw; }
   index_t bytes() const { return elements() * size_of(dtype); }
+  index_t acc_bytes(index_t count) const { return count * acc_size(dtype); }
 };
 
 constexpr int kMaxBranches = 4;

@@ -58,6 +58,14 @@ inline Branches in_place(std::vector<Tensor>& x, const MapShape& map) {
   return b;
 }
 
+// Has the branches read through `prologue` (2, M, C).
+inline void set_prologue(Branches& b, std::optional<Tensor>& prologue, const Tensor& x) {
+  if (!prologue) return;
+  check_like(*prologue, x, acc_type(x.scalar_type()), 2 * b.count * x.size(1), "prologue");
+  prologue = row_major(prologue);
+  b.prologue = prologue->data_ptr();
+}
+
 // New maps of that shape: M of them or, `stacked`, one (N, M*C, H, W).
 inline MutableBranches new_branches(std::vector<Tensor>& out, const Tensor& like, int count,
                                     const MapShape& map, bool stacked) {

@@ -25,12 +25,12 @@ inline void* current_stream(std::int32_t device) {
 
 struct CudaRunner {
   // Scratch memory comes from torch's caching allocator, on the same stream.
-  template <class Params>
-  static void run(const Tensor& x, const Params& p) {
+  template <class Call>
+  static void run(const Tensor& x, const Call& p) {
     const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
     const index_t bytes = cuda::scratch_bytes(p);
     const Tensor scratch = new_tensor(x, {(bytes + 7) / 8}, ScalarType::Double);
-    check(cuda::run(p, scratch.data_ptr(), current_stream(x.get_device_index())), Params::kName);
+    check(cuda::run(p, scratch.data_ptr(), current_stream(x.get_device_index())), Call::kName);
   }
 };
 

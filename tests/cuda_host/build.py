@@ -99,7 +99,7 @@ def build_library(
             "ucontext".
         defines: "NAME=VALUE", for the sources that are no units.
         csrc: replaces csrc/, for sources of a changed copy.
-        torch: whether sources in a folder `ops` use libtorch's stable ABI. These are compiled
+        torch: whether sources called `op*.cpp` use libtorch's stable ABI. These are compiled
             once more for another torch, and so is the library: kernels take minutes.
 
     Raises:
@@ -246,10 +246,13 @@ def includes(source: Path, *trees: Path) -> frozenset[Path]:
     return frozenset(found)
 
 
-def _unless_changed(source: Path, csrc: Path) -> tuple[Path, Path]:
+def _unless_changed(unit: Unit, csrc: Path) -> tuple[Path, Path]:
     """(source, csrc), or their originals: what does not differ from them is compiled once."""
-    original = ROOT / "csrc"
-    found = includes(source, csrc, ROOT / "tests")
+    source, original, trees = unit.source.resolve(), ROOT / "csrc", (csrc, ROOT / "tests")
+    headers = re.findall('"(.+?)"', " ".join(unit.defines))  # for #include NAME
+    named = (tree / header for header in headers for tree in trees)
+    start = (source, *(path for path in named if path.exists()))
+    found = frozenset[Path]().union(*(includes(path, *trees) for path in start))
     ours = [p.relative_to(csrc) for p in found if csrc in p.parents]
     if any((csrc / p).read_bytes() != (original / p).read_bytes() for p in ours):
         return source, csrc
@@ -311,8 +314,8 @@ def _build_now(
         if source in RUNTIME:
             return _compile(source, [*base, f"-I{ROOT / 'csrc'}", *other_flags], objects_folder)
         own = kernel_flags if source.suffix == ".cu" else other_flags
-        own = [*own, *torch_compile] if source.parent.name == "ops" else own
-        source, tree = _unless_changed(source, csrc)
+        own = [*own, *torch_compile] if source.match("op*.cpp") else own
+        source, tree = _unless_changed(unit, csrc)
         own = [*own, *(f"-D{d}" for d in unit.defines)]
         return _compile(source, [*base, f"-I{tree}", *own], objects_folder)
 

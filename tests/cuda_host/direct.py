@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import itertools
 import json
 import math
 import mmap
@@ -25,7 +26,7 @@ import threading
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tests.cuda_host import build as builder
 from tests.cuda_host.build import Unit
@@ -38,12 +39,28 @@ if TYPE_CHECKING:
 ALIGNMENT = 256
 TIMEOUT = 120
 DIRECTIONS = ("forward", "backward")
-#: by block, the file with its kernels, and those with kernels that it launches, too
-KERNELS = {
-    "se": ("blocks/se/launch.cu",),
-    "eca": ("blocks/eca/launch.cu",),
-    "sk": ("blocks/sk/passes.cu",),
-    "sk_block": ("blocks/sk/network.cu", "blocks/sk/passes.cu"),
+
+
+class Library(NamedTuple):
+    """What is built of a block, and called.
+
+    Attributes:
+        folder: The block's, in csrc/blocks/.
+        calls: The operators of a forward call, and those of a backward call.
+        kernels: The file with its kernels, and those with kernels that it launches, too.
+    """
+
+    folder: str
+    calls: tuple[tuple[str, ...], tuple[str, ...]]
+    kernels: tuple[str, ...] = ("launch.cu",)
+
+
+#: by the problems' block
+LIBRARIES = {
+    "se": Library("se", (("se_forward",), ("se_backward",))),
+    "eca": Library("eca", (("eca_forward",), ("eca_backward",))),
+    "sk": Library("sk", (("sk_squeeze", "sk_select"), ("sk_dot", "sk_gradient")), ("passes.cu",)),
+    "sk_block": Library("sk", (("sk_forward",), ("sk_backward",)), ("network.cu", "passes.cu")),
 }
 
 
@@ -58,14 +75,27 @@ class Outcome:
 
 def kernels(block: str, csrc: Path) -> Path:
     """The file with a block's own kernels."""
-    return csrc / KERNELS[block][0]
+    library = LIBRARIES[block]
+    return csrc / "blocks" / library.folder / library.kernels[0]
 
 
 def build(block: str, csrc: Path, variant: str = "plain") -> Path:
     """A block's library, from csrc/ or a changed copy."""
-    sources = [Unit(csrc / name, ("CHATTN_T=float",)) for name in KERNELS[block]]
-    sources.append(Unit(builder.HERE / "direct" / f"{block}.cpp"))
+    folder, calls, kernels = LIBRARIES[block]
+    sources = [Unit(csrc / "blocks" / folder / name, ("CHATTN_T=float",)) for name in kernels]
+    structs = ",".join(name.title().replace("_", "") for name in (*calls[0], *calls[1]))
+    defines = (f'BLOCK_PLAN="blocks/{folder}/plan.h"', f"BLOCK_CALLS={structs}")
+    sources.append(Unit(builder.HERE / "direct" / "direct.cpp", defines))
     return builder.build_library(f"direct_{block}", sources, variant=variant, csrc=csrc)
+
+
+def described(problem: Problem) -> dict[str, Any]:
+    """A call but for its arrays' places, as direct.cpp takes it."""
+    sizes = {"n": problem.n, "c": problem.c, "hw": problem.h * problem.w}
+    options = {**sizes, "channels_last": problem.channels_last, **problem.options}
+    text = " ".join(f"{k}={int(v) if v is True or v is False else v}" for k, v in options.items())
+    calls = LIBRARIES[problem.block].calls
+    return {"calls": calls, "options_of_call": text, "names": " ".join(problem.shapes)}
 
 
 def offsets(problem: Problem) -> tuple[dict[str, int], int]:
@@ -131,12 +161,11 @@ class Process:
             watchdog.cancel()
         return json.loads(answer) if answer else None
 
-    def plan(self, problem: Problem) -> dict[str, int]:
-        """What the planner chooses, by the names in `problem.plan_fields`."""
-        count = len(problem.plan_fields)
-        answer = self._ask({"block": problem.block, "plan": problem.sizes, "fields": count})
+    def plan(self, problem: Problem) -> dict[str, dict[str, int]]:
+        """By operator: what the planner chooses, by the names in plan.h."""
+        answer = self._ask({**described(problem), "count": len(problem.shapes)})
         assert answer is not None
-        return dict(zip(problem.plan_fields, answer["plan"], strict=True))
+        return answer
 
     def run(
         self,
@@ -173,7 +202,7 @@ class Process:
 
             for name, value in inputs.items():
                 array(name).copy_(value)
-            request = {"block": problem.block, "sizes": problem.sizes, "file": file.name}
+            request = {**described(problem), "file": file.name}
             request |= {"offsets": list(at.values()), "bytes": size}
             given = {n: {"sm": problem.sm, **(options if n in to else {})} for n in DIRECTIONS}
             answer = self._ask({**request, "options": given})
@@ -190,29 +219,37 @@ class Process:
 # ---- the program --------------------------------------------------------------------------------
 def _serve(library: str) -> None:
     host = HostCuda(library)
-    error = ctypes.create_string_buffer(2048)
+    text = ctypes.create_string_buffer(2048)
+
+    def call(function: str, operator: str, request: dict[str, Any], addresses: list[int]) -> int:
+        words = (word.encode() for word in (operator, request["options_of_call"], request["names"]))
+        arrays = (ctypes.c_void_p * len(addresses))(*addresses)
+        called = getattr(host.library, function)
+        return int(called(*words, arrays, text, ctypes.c_size_t(len(text))))
+
     for line in sys.stdin:
         request = json.loads(line)
-        call = getattr(host.library, f"direct_{request['block']}")
-        if "plan" in request:
-            sizes = (ctypes.c_int * len(request["plan"]))(*request["plan"])
-            plan = (ctypes.c_int * request["fields"])()
-            getattr(host.library, f"direct_{request['block']}_plan")(sizes, plan)
-            print(json.dumps({"plan": list(plan)}), flush=True)
+        if "file" not in request:  # the plan; which arrays there are is part of it
+            addresses = [ctypes.addressof(text)] * request["count"]
+            plans = {}
+            for operator in itertools.chain(*request["calls"]):
+                call("direct_plan", operator, request, addresses)
+                fields = (field.split("=") for field in text.value.decode().split())
+                plans[operator] = {name: int(value) for name, value in fields}
+            print(json.dumps(plans), flush=True)
             continue
         size, at = request["bytes"], request["offsets"]
         answer: dict[str, Any] = {"error": None}
         with open(request["file"], "r+b") as file:
             memory = (ctypes.c_char * size).from_buffer(mmap.mmap(file.fileno(), size))
             base = ctypes.addressof(memory)
-            arrays = (ctypes.c_void_p * len(at))(*(base + offset for offset in at))
-            sizes = (ctypes.c_int * len(request["sizes"]))(*request["sizes"])
-            for backward, name in enumerate(DIRECTIONS):
+            addresses = [base + offset for offset in at]
+            for name, operators in zip(DIRECTIONS, request["calls"], strict=True):
                 host.reset()
                 with host.options(**request["options"][name]):
-                    failed = call(backward, sizes, arrays, error, ctypes.c_size_t(len(error)))
+                    failed = any(call("direct_run", o, request, addresses) for o in operators)
                 if failed:
-                    answer["error"] = error.value.decode()
+                    answer["error"] = text.value.decode()
                     break
                 answer[name] = host.report_text()
         print(json.dumps(answer), flush=True)

@@ -23,10 +23,11 @@ def kernels(csrc: Path = CSRC) -> list[Unit]:
 
 def library(variant: str = "plain", csrc: Path = CSRC) -> Path:
     """Build the operators' library; arguments as in build.build_library."""
-    others = [*csrc.rglob("cuda.cpp"), *(build.HERE / "ops").glob("*.cpp")]
+    runner = ('CHATTN_RUNNER="cuda_host/host_runner.h"',)
+    operators = [Unit(source, runner) for source in sorted(csrc.rglob("op*.cpp"))]
     return build.build_library(
         "chattn_cuda_host",
-        [*kernels(csrc), *map(Unit, sorted(others))],
+        [*kernels(csrc), *operators],
         variant=variant,
         csrc=csrc,
         torch=True,

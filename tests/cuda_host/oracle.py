@@ -27,6 +27,8 @@ from tests.cuda_host.problems import (
 Tensors = dict[str, Tensor]
 #: by buffer: bytes
 Bytes = dict[str, int]
+#: by operator: Process.plan()
+Plans = dict[str, dict[str, int]]
 
 
 # ---- results ------------------------------------------------------------------------------------
@@ -130,23 +132,24 @@ def check_results(problem: Problem, outcome: Outcome) -> None:
 
 
 # ---- traffic ------------------------------------------------------------------------------------
-def _se_traffic(problem: SeProblem, _: dict[str, int]) -> tuple[Bytes, Bytes]:
+def _se_traffic(problem: SeProblem, _: Plans) -> tuple[Bytes, Bytes]:
     size = problem.map_bytes
     return {"x": 2 * size}, {"dy": 2 * size, "x": size}
 
 
-def _eca_traffic(problem: EcaProblem, plan: dict[str, int]) -> tuple[Bytes, Bytes]:
+def _eca_traffic(problem: EcaProblem, plans: Plans) -> tuple[Bytes, Bytes]:
+    plan = plans["eca_forward"]
     size, tiles = problem.map_bytes, plan["stage_tiles"]
     forward = 2 * size
-    if plan["in_one_launch"]:  # without a cluster, a block also reads the planes at its sides
-        alone = tiles > 1 and not (problem.sm >= 90 and plan["cluster"] > 1)
+    if plan["stage_fits"]:  # without a cluster, a block also reads the planes at its sides
+        alone = tiles > 1 and not (problem.sm >= 90 and plan["stage_cluster"] > 1)
         sides = tiles if problem.circular else tiles - 1
         planes = problem.n * sides * 2 * (problem.taps // 2) if alone else 0
         forward = size + planes * 4 * problem.h * problem.w
     return {"x": forward}, {"dy": 2 * size, "x": size}
 
 
-def _sk_traffic(problem: SkProblem | SkBlockProblem, _: dict[str, int]) -> tuple[Bytes, Bytes]:
+def _sk_traffic(problem: SkProblem | SkBlockProblem, _: Plans) -> tuple[Bytes, Bytes]:
     maps = {k: b for k, b in map_bytes(problem.inputs).items() if k[0] == "x"}
     return {k: 2 * b for k, b in maps.items()}, {"dy": 2 * problem.map_bytes, **maps}
 
@@ -164,11 +167,11 @@ def map_bytes(arrays: dict[str, Shape]) -> Bytes:
     return {k: 4 * math.prod(shape) for k, shape in arrays.items() if len(shape) == 4}
 
 
-def check_traffic(problem: Problem, outcome: Outcome, plan: dict[str, int]) -> None:
+def check_traffic(problem: Problem, outcome: Outcome, plans: Plans) -> None:
     """The maps move as often as docs/design.md says, to the byte."""
     written = map_bytes(problem.outputs)
     stored = [{k: b for k, b in written.items() if (k[0] == "d") == back} for back in (False, True)]
-    loaded = LOADS[problem.block](problem, plan)
+    loaded = LOADS[problem.block](problem, plans)
     for (direction, report), loads, stores in zip(
         outcome.reports.items(), loaded, stored, strict=True
     ):

@@ -6,11 +6,11 @@ For direct.py; test_cuda_host_mutations.py checks that they do.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 Shape = tuple[int, ...]
 
-IDENTITY, SILU, SIGMOID = 0, 4, 10
+IDENTITY, SILU = 0, 4
 KINDS = ("tiles", "planes", "rows")
 
 
@@ -33,8 +33,6 @@ class Problem:
     sm: int = field(default=90, kw_only=True)
 
     block: ClassVar[str]
-    #: what `plan` answers, in its order
-    plan_fields: ClassVar[tuple[str, ...]]
 
     @property
     def map_shape(self) -> Shape:
@@ -51,12 +49,12 @@ class Problem:
 
     @property
     def outputs(self) -> dict[str, Shape]:
-        """The arrays that it fills, in the order of its C function."""
+        """The arrays that it fills."""
         raise NotImplementedError
 
     @property
-    def sizes(self) -> list[int]:
-        """What its C function takes."""
+    def options(self) -> dict[str, Any]:
+        """What is neither shape nor array, by the names that csrc/blocks/<block>/params.h reads."""
         raise NotImplementedError
 
     #: inputs that have no gradient
@@ -79,10 +77,6 @@ class SeProblem(Problem):
     rd: int
 
     block = "se"
-    plan_fields = (
-        "kind", "vec", "warps_per_plane", "reduce_splits", "product_splits", "tile_samples",
-        "sample_tiles", "output_tiles", "apply_samples", "apply_parts",
-    )  # fmt: skip
 
     @property
     def inputs(self) -> dict[str, Shape]:
@@ -98,9 +92,8 @@ class SeProblem(Problem):
         return {"y": size, "pooled": (n, c), **hidden, "gate": (n, c), "dx": size, **weights}
 
     @property
-    def sizes(self) -> list[int]:
-        gate = [self.rd, SILU if self.rd else IDENTITY, SIGMOID]
-        return [self.n, self.c, self.h * self.w, int(self.channels_last), *gate]
+    def options(self) -> dict[str, Any]:
+        return {"rd": self.rd, "act": SILU if self.rd else IDENTITY}
 
 
 @dataclass(frozen=True)
@@ -112,10 +105,6 @@ class EcaProblem(Problem):
     circular: bool = False
 
     block = "eca"
-    plan_fields = (
-        "in_one_launch", "stage_tiles", "cluster", "kind", "apply_samples", "apply_parts",
-        "grad_splits", "tap_tiles",
-    )  # fmt: skip
 
     @property
     def inputs(self) -> dict[str, Shape]:
@@ -129,9 +118,8 @@ class EcaProblem(Problem):
         return {"y": size, "pooled": planes, "gate": planes, **gradients}
 
     @property
-    def sizes(self) -> list[int]:
-        gate = [self.taps, int(self.per_channel), SIGMOID, int(self.circular)]
-        return [self.n, self.c, self.h * self.w, int(self.channels_last), *gate]
+    def options(self) -> dict[str, Any]:
+        return {"k": self.taps, "per_channel": self.per_channel, "circular": self.circular}
 
 
 @dataclass(frozen=True)
@@ -154,10 +142,6 @@ class SkProblem(Problem):
     frozen = ("prologue",)
 
     block = "sk"
-    plan_fields = (
-        "kind", "vec", "warps_per_plane", "reduce_splits", "squeeze_tile", "dot_tile",
-        "apply_parts", "channel_tiles",
-    )  # fmt: skip
 
     @property
     def _maps(self) -> dict[str, Shape]:
@@ -179,15 +163,14 @@ class SkProblem(Problem):
         return {**forward, "dlogits": gates, **{f"d{k}": v for k, v in self._maps.items()}}
 
     @property
-    def sizes(self) -> list[int]:
-        branches = [self.m, int(self.slices), int(self.to_mean), int(self.prologue)]
-        return [self.n, self.c, self.h * self.w, int(self.channels_last), *branches]
+    def options(self) -> dict[str, Any]:
+        return {"branches": self.m}
 
     def is_zero(self, name: str) -> bool:
         return name == "dlogits" and self.m == 1  # a softmax of one number is 1
 
 
-NO_NORM, FIXED, OF_BATCH = range(3)
+NO_NORM, FIXED, OF_BATCH = "none", "fixed", "batch"
 
 
 @dataclass(frozen=True)
@@ -202,12 +185,11 @@ class SkBlockProblem(Problem):
 
     m: int
     d: int
-    norm: int
+    norm: str
 
     frozen = ("mean", "var")
 
     block = "sk_block"
-    plan_fields = ("hidden_splits", "logits_splits", "hidden_grad_splits", "pooled_grad_splits")
 
     @property
     def inputs(self) -> dict[str, Shape]:
@@ -231,8 +213,8 @@ class SkBlockProblem(Problem):
         return {**forward, **{f"d{k}": v for k, v in leaves.items()}}
 
     @property
-    def sizes(self) -> list[int]:
-        return [self.n, self.c, self.h * self.w, int(self.channels_last), self.m, self.d, self.norm]
+    def options(self) -> dict[str, Any]:
+        return {"branches": self.m, "hidden": self.d, "norm": self.norm, "eps": 1e-3}
 
     def is_zero(self, name: str) -> bool:
         return name == "db_reduce" and self.norm == OF_BATCH

@@ -2,10 +2,9 @@
 //
 // A gate depends on the few channels around it, so a thread takes a sample's channels in tiles that
 // stay in its second-level cache: the second pass over a tile does not go to memory.
-#include "blocks/eca/cpu.h"
-
 #include <vector>
 
+#include "blocks/eca/params.h"
 #include "engine/cpu/arrays.h"
 #include "engine/cpu/kernels.h"
 #include "engine/cpu/schedule.h"

@@ -1,6 +1,6 @@
 // The launches of efficient channel attention.
-#include "blocks/eca/cuda.h"
 #include "blocks/eca/gate.cuh"
+#include "blocks/eca/plan.h"
 #include "blocks/eca/stage.cuh"
 #include "engine/cuda/reduce.cuh"
 //

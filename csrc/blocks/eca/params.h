@@ -4,6 +4,7 @@
 #include "common/activation.h"
 #include "common/types.h"
 #include "engine/map.h"
+#include "engine/run.h"
 
 namespace chattn {
 
@@ -16,6 +17,17 @@ struct ConvGate {
 
   index_t reach() const { return taps / 2; }  // channels to either side that a gate depends on
   index_t weights(index_t c) const { return per_channel ? c * taps : taps; }
+  index_t bytes(index_t c) const { return weights(c) * size_of(weight_dtype); }
+
+  // By name, with weights of the map's type. Options: engine/options.h.
+  template <class Options>
+  void set(const MapShape& map, Options& options) {
+    taps = options.integer("k");
+    options.require(taps >= 1 && taps % 2 == 1, "k must be positive and odd");
+    per_channel = options.flag("per_channel");
+    circular = options.flag("circular");
+    weight_dtype = map.dtype;
+  }
 };
 
 // Where a channel in [-c, 2c) is found; negative: it counts as zero.
@@ -34,6 +46,19 @@ struct EcaForward {
   void* y = nullptr;
   void* pooled = nullptr;  // (N, C) acc
   void* scale = nullptr;   // (N, C) acc, the gate's value
+
+  template <class Options>
+  void set(Options& options) {
+    gate.set(map, options);
+  }
+  template <class Call, class V>
+  static void arrays(Call& p, V&& v) {
+    v.input("x", p.x, p.map.bytes());
+    v.input("weight", p.weight, p.gate.bytes(p.map.c));
+    v.output("y", p.y, p.map.bytes());
+    v.output("pooled", p.pooled, p.map.acc_bytes(p.map.planes()));
+    v.output("gate", p.scale, p.map.acc_bytes(p.map.planes()));
+  }
 };
 
 struct EcaBackward {
@@ -47,6 +72,26 @@ struct EcaBackward {
   const void* weight = nullptr;
   void* dx = nullptr;       // null: not wanted
   void* dweight = nullptr;  // null: not wanted
+
+  template <class Options>
+  void set(Options& options) {
+    gate.set(map, options);
+  }
+  template <class Call, class V>
+  static void arrays(Call& p, V&& v) {
+    const index_t planes = p.map.acc_bytes(p.map.planes());
+    v.input("dy", p.dy, p.map.bytes());
+    v.input("dgate", p.dgate, planes);
+    v.input("x", p.x, p.map.bytes());
+    v.input("pooled", p.pooled, planes);
+    v.input("gate", p.scale, planes);
+    v.input("weight", p.weight, p.gate.bytes(p.map.c));
+    v.output("dx", p.dx, p.map.bytes());
+    v.output("dweight", p.dweight, p.gate.bytes(p.map.c));
+  }
 };
+
+CHATTN_CALL(EcaForward);
+CHATTN_CALL(EcaBackward);
 
 }  // namespace chattn

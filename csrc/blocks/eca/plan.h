@@ -3,6 +3,7 @@
 #include "blocks/eca/params.h"
 #include "engine/cuda/launch_info.h"
 #include "engine/cuda/plan.h"
+#include "engine/cuda/run.h"
 
 namespace chattn::cuda {
 
@@ -25,6 +26,13 @@ struct StagePlan {
 
   // Blocks that form a cluster on a device that has clusters.
   unsigned cluster() const { return tiles <= kCluster ? static_cast<unsigned>(tiles) : 1u; }
+
+  template <class V>
+  void fields(V&& v) const {
+    v("fits", fits);
+    v("tiles", tiles);
+    v("cluster", cluster());
+  }
 };
 
 // Elements of a run of planes that starts anywhere in a 16-byte word.
@@ -82,6 +90,12 @@ struct ConvGradPlan {
   int parts(const ConvGate& gate) const {
     return gate.per_channel ? splits : splits * channel_tiles;
   }
+
+  template <class V>
+  void fields(V&& v) const {
+    v("splits", splits);
+    v("tap_tiles", tap_tiles);
+  }
 };
 
 inline ConvGradPlan plan_conv_grad(const MapShape& map, const ConvGate& gate) {
@@ -98,6 +112,14 @@ struct EcaPlan {
   ReducePlan reduce;
   ApplyPlan apply;
   ConvGradPlan grad;
+
+  template <class V>
+  void fields(V&& v) const {
+    v("stage", stage);
+    v("reduce", reduce);
+    v("apply", apply);
+    v("grad", grad);
+  }
 };
 
 inline EcaPlan plan_eca(const MapShape& map, const ConvGate& gate) {
@@ -129,6 +151,37 @@ struct EcaScratch {
     return s;
   }
 };
+
+// ---- calls
+inline EcaPlan plan_of(const EcaForward& p) { return plan_eca(p.map, p.gate); }
+inline EcaPlan plan_of(const EcaBackward& p) { return plan_eca(p.map, p.gate); }
+
+inline Status check_eca(const MapShape& map, const ConvGate& gate) {
+  CHATTN_TRY(check_counts(map, {{"weights", gate.weights(map.c)}}));
+  if (gate.taps > index_t{65535} * kGradTaps)  // blockIdx.z
+    return Status::error("the CUDA kernels take a convolution of at most %lld taps; got %lld",
+                         static_cast<long long>(index_t{65535} * kGradTaps),
+                         static_cast<long long>(gate.taps));
+  const index_t parts = plan_conv_grad(map, gate).parts(gate);
+  return check_counts(map, {{"parts of the weights' gradients", parts * gate.weights(map.c)}});
+}
+template <>
+inline Status check_size(const EcaForward& p) {
+  return check_eca(p.map, p.gate);
+}
+template <>
+inline Status check_size(const EcaBackward& p) {
+  return check_eca(p.map, p.gate);
+}
+
+template <>
+inline index_t scratch_elements(const EcaForward& p) {
+  return EcaScratch::make(plan_of(p), p.map, p.gate, false, false).total;
+}
+template <>
+inline index_t scratch_elements(const EcaBackward& p) {
+  return EcaScratch::make(plan_of(p), p.map, p.gate, true, p.dweight != nullptr).total;
+}
 
 // `clusters`: whether the device has them (compute capability 9.0 and up).
 inline std::vector<LaunchInfo> describe(const EcaPlan& plan, const MapShape& map,

@@ -1,9 +1,8 @@
 // Squeeze-and-excitation on the CPU: the engine's passes around the MLP gate.
-#include "blocks/se/cpu.h"
-
 #include <memory>
 #include <vector>
 
+#include "blocks/se/params.h"
 #include "engine/cpu/arrays.h"
 #include "engine/cpu/kernels.h"
 #include "engine/cpu/schedule.h"

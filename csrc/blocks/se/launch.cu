@@ -1,5 +1,4 @@
 // The launches of squeeze-and-excitation.
-#include "blocks/se/cuda.h"
 #include "blocks/se/gate.cuh"
 #include "blocks/se/mlp.cuh"
 #include "blocks/se/plan.h"

@@ -3,6 +3,7 @@
 #include "blocks/se/params.h"
 #include "engine/cuda/launch_info.h"
 #include "engine/cuda/plan.h"
+#include "engine/cuda/run.h"
 
 namespace chattn::cuda {
 
@@ -10,6 +11,13 @@ struct SePlan {
   ReducePlan reduce;
   ProductPlan product;  // with two layers: the hidden values', and their gradients'
   ApplyPlan apply;
+
+  template <class V>
+  void fields(V&& v) const {
+    v("reduce", reduce);
+    v("product", product);
+    v("apply", apply);
+  }
 };
 
 inline SePlan plan_se(const MapShape& map, const MlpGate& gate) {
@@ -55,6 +63,31 @@ struct SeScratch {
   // Arrays start on 16-byte boundaries.
   static index_t padded(index_t accumulators) { return ceil_div(accumulators, 4) * 4; }
 };
+
+// ---- calls
+inline SePlan plan_of(const SeForward& p) { return plan_se(p.map, p.gate); }
+inline SePlan plan_of(const SeBackward& p) { return plan_se(p.map, p.gate); }
+
+inline Status check_se(const MapShape& map, const MlpGate& gate) {
+  return check_counts(map, {{"hidden values", map.n * gate.rd}, {"weights", map.c * gate.rd}});
+}
+template <>
+inline Status check_size(const SeForward& p) {
+  return check_se(p.map, p.gate);
+}
+template <>
+inline Status check_size(const SeBackward& p) {
+  return check_se(p.map, p.gate);
+}
+
+template <>
+inline index_t scratch_elements(const SeForward& p) {
+  return SeScratch::make(plan_of(p), p.map, p.gate, false).total;
+}
+template <>
+inline index_t scratch_elements(const SeBackward& p) {
+  return SeScratch::make(plan_of(p), p.map, p.gate, true).total;
+}
 
 inline std::vector<LaunchInfo> describe(const SePlan& plan, const MapShape& map,
                                         const MlpGate& gate, bool backward) {

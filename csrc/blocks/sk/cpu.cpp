@@ -2,8 +2,6 @@
 //
 // What the caller computes between two operators is small, so the end of the maps is still in the
 // cache when the second one starts: there it begins.
-#include "blocks/sk/cpu.h"
-
 #include "blocks/sk/cpu_passes.h"
 
 namespace chattn::cpu {

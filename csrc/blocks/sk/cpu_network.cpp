@@ -6,7 +6,6 @@
 #include <cstring>
 #include <vector>
 
-#include "blocks/sk/cpu.h"
 #include "blocks/sk/cpu_numbers.h"
 #include "blocks/sk/cpu_passes.h"
 

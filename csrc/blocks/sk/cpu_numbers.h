@@ -3,7 +3,7 @@
 #include <cmath>
 #include <vector>
 
-#include "blocks/sk/network.h"
+#include "blocks/sk/params.h"
 #include "engine/cpu/arrays.h"
 
 namespace chattn::cpu {

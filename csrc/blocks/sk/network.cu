@@ -1,7 +1,5 @@
 // The launches of the selective kernel with its network. The passes over the maps are passes.cu's.
-#include "blocks/sk/cuda.h"
 #include "blocks/sk/network.cuh"
-#include "blocks/sk/params.h"
 #include "blocks/sk/passes.h"
 #include "engine/cuda/launch.cuh"
 //

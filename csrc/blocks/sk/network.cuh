@@ -1,7 +1,7 @@
 // The network of a selective kernel on a GPU: products as the MLP gate's, and between them the norm
 // of the hidden values.
 #pragma once
-#include "blocks/sk/network.h"
+#include "blocks/sk/params.h"
 #include "blocks/sk/plan.h"
 #include "engine/cuda/product_launch.cuh"
 #include "engine/cuda/tile_product.cuh"

@@ -1,5 +1,4 @@
 // The launches of the selective kernel's passes.
-#include "blocks/sk/cuda.h"
 #include "blocks/sk/gate.cuh"
 #include "blocks/sk/passes.h"
 #include "blocks/sk/plan.h"

@@ -1,8 +1,9 @@
 // How the operators of the selective kernel are launched, and what they need of scratch memory.
 #pragma once
-#include "blocks/sk/network.h"
+#include "blocks/sk/params.h"
 #include "engine/cuda/launch_info.h"
 #include "engine/cuda/plan.h"
+#include "engine/cuda/run.h"
 
 namespace chattn::cuda {
 
@@ -14,12 +15,6 @@ inline ReducePlan plan_sk_reduce(const MapShape& map, int staged, index_t gap) {
 // Numbers of scratch memory for them: partial results of every plane.
 inline index_t sk_partials(const ReducePlan& plan, int outputs, const MapShape& map) {
   return plan.splits * outputs * map.planes();
-}
-inline index_t sk_squeeze_partials(const MapShape& map, const Branches& x) {
-  return sk_partials(plan_sk_reduce(map, x.prologue ? x.count : 1, x.gap), 1, map);
-}
-inline index_t sk_dot_partials(const MapShape& map, const Branches& x) {
-  return sk_partials(plan_sk_reduce(map, x.count, x.gap), x.count, map);
 }
 
 inline ApplyPlan plan_sk_apply(const MapShape& map) { return plan_apply(map, 0); }
@@ -36,6 +31,13 @@ struct SkPlan {
   // Of a forward: the sums may lie where the logits will, which are written when they are done
   // with.
   bool sums_in_logits(int m) const { return reduce.splits <= m; }
+
+  template <class V>
+  void fields(V&& v) const {
+    v("reduce", reduce);
+    v("hidden", hidden);
+    v("second", second);
+  }
 };
 
 inline SkPlan plan_sk(const MapShape& map, const Branches& x, bool prologue, index_t d,
@@ -84,6 +86,59 @@ struct SkScratch {
   // Arrays start on 16-byte boundaries.
   static index_t padded(index_t accumulators) { return ceil_div(accumulators, 4) * 4; }
 };
+
+// ---- calls
+inline ReducePlan plan_of(const SkSqueeze& p) {
+  return plan_sk_reduce(p.map, p.x.prologue ? p.x.count : 1, p.x.gap);
+}
+inline ApplyPlan plan_of(const SkSelect& p) { return plan_sk_apply(p.map); }
+inline ReducePlan plan_of(const SkDot& p) { return plan_sk_reduce(p.map, p.x.count, p.x.gap); }
+inline ApplyPlan plan_of(const SkGradient& p) { return plan_sk_apply(p.map); }
+inline SkPlan plan_of(const SkForward& p) {
+  return plan_sk(p.map, p.x, p.norms.count > 0 || p.x.prologue, p.network.d, false);
+}
+inline SkPlan plan_of(const SkBackward& p) { return plan_sk(p.map, p.x, false, p.network.d, true); }
+
+inline Status check_network(const MapShape& map, index_t m, index_t d) {
+  return check_counts(
+      map,
+      {{"logits", m * map.planes()}, {"hidden values", map.n * d}, {"weights", m * map.c * d}});
+}
+template <>
+inline Status check_size(const SkForward& p) {
+  return check_network(p.map, p.x.count, p.network.d);
+}
+template <>
+inline Status check_size(const SkBackward& p) {
+  return check_network(p.map, p.x.count, p.network.d);
+}
+
+template <>
+inline index_t scratch_elements(const SkSqueeze& p) {
+  return sk_partials(plan_of(p), 1, p.map);
+}
+template <>
+inline index_t scratch_elements(const SkSelect&) {
+  return 0;
+}
+template <>
+inline index_t scratch_elements(const SkDot& p) {
+  return sk_partials(plan_of(p), p.x.count, p.map);
+}
+template <>
+inline index_t scratch_elements(const SkGradient&) {
+  return 0;
+}
+template <>
+inline index_t scratch_elements(const SkForward& p) {
+  const bool norms = p.norms.count > 0;
+  return SkScratch::make(plan_of(p), p.map, p.x.count, p.network.d, norms, false).total;
+}
+template <>
+inline index_t scratch_elements(const SkBackward& p) {
+  const bool norms = p.network.normalises();
+  return SkScratch::make(plan_of(p), p.map, p.x.count, p.network.d, norms, true).total;
+}
 
 // ---- what they launch
 inline LaunchInfo describe_sk_reduce(const MapShape& map, int m, bool backward) {

@@ -14,8 +14,4 @@ struct Parallel {
       run = [](index_t begin, index_t end, index_t, const auto& body) { body(begin, end); };
 };
 
-// What the operators call. A block specialises it for its parameters in blocks/<block>/cpu.cpp.
-template <class Params>
-void run(const Params& p, const Parallel& parallel);
-
 }  // namespace chattn::cpu

@@ -1,5 +1,6 @@
 // The launch planner: how the passes cut a map into blocks. Plain arithmetic on the shape, so that
 // the order of every reduction, and with it every bit of the result, is the same on every GPU.
+// Those who look into a plan are told by fields(v): v(name, number or plan).
 #pragma once
 #include <algorithm>
 #include <cstdint>
@@ -40,6 +41,15 @@ struct ReducePlan {
   int cols = 1;             // rows: vectors of channels per block
   int splits = 1;           // partial results per plane
   index_t blocks = 1;
+
+  template <class V>
+  void fields(V&& v) const {
+    v("kind", kind);
+    v("vec", vec);
+    v("tile_planes", tile_planes);
+    v("warps_per_plane", warps_per_plane);
+    v("splits", splits);
+  }
 };
 
 inline int widest_vector(DType dtype) { return 16 / size_of(dtype); }
@@ -118,6 +128,14 @@ struct ProductPlan {
   index_t tiles() const { return sample_tiles * output_tiles; }
   index_t blocks() const { return tiles() * splits; }
   int counters() const { return splits > 1 ? static_cast<int>(tiles()) : 0; }
+
+  template <class V>
+  void fields(V&& v) const {
+    v("samples", samples);
+    v("sample_tiles", sample_tiles);
+    v("output_tiles", output_tiles);
+    v("splits", splits);
+  }
 };
 
 inline ProductPlan plan_product(index_t n, index_t k, index_t r) {
@@ -149,6 +167,13 @@ struct ApplyPlan {
   int channels = kApplyChannels;  // per block
   int parts = 1;                  // blocks that share a tile of gates, each with a part of HW
   index_t sample_tiles = 1, channel_tiles = 1;
+
+  template <class V>
+  void fields(V&& v) const {
+    v("samples", samples);
+    v("parts", parts);
+    v("channel_tiles", channel_tiles);
+  }
 };
 
 // `weight_bytes`: what a block tile over all channels reads of the weights. `samples`: per block,

@@ -1,18 +1,24 @@
-// What the operators call. A block specialises these for its parameters in blocks/<block>/cuda.cpp.
+// What the operators call on a GPU. A block's plan.h specialises what depends on the call.
 #pragma once
-#include "common/status.h"
-#include "common/types.h"
-#include "engine/map.h"
+#include "engine/cuda/limits.h"
+#include "engine/run.h"
 
 namespace chattn::cuda {
 
-// Bytes of scratch memory that run() needs.
-template <class Params>
-index_t scratch_bytes(const Params& p);
+// Whether the kernels can count what the call has.
+template <class Call>
+Status check_size(const Call& p) {
+  return check_counts(p.map);
+}
 
-// Launches on `stream`, with no synchronisation.
-template <class Params>
-Status run(const Params& p, void* scratch, void* stream);
+// Accumulators of scratch memory.
+template <class Call>
+index_t scratch_elements(const Call& p) = delete;
+
+template <class Call>
+index_t scratch_bytes(const Call& p) {
+  return scratch_elements(p) * acc_size(p.map.dtype);
+}
 
 // Calls f with a value of the map's type.
 template <class F>
@@ -30,24 +36,10 @@ Status by_type(DType dtype, F&& f) {
   return Status::error("unknown dtype code %d", static_cast<int>(dtype));
 }
 
-// run() for one type of maps. Specialised in the block's .cu files, which are compiled once for
-// each type, as CHATTN_T (setup.py).
-template <class T, class Params>
-Status run_as(const Params& p, void* scratch, void* stream);
-
-// Declares those specialisations.
-#define CHATTN_RUN_AS(Params)                                              \
-  template <>                                                              \
-  Status run_as<float>(const Params& p, void* scratch, void* stream);      \
-  template <>                                                              \
-  Status run_as<half_t>(const Params& p, void* scratch, void* stream);     \
-  template <>                                                              \
-  Status run_as<bfloat16_t>(const Params& p, void* scratch, void* stream); \
-  template <>                                                              \
-  Status run_as<double>(const Params& p, void* scratch, void* stream)
-
-template <class Params>
-Status run_by_type(const Params& p, void* scratch, void* stream) {
+// `scratch`: of scratch_bytes(). Launches on `stream`, with no synchronisation.
+template <class Call>
+Status run(const Call& p, void* scratch, void* stream) {
+  CHATTN_TRY(check_size(p));
   return by_type(p.map.dtype, [&](auto t) { return run_as<decltype(t)>(p, scratch, stream); });
 }
 

@@ -1,44 +1,23 @@
-// The selective kernel with its network as one pair of operators: schema, memory-safety checks,
-// allocation. Weights have the branches' type, or are float32 beside 16-bit branches.
-#pragma once
+// The selective kernel with its network as one pair of operators: memory-safety checks, allocation,
+// schema. Weights have the branches' type, or are float32 beside 16-bit branches.
 #include <tuple>
 #include <vector>
 
-#include "blocks/sk/network.h"
-#include "blocks/sk/op.h"
+#include "blocks/sk/plan.h"
+#include "ops/branches.h"
+#include "ops/register.h"
 
 namespace chattn::ops {
-
-// The norm is by mean and var or, with of_batch, by those of the batch; with neither there is none.
-// running: the mean and the variance that follow those of the batch, and the count of updates, as
-// far as there are any. A list, because some of torch's tools know no optional tensor that is
-// changed.
-// prologue: nothing; scale and shift, (2, M, C) accumulators; or weight, bias, running mean and
-// variance of a batch norm of all branches, or of each.
-// hidden: rows of d. The activated values of N samples; with a norm those before it; of the batch
-// their mean and variance.
-inline constexpr const char* kSkForwardSchema =
-    "sk_forward(Tensor[] branches, Tensor w_reduce, Tensor? b_reduce, Tensor? weight, "
-    "Tensor? bias, Tensor w_select, Tensor? b_select, Tensor? mean, Tensor? var, "
-    "Tensor(a!)[] running, bool of_batch, float momentum, float eps, bool relu, "
-    "Tensor[] prologue, float prologue_eps) -> "
-    "(Tensor y, Tensor pooled, Tensor hidden, Tensor logits)";
-// wanted: bit i asks for the gradient of w_reduce, b_reduce, weight, bias, w_select, b_select, in
-// this order, which is dnetwork's; bit 6 for the branches'.
-inline constexpr const char* kSkBackwardSchema =
-    "sk_backward(Tensor dy, Tensor? dlogits, Tensor[] branches, Tensor w_reduce, Tensor? weight, "
-    "Tensor w_select, Tensor? mean, Tensor? var, bool of_batch, float eps, bool relu, "
-    "Tensor pooled, Tensor hidden, Tensor logits, bool stacked, int wanted) -> "
-    "(Tensor[] dbranches, Tensor[] dnetwork)";
+namespace {
 
 using OptionalTensor = std::optional<Tensor>;
 using SkOutputs = std::tuple<Tensor, Tensor, Tensor, Tensor>;
 using SkGradients = std::tuple<std::vector<Tensor>, std::vector<Tensor>>;
 
 // Makes tensors of one type dense, those that there are; returns their type.
-inline DType dense_numbers(const Tensor& x,
-                           std::initializer_list<std::pair<OptionalTensor*, index_t>> tensors,
-                           const char* name) {
+DType dense_numbers(const Tensor& x,
+                    std::initializer_list<std::pair<OptionalTensor*, index_t>> tensors,
+                    const char* name) {
   std::optional<DType> type;
   for (const auto& [t, count] : tensors) {
     if (!*t) continue;
@@ -52,11 +31,10 @@ inline DType dense_numbers(const Tensor& x,
 }
 
 // The network of both directions; the biases are the forward's alone. Makes its numbers dense.
-inline SkNetwork sk_network(const Tensor& x, index_t m, OptionalTensor& w_reduce,
-                            OptionalTensor& b_reduce, OptionalTensor& weight, OptionalTensor& bias,
-                            OptionalTensor& w_select, OptionalTensor& b_select,
-                            OptionalTensor& mean, OptionalTensor& var, bool of_batch, double eps,
-                            bool relu) {
+SkNetwork sk_network(const Tensor& x, index_t m, OptionalTensor& w_reduce, OptionalTensor& b_reduce,
+                     OptionalTensor& weight, OptionalTensor& bias, OptionalTensor& w_select,
+                     OptionalTensor& b_select, OptionalTensor& mean, OptionalTensor& var,
+                     bool of_batch, double eps, bool relu) {
   const index_t c = x.size(1);
   STD_TORCH_CHECK(w_reduce->dim() >= 2 && w_reduce->size(0) >= 1 && w_select->dim() >= 2,
                   "chattn_cuda::sk: w_reduce and w_select must be matrices");
@@ -100,13 +78,12 @@ struct SkRows {
 };
 
 // Row `i` of d accumulators.
-inline void* row_of(const Tensor& hidden, index_t i, index_t d, const MapShape& map) {
+void* row_of(const Tensor& hidden, index_t i, index_t d, const MapShape& map) {
   return static_cast<char*>(hidden.data_ptr()) + i * d * acc_size(map.dtype);
 }
 
 // The batch norms of which the branches' prologue consists.
-inline SkBranchNorms branch_norms(std::vector<Tensor>& tensors, double eps, const Tensor& x,
-                                  index_t m) {
+SkBranchNorms branch_norms(std::vector<Tensor>& tensors, double eps, const Tensor& x, index_t m) {
   SkBranchNorms norms;
   norms.count = static_cast<int>(tensors.size() / 4);
   STD_TORCH_CHECK(tensors.size() % 4 == 0 && (norms.count == 1 || norms.count == m),
@@ -125,7 +102,7 @@ inline SkBranchNorms branch_norms(std::vector<Tensor>& tensors, double eps, cons
 }
 
 // The statistics that the pass updates where they lie: a dense copy would not do.
-inline void set_running(SkForward& p, std::vector<Tensor>& running, const Tensor& x) {
+void set_running(SkForward& p, std::vector<Tensor>& running, const Tensor& x) {
   STD_TORCH_CHECK(running.size() <= 3,
                   "chattn_cuda::sk: running is a mean, a variance and perhaps a count");
   if (running.size() >= 2) {
@@ -188,6 +165,20 @@ SkOutputs sk_forward(std::vector<Tensor> x, Tensor w_reduce, OptionalTensor b_re
   Runner::run(x[0], p);
   return {y, pooled, hidden, logits};
 }
+// The norm is by mean and var or, with of_batch, by those of the batch; with neither there is none.
+// running: the mean and the variance that follow those of the batch, and the count of updates, as
+// far as there are any. A list, because some of torch's tools know no optional tensor that is
+// changed.
+// prologue: nothing; scale and shift, (2, M, C) accumulators; or weight, bias, running mean and
+// variance of a batch norm of all branches, or of each.
+// hidden: rows of d. The activated values of N samples; with a norm those before it; of the batch
+// their mean and variance.
+CHATTN_OPERATOR(sk_forward,
+                "(Tensor[] branches, Tensor w_reduce, Tensor? b_reduce, Tensor? weight, "
+                "Tensor? bias, Tensor w_select, Tensor? b_select, Tensor? mean, Tensor? var, "
+                "Tensor(a!)[] running, bool of_batch, float momentum, float eps, bool relu, "
+                "Tensor[] prologue, float prologue_eps) -> "
+                "(Tensor y, Tensor pooled, Tensor hidden, Tensor logits)");
 
 template <class Runner>
 SkGradients sk_backward(Tensor dy, OptionalTensor dlogits, std::vector<Tensor> x, Tensor w_reduce,
@@ -251,17 +242,13 @@ SkGradients sk_backward(Tensor dy, OptionalTensor dlogits, std::vector<Tensor> x
   if (wanted != 0) Runner::run(x[0], p);
   return {dx, dnetwork};
 }
+// wanted: bit i asks for the gradient of w_reduce, b_reduce, weight, bias, w_select, b_select, in
+// this order, which is dnetwork's; bit 6 for the branches'.
+CHATTN_OPERATOR(sk_backward,
+                "(Tensor dy, Tensor? dlogits, Tensor[] branches, Tensor w_reduce, Tensor? weight, "
+                "Tensor w_select, Tensor? mean, Tensor? var, bool of_batch, float eps, bool relu, "
+                "Tensor pooled, Tensor hidden, Tensor logits, bool stacked, int wanted) -> "
+                "(Tensor[] dbranches, Tensor[] dnetwork)");
 
-template <class Library>
-void define_sk_block(Library& m) {
-  m.def(kSkForwardSchema);
-  m.def(kSkBackwardSchema);
-}
-
-template <class Runner>
-void register_sk_block(torch::stable::detail::StableLibrary& m) {
-  m.impl("sk_forward", TORCH_BOX(&sk_forward<Runner>));
-  m.impl("sk_backward", TORCH_BOX(&sk_backward<Runner>));
-}
-
+}  // namespace
 }  // namespace chattn::ops
