@@ -17,10 +17,11 @@ from typing import Any
 import pytest
 
 from tests.cuda_host import bugs, build, direct, kernel_zoo, mutation
+from tests.cuda_host.blocks import PROBLEMS
 from tests.cuda_host.direct import Process
 from tests.cuda_host.mutation import Mutant
 from tests.cuda_host.oracle import complaint, inputs_of
-from tests.cuda_host.problems import KINDS, PROBLEMS, Problem
+from tests.cuda_host.problems import KINDS, Problem
 
 pytestmark = pytest.mark.skipif(build.compiler() is None, reason="needs a C++ compiler")
 

@@ -11,10 +11,10 @@ import pytest
 
 from tests.cuda_host import build, direct, mutation
 from tests.cuda_host import kernel_zoo as zoo
+from tests.cuda_host.blocks import PROBLEMS
 from tests.cuda_host.direct import Process
 from tests.cuda_host.kernel_zoo import Fault
 from tests.cuda_host.oracle import check_results, inputs_of
-from tests.cuda_host.problems import PROBLEMS
 
 pytestmark = [
     pytest.mark.sanitize,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch.nn.functional as F
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from chattn_cuda import activations, functional
 from tests.cases.block import Block, Config, Variant, name_of
+from tests.cuda_host.problems import SIGMOID, Problem, Shape
 
 
 def _parameters(config: Config, random: Callable[..., Tensor]) -> dict[str, Tensor | None]:
@@ -57,6 +59,53 @@ _VARIANTS = (
     {"k": 41},
     {"k": 37, "circular": True, "per_channel": True, "gate": "hard_sigmoid"},
 )
+
+
+# ---- CUDA kernels on the host execution layer ----------------------------------------------------
+@dataclass(frozen=True)
+class EcaProblem(Problem):
+    """Efficient channel attention."""
+
+    taps: int
+    per_channel: bool = False
+    circular: bool = False
+
+    block = "eca"
+    plan_fields = (
+        "in_one_launch", "stage_tiles", "cluster", "kind", "apply_samples", "apply_parts",
+        "grad_splits", "tap_tiles",
+    )  # fmt: skip
+
+    @property
+    def inputs(self) -> dict[str, Shape]:
+        size = self.map_shape
+        return {"x": size, "dy": size, "weight": (self.c if self.per_channel else 1, 1, self.taps)}
+
+    @property
+    def outputs(self) -> dict[str, Shape]:
+        planes, size = (self.n, self.c), self.map_shape
+        gradients = {"dx": size, "dweight": self.inputs["weight"]}
+        return {"y": size, "pooled": planes, "gate": planes, **gradients}
+
+    @property
+    def sizes(self) -> list[int]:
+        gate = [self.taps, int(self.per_channel), SIGMOID, int(self.circular)]
+        return [self.n, self.c, self.h * self.w, int(self.channels_last), *gate]
+
+
+PROBLEMS = (
+    EcaProblem("block", 3, 20, 7, 5, 5),
+    EcaProblem("cluster", 2, 70, 9, 9, 3),
+    EcaProblem("cluster_circular", 1, 70, 9, 9, 3, per_channel=True, circular=True),
+    EcaProblem("sides", 2, 70, 9, 9, 3, sm=80),
+    EcaProblem("sides_circular", 1, 70, 9, 9, 3, circular=True, sm=80),
+    EcaProblem("many_taps", 2, 70, 6, 6, 41),
+    EcaProblem("many_taps_each", 1, 70, 5, 5, 37, per_channel=True, circular=True),
+    EcaProblem("planes_in_parts", 1, 2, 130, 131, 1),
+    EcaProblem("rows", 40, 66, 3, 3, 9, per_channel=True, channels_last=True),
+    EcaProblem("batch_rows", 96, 356, 1, 1, 3, channels_last=True),
+)
+
 
 BLOCK = Block(
     "eca",

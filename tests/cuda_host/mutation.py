@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.cuda_host import build, direct
-from tests.cuda_host.problems import PROBLEMS
+from tests.cuda_host.blocks import PROBLEMS
 
 CSRC = build.ROOT / "csrc"
 ZOO = build.HERE / "zoo"
@@ -76,7 +76,7 @@ class Mutant:
             kernels = direct.kernels(block, self.tree)
             if self.tree / self.file in build.includes(kernels, self.tree):
                 return block
-        raise AssertionError(f"no block in tests/cuda_host/problems.py includes {self.file}")
+        raise AssertionError(f"no block's problems include {self.file}")
 
     def apply(self) -> Path:
         """A copy of the tree with the change; the same place for the same contents."""

@@ -1,4 +1,4 @@
-"""What the problems of problems.py must compute and move."""
+"""What a block's problems must compute and move."""
 
 from __future__ import annotations
 
@@ -11,18 +11,13 @@ import torch
 from torch import Tensor
 
 from chattn_cuda import reference
+from tests.cases.eca import EcaProblem
+from tests.cases.se.cuda import SeProblem
+from tests.cases.sk.cuda import SkProblem
+from tests.cases.sk.network import NO_NORM, OF_BATCH, SkBlockProblem
 from tests.compare import assert_close
 from tests.cuda_host.direct import Outcome, Process
-from tests.cuda_host.problems import (
-    NO_NORM,
-    OF_BATCH,
-    EcaProblem,
-    Problem,
-    SeProblem,
-    Shape,
-    SkBlockProblem,
-    SkProblem,
-)
+from tests.cuda_host.problems import Problem, Shape
 
 Tensors = dict[str, Tensor]
 #: by buffer: bytes
