@@ -2,7 +2,7 @@
 
 For libraries that may crash, hang or report to stderr: changed copies of csrc/, sanitizers.
 
-    library = build("se", csrc)
+    library = blocks.build("se", csrc)
     with Process(library) as process:
         outcome = process.run(PROBLEMS["se"][0], inputs, order="random", races=True)
         outcome.error, outcome.arrays["y"], outcome.reports["forward"].buffers["x"].load_bytes
@@ -28,7 +28,6 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from tests.cuda_host import build as builder
-from tests.cuda_host.build import Unit
 from tests.cuda_host.control import HostCuda, Report
 from tests.cuda_host.problems import Problem
 
@@ -38,13 +37,6 @@ if TYPE_CHECKING:
 ALIGNMENT = 256
 TIMEOUT = 120
 DIRECTIONS = ("forward", "backward")
-#: by block, the file with its kernels, and those with kernels that it launches, too
-KERNELS = {
-    "se": ("blocks/se/launch.cu",),
-    "eca": ("blocks/eca/launch.cu",),
-    "sk": ("blocks/sk/passes.cu",),
-    "sk_block": ("blocks/sk/network.cu", "blocks/sk/passes.cu"),
-}
 
 
 @dataclass(frozen=True)
@@ -54,18 +46,6 @@ class Outcome:
     error: str | None
     arrays: dict[str, Tensor]
     reports: dict[str, Report]
-
-
-def kernels(block: str, csrc: Path) -> Path:
-    """The file with a block's own kernels."""
-    return csrc / KERNELS[block][0]
-
-
-def build(block: str, csrc: Path, variant: str = "plain") -> Path:
-    """A block's library, from csrc/ or a changed copy."""
-    sources = [Unit(csrc / name, ("CHATTN_T=float",)) for name in KERNELS[block]]
-    sources.append(Unit(builder.HERE / "direct" / f"{block}.cpp"))
-    return builder.build_library(f"direct_{block}", sources, variant=variant, csrc=csrc)
 
 
 def offsets(problem: Problem) -> tuple[dict[str, int], int]:

@@ -6,6 +6,7 @@ test_cuda_host_mutations.py checks that they do.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -71,3 +72,8 @@ class Problem:
     def shapes(self) -> dict[str, Shape]:
         """All arrays, inputs first."""
         return {**self.inputs, **self.outputs}
+
+
+def map_bytes(arrays: dict[str, Shape]) -> dict[str, int]:
+    """The size of each of the arrays that is a map."""
+    return {k: 4 * math.prod(shape) for k, shape in arrays.items() if len(shape) == 4}

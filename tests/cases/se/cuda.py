@@ -3,7 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
+import torch
+from torch import Tensor
+
+from chattn_cuda import reference
+from tests.cases.calls import Call, Calls, Make
+from tests.cases.se.bugs import BUGS
+from tests.cuda_host.kernels import Bytes, Kernels, floors_of_one_map
 from tests.cuda_host.problems import IDENTITY, SIGMOID, SILU, Problem, Shape
 
 
@@ -56,4 +64,77 @@ PROBLEMS = (
     SeProblem("parts_batch", 17, 32, 28, 28, 4, channels_last=True, sm=80),
     SeProblem("one_layer", 3, 70, 9, 9, 0),
     SeProblem("one_layer_rows", 2, 36, 24, 24, 0, channels_last=True),
+)
+
+
+def _formula(
+    problem: SeProblem, x: Tensor, w2: Tensor, b2: Tensor, w1: Any = None, b1: Any = None
+) -> dict[str, Tensor]:
+    act = torch.nn.functional.silu if problem.rd else torch.nn.Identity()
+    y, gate = reference.squeeze_excite(x, w1, b1, w2, b2, act)
+    pooled = x.mean((2, 3))
+    hidden = {"hidden": pooled @ w1.T + b1} if problem.rd else {}
+    return {"pooled": pooled, **hidden, "gate": gate, "y": y}
+
+
+def _loads(problem: SeProblem, _: dict[str, int]) -> tuple[Bytes, Bytes]:
+    size = problem.map_bytes
+    return {"x": 2 * size}, {"dy": 2 * size, "x": size}
+
+
+def reduced(channels: int) -> int:
+    """Hidden channels of timm's SE module: a sixteenth, rounded to a multiple of 8."""
+    rd = max(8, (channels // 16 + 4) // 8 * 8)
+    return rd + 8 if rd < 0.9 * channels / 16 else rd
+
+
+def calls(
+    make: Make,
+    shape: tuple[int, int, int, int],
+    rd: int | None = None,
+    act: int = 1,
+    act_param: float = 0.01,
+    gate: int = SIGMOID,
+    bias: bool = True,
+    to_gate: bool = False,
+    needs: tuple[bool, bool] = (True, True),
+) -> Calls:
+    """``rd``: by default as in timm; 0 for one layer. ``to_gate``: the gate has a gradient."""
+    n, c = shape[:2]
+    rd = reduced(c) if rd is None else rd
+    x, dy = make.map("x", *shape), make.map("dy", *shape)
+    w1 = make.weight("w1", rd, c) if rd else None
+    b1 = make.weight("b1", rd) if rd and bias else None
+    w2 = make.weight("w2", c, rd or c)
+    b2 = make.weight("b2", c) if bias else None
+    dgate = make.sums("dgate", n, c) if to_gate else None
+    hidden = make.sums("hidden", n, rd) if rd else make.sums("hidden", 0)
+    saved = (make.sums("pooled", n, c), hidden, make.sums("gate", n, c))
+    how = (act if rd else IDENTITY, act_param, gate)
+    return Calls(
+        [Call("se_forward", (x, w1, b1, w2, b2, *how))],
+        [Call("se_backward", (dy, dgate, x, *saved, w1, w2, *how, *needs))],
+    )
+
+
+KERNELS = Kernels(
+    "se",
+    ("blocks/se/launch.cu",),
+    PROBLEMS,
+    _formula,
+    _loads,
+    ordered=("tiles", "tiles_by_word", "rows"),
+    bugs=BUGS,
+    calls=calls,
+    floors=floors_of_one_map,
+    largest=(
+        (
+            ((1, 4, 8, 8), (1, 4, 32, 32), (1, 256, 2, 2), (1, 66, 2, 2), (1, 33, 2, 2)),
+            ({"rd": 4}, {"rd": 0}),
+        ),
+        (((65, 4, 1, 1),), ({"rd": 33},)),
+    ),
+    many_blocks=("wide", "batch_rows", "batch_wide", "parts_batch"),
+    gate="MlpForwardGate",
+    reads={r"Mlp(?:Forward|Backward)Gate<": 1},
 )

@@ -3,8 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
-from tests.cuda_host.problems import Problem, Shape
+import torch
+from torch import Tensor
+
+from chattn_cuda import ops, reference
+from tests.cases.calls import Call, Calls, Make
+from tests.cases.sk.bugs import BUGS
+from tests.cuda_host.kernels import Bytes, Floor, Floors, Kernels
+from tests.cuda_host.problems import Problem, Shape, map_bytes
 
 
 @dataclass(frozen=True)
@@ -77,4 +85,80 @@ PROBLEMS = (
     SkProblem("prologue_planes_in_parts", 1, 2, 95, 97, 2, prologue=True),
     SkProblem("prologue_rows", 2, 36, 9, 9, 3, channels_last=True, prologue=True),
     SkProblem("prologue_rows_by_element", 2, 33, 9, 9, 2, channels_last=True, prologue=True),
+)
+
+
+def _formula(
+    problem: SkProblem, logits: Tensor, prologue: Tensor | None = None, **maps: Tensor
+) -> dict[str, Tensor]:
+    branches = maps["x"].chunk(problem.m, 1) if problem.slices else tuple(maps.values())
+    y, _ = reference.select_branches(branches, logits)
+    pooled = reference.squeeze_branches(branches)
+    if prologue is not None:  # other values, the same gradients
+        with torch.no_grad():
+            after = reference.after_prologue(branches, prologue.flatten(1))
+            y.copy_(reference.select_branches(after, logits)[0])
+            pooled.copy_(reference.squeeze_branches(after))
+    return {"pooled": pooled, "y": y}
+
+
+def loads(problem: Problem, _: dict[str, int]) -> tuple[Bytes, Bytes]:
+    """Every branch in both passes of the forward, and once in the backward."""
+    maps = {k: b for k, b in map_bytes(problem.inputs).items() if k[0] == "x"}
+    return {k: 2 * b for k, b in maps.items()}, {"dy": 2 * problem.map_bytes, **maps}
+
+
+def calls(
+    make: Make,
+    shape: tuple[int, int, int, int],
+    m: int = 2,
+    prologue: bool = False,
+    to_mean: bool = True,
+    like_dy: bool = True,
+) -> Calls:
+    """``to_mean``: the mean has a gradient. ``like_dy``: the branches' have the format of dy."""
+    n, c = shape[:2]
+    dy, branches = make.map("dy", *shape), [make.map("x", *shape) for _ in range(m)]
+    logits, pooled = make.sums("logits", n, m, c), make.sums("pooled", n, c)
+    affine = make.sums("prologue", 2, m, c) if prologue else None
+    channels_last = (ops.memory_format_of(dy) == torch.channels_last) == like_dy
+    gradient = (dy, logits, pooled if to_mean else None, channels_last, False)
+    return Calls(
+        [Call("sk_squeeze", (branches, affine)), Call("sk_select", (branches, logits, affine))],
+        [Call("sk_dot", (dy, logits, branches)), Call("sk_gradient", gradient)],
+    )
+
+
+def floors(m: int = 2, prologue: bool = False, **_: Any) -> dict[str, Floors]:
+    """Eager, by the operations of timm and their gradients: stack, sum, mean, mul, sum.
+
+    A prologue is a batch norm and a ReLU before them.
+    """
+    before = 2 * m if prologue else 0
+    return {
+        "forward": Floors(
+            Floor(before + 4 * m + 1, before + 2 * m + 2), Floor(2 * m, 1), Floor(m, 1)
+        ),
+        "backward": Floors(Floor(3 * m + 2, 3 * m), Floor(m + 2, m), Floor(m + 1, m)),
+    }
+
+
+KERNELS = Kernels(
+    "sk",
+    ("blocks/sk/passes.cu",),
+    PROBLEMS,
+    _formula,
+    loads,
+    ordered=("tiles", "tiles_slices", "rows_by_element"),
+    bugs=BUGS,
+    calls=calls,
+    floors=floors,
+    largest=(
+        (
+            ((1, 4, 8, 8), (1, 4, 32, 32), (1, 256, 2, 2), (1, 66, 2, 2), (1, 33, 2, 2)),
+            ({"m": 1}, *({"m": m, "prologue": p} for m in (2, 3, 4) for p in (False, True))),
+        ),
+    ),
+    gate="SoftmaxGate",
+    reads={r"SoftmaxGate<\w+, (\d)": 0},
 )
