@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from tests import cases
-from tests.cases.results import results
+from tests.results import results
 
 
 def digest(t: Tensor) -> str:

@@ -23,12 +23,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from chattn_cuda import _native
 from tests.cuda_host import traffic
+from tests.cuda_host.blocks import KERNELS
 
 TABLE = Path(__file__).with_suffix(".csv")
 ARCHS = (75, 80, 86, 89, 90, 100, 120)
@@ -169,28 +169,14 @@ def usage(binary: Path) -> dict[tuple[str, int], Usage]:
 
 
 # ---- shared memory ------------------------------------------------------------------------------
-# Calls that use every kernel, each with as much shared memory as any: block, shapes, options.
-_CALLS: tuple[tuple[str, tuple[tuple[int, ...], ...], tuple[dict[str, Any], ...]], ...] = (
-    ("se", ((1, 4, 8, 8), (1, 4, 32, 32), (1, 256, 2, 2), (1, 66, 2, 2), (1, 33, 2, 2)),
-     ({"rd": 4}, {"rd": 0})),
-    ("se", ((65, 4, 1, 1),), ({"rd": 33},)),
-    ("eca", ((1, 4, 8, 8), (1, 4, 128, 128), (1, 256, 2, 2), (1, 66, 2, 2), (1, 33, 2, 2),
-             (4, 2048, 7, 7)),
-     ({}, {"per_channel": True})),
-    ("sk", ((1, 4, 8, 8), (1, 4, 32, 32), (1, 256, 2, 2), (1, 66, 2, 2), (1, 33, 2, 2)),
-     ({"m": 1}, *({"m": m, "prologue": p} for m in (2, 3, 4) for p in (False, True)))),
-    ("sk_block", ((2, 4, 4, 4), (17, 4, 1, 1), (2, 66, 1, 1), (2, 33, 1, 1)),
-     tuple({"d": d, "norm": norm} for d in (4, 33) for norm in ("none", "fixed", "batch"))),
-    ("sk_block", ((2, 33, 1, 1),), ({"m": 3, "norm": "none"},)),
-    ("sk_block", ((2, 4, 4, 4),), ({"norm": "fixed", "prologue": True},)),
-)  # fmt: skip
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
 def planned_shared() -> dict[str, int]:
     """Kernel -> bytes of dynamic shared memory, from launches on the host execution layer."""
     most: dict[str, int] = defaultdict(int)
-    for block, shapes, options in _CALLS:
+    calls = [(name, *largest) for name, kernels in KERNELS.items() for largest in kernels.largest]
+    for block, shapes, options in calls:
         every = itertools.product(shapes, options, _DTYPES, traffic.LAYOUTS)
         for shape, option, dtype, layout in every:
             for call in traffic.measure(block, shape, dtype, layout, **option).values():

@@ -30,7 +30,7 @@ TORCHS = ("default", "avx2", "avx512")
 def found(keyword: str, seeds: int, share: float) -> dict[str, float]:
     """In this process: the share of its bound that each result takes, where above ``share``."""
     from tests.cases import table
-    from tests.cases.results import compared
+    from tests.results import compared
 
     above = {}
     for parameter in table():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 import torch
@@ -23,12 +22,7 @@ SHAPES = {
     "samples": (5, 300, 10, 10),
     "two-positions": (3, 520, 1, 2),
 }
-OPTIONS: dict[str, dict[str, Any]] = {
-    "se": {"rd": 9},
-    "eca": {"k": 5, "circular": True},
-    "ese": {},
-    "sk": {"d": 9, "m": 3, "bias": False},
-}
+OPTIONS = {name: block.threads for name, block in BLOCKS.items() if block.threads is not None}
 
 
 @pytest.fixture(autouse=True)

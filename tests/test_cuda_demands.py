@@ -17,8 +17,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from chattn_cuda import activations, ops
 from tests import cases, host_backend
 from tests.cases import BLOCKS, Case
-from tests.cases.results import results
 from tests.plain_sk import F64, NORMS, Plain, maps, same
+from tests.results import results
 
 DOCUMENT = Path(__file__).parent.parent / "docs" / "testing.md"
 # They have no kernel, or one that asks nothing of CUDA.

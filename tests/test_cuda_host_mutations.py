@@ -16,11 +16,13 @@ from typing import Any
 
 import pytest
 
-from tests.cuda_host import bugs, build, direct, kernel_zoo, mutation
+from tests.cuda_host import blocks, build, kernel_zoo, mutation
+from tests.cuda_host.blocks import KERNELS, PROBLEMS
+from tests.cuda_host.bugs import engine, zoo
 from tests.cuda_host.direct import Process
 from tests.cuda_host.mutation import Mutant
 from tests.cuda_host.oracle import complaint, inputs_of
-from tests.cuda_host.problems import KINDS, PROBLEMS, Problem
+from tests.cuda_host.problems import KINDS, Problem
 
 pytestmark = pytest.mark.skipif(build.compiler() is None, reason="needs a C++ compiler")
 
@@ -32,11 +34,7 @@ CHECKS: tuple[dict[str, Any], ...] = (
     {"order": "random", "races": True},
     {"order": "prio", "seed": 2},
 )
-# Neighbouring launches of which neither needs the other.
-INDEPENDENT = {
-    ("eca_weight_sum", "eca_gradient"),
-    ("sk_weight_grads", "sk_pooled_grad"),
-}
+BUGS = (*engine.BUGS, *blocks.BUGS)
 
 
 def complaints(block: str, library: Path) -> Iterator[str]:
@@ -53,7 +51,7 @@ def complaints(block: str, library: Path) -> Iterator[str]:
 # ---- the control --------------------------------------------------------------------------------
 @functools.cache
 def unchanged(block: str) -> Path:
-    return direct.build(block, mutation.CSRC)
+    return blocks.build(block, mutation.CSRC)
 
 
 @pytest.mark.parametrize("block", PROBLEMS)
@@ -161,8 +159,8 @@ def name_of(mutant: Mutant) -> str:
 
 
 def require_noticed(mutant: Mutant) -> None:
-    library = direct.build(mutant.block, mutant.apply(), "quick")
-    text = next(complaints(mutant.block, library), None)
+    block = blocks.shown_by(mutant)
+    text = next(complaints(block, blocks.build(block, mutant.apply(), "quick")), None)
     assert text is not None, f"no check noticed: {mutant.name}"
     assert re.search(mutant.noticed, text), f"noticed, but not by {mutant.noticed!r}: {text}"
 
@@ -182,7 +180,7 @@ OF_BRANCHES = [
 
 
 def test_barriers_are_found() -> None:
-    found = {m.file: m.block for m in BARRIERS}
+    found = {m.file: blocks.shown_by(m) for m in BARRIERS}
     engine = ("reduce", "apply", "tile_product", "arrival")
     assert {f"engine/cuda/{name}.cuh" for name in engine} <= set(found)
     assert found["engine/cuda/tile_product.cuh"] == "se"
@@ -192,7 +190,7 @@ def test_barriers_are_found() -> None:
 
 def test_bugs_are_of_these_sources() -> None:
     """Without building any: the texts that they replace are there, each once."""
-    for mutant in (*bugs.BUGS, *bugs.ZOO_BUGS):
+    for mutant in (*BUGS, *zoo.BUGS):
         assert mutant.text() != (mutant.tree / mutant.file).read_text()
 
 
@@ -203,17 +201,17 @@ def test_deleted_barrier(mutant: Mutant) -> None:
 
 
 @pytest.mark.sanitize
-@pytest.mark.parametrize("mutant", bugs.BUGS, ids=name_of)
+@pytest.mark.parametrize("mutant", BUGS, ids=name_of)
 def test_planted_bug(mutant: Mutant) -> None:
     require_noticed(mutant)
 
 
 # ---- the order of launches ----------------------------------------------------------------------
 ORDERED = [
-    *(PROBLEMS["se"][i] for i in (0, 1, 5)),
-    *(PROBLEMS["eca"][i] for i in (5, 8)),
-    *(PROBLEMS["sk"][i] for i in (1, 2, 8)),
-    *(PROBLEMS["sk_block"][i] for i in (0, 2)),
+    problem
+    for kernels in KERNELS.values()
+    for problem in kernels.problems
+    if problem.name in kernels.ordered
 ]
 
 
@@ -228,7 +226,7 @@ def test_launches_that_change_places(problem: Problem) -> None:
             for number in range(len(names)):  # the last one has no successor, and never runs
                 text = complaint(process, problem, to=(direction,), delay=number)
                 pair = tuple(names[number : number + 2])
-                if pair in INDEPENDENT:
+                if pair in KERNELS[problem.block].independent:
                     assert text is None, f"{pair} are not independent: {text}"
                 else:
                     assert text is not None, f"no check noticed the order of {pair}"
@@ -245,7 +243,7 @@ ZOO_BARRIERS = [
 
 
 @pytest.mark.sanitize
-@pytest.mark.parametrize("mutant", [*ZOO_BARRIERS, *bugs.ZOO_BUGS], ids=name_of)
+@pytest.mark.parametrize("mutant", [*ZOO_BARRIERS, *zoo.BUGS], ids=name_of)
 def test_mutant_of_the_zoo(mutant: Mutant) -> None:
     folder = mutant.apply()
     program = build.build_program(

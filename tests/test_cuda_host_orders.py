@@ -10,9 +10,9 @@ from torch import Tensor
 
 from tests import cases, host_backend
 from tests.cases import BLOCKS, Case
-from tests.cases.results import results
 from tests.cuda_host import build, operators
 from tests.cuda_host.control import PROFILES
+from tests.results import results
 
 pytestmark = pytest.mark.skipif(build.compiler() is None, reason="needs a C++ compiler")
 
@@ -33,22 +33,13 @@ def modes() -> list[Any]:
     ]
 
 
-# Sizes at which blocks share a sum, and the last one to arrive adds up; by block.
-SHARED_SUMS = {
-    "se": (
-        cases.Config("split", (3, 260, 1, 2), {"rd": 40}),
-        cases.Config("split_wide", (66, 260, 1, 1), {"rd": 34}),
-    )
-}
-
-
 def small_cases() -> list[Any]:
     """Every small size in every type and layout."""
     return [
         pytest.param(case, id=case.id)
         for block in BLOCKS.values()
         if block.op
-        for config in (*block.small, *SHARED_SUMS.get(block.name, ()))
+        for config in (*block.small, *block.shared_sums)
         for dtype in cases.DTYPES
         for layout in ("nchw", "nhwc")
         for case in [Case(block.name, host_backend.NAME, config, dtype, layout)]

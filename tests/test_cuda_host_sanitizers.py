@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from tests.cuda_host import build, direct, mutation
+from tests.cuda_host import blocks, build, mutation
 from tests.cuda_host import kernel_zoo as zoo
+from tests.cuda_host.blocks import KERNELS
 from tests.cuda_host.direct import Process
 from tests.cuda_host.kernel_zoo import Fault
 from tests.cuda_host.oracle import check_results, inputs_of
-from tests.cuda_host.problems import PROBLEMS
 
 pytestmark = [
     pytest.mark.sanitize,
@@ -78,23 +78,17 @@ def test_thread_sanitizer_finds_races(fault: Fault) -> None:
 
 
 # ---- the kernels of csrc/ -----------------------------------------------------------------------
-# Starting a thread under ThreadSanitizer takes the time that thousands take otherwise.
-MANY_BLOCKS = {
-    *(("se", name) for name in ("wide", "batch_rows", "batch_wide", "parts_batch")),
-    *(("eca", name) for name in ("rows", "batch_rows")),
-    ("sk_block", "of_many"),
-}
-
-
-@pytest.mark.parametrize("block", PROBLEMS)
+@pytest.mark.parametrize("block", KERNELS)
 def test_kernels_cause_no_report(variant: str, block: str) -> None:
     orders: list[dict[str, Any]] = [{"order": "random"}]
     if variant == "asan":
         orders += [{"order": "depth"}, {"order": "prio"}]
-    with Process(direct.build(block, mutation.CSRC, variant), variant) as process:
+    # Starting a thread under ThreadSanitizer takes the time that thousands take otherwise.
+    left_out = KERNELS[block].many_blocks if variant == "tsan" else ()
+    with Process(blocks.build(block, mutation.CSRC, variant), variant) as process:
         for options in orders:
-            for problem in PROBLEMS[block]:
-                if variant == "tsan" and (block, problem.name) in MANY_BLOCKS:
+            for problem in KERNELS[block].problems:
+                if problem.name in left_out:
                     continue
                 outcome = process.run(problem, inputs_of(problem), **options)
                 assert outcome.error is None, outcome.error
@@ -106,8 +100,8 @@ def test_kernels_cause_no_report(variant: str, block: str) -> None:
 def test_thread_sanitizer_sees_a_deleted_barrier() -> None:
     """Without the runtime's own race check."""
     mutant = next(m for m in mutation.barriers(mutation.CSRC) if m.file.endswith("reduce.cuh"))
-    with Process(direct.build("se", mutant.apply(), "tsan"), "tsan") as process:
-        for problem in PROBLEMS["se"][:2]:  # small planes: they reach the first barrier of the file
+    with Process(blocks.build("se", mutant.apply(), "tsan"), "tsan") as process:
+        for problem in KERNELS["se"].problems[:2]:  # small planes: they reach the first barrier
             process.run(problem, inputs_of(problem), uninitialized=False, order="random")
         _, text = process.close()
     assert "ThreadSanitizer: data race" in text

@@ -12,8 +12,8 @@ import torch
 
 from chattn_cuda import _native
 from chattn_cuda.modules import adaptive_kernel_size
+from tests.cases.se.cuda import reduced
 from tests.cuda_host import build
-from tests.cuda_host import traffic as layer
 from tests.cuda_host.traffic import LAYOUTS, Call, measure
 
 pytestmark = pytest.mark.skipif(build.compiler() is None, reason="needs a C++ compiler")
@@ -256,7 +256,7 @@ def test_planner_tells_what_was_counted(
     c, h = stage
     if rd == 0 and c > 512:
         pytest.skip("C x C weights take long, and show nothing new")
-    rd = layer.reduced(c) if rd is None else rd
+    rd = reduced(c) if rd is None else rd
     calls = measure("se", (1, c, h, h), torch.float32, layout, rd=rd)
     for direction, call in calls.items():
         planned = native.plan(
@@ -291,7 +291,7 @@ def test_planner_says_what_is_wrong(block: str, options: dict[str, Any], problem
 @pytest.mark.parametrize("stage", STAGES, ids=name_of)
 def test_hidden_channels_are_those_of_timm(stage: tuple[int, int]) -> None:
     timm = pytest.importorskip("timm.layers")
-    assert layer.reduced(stage[0]) == STAGES[stage] == timm.SEModule(stage[0]).fc1.out_channels
+    assert reduced(stage[0]) == STAGES[stage] == timm.SEModule(stage[0]).fc1.out_channels
 
 
 def test_command() -> None:

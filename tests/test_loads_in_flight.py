@@ -13,6 +13,7 @@ import re
 import pytest
 
 from tests import sass
+from tests.cuda_host.blocks import KERNELS
 from tests.cuda_resources import ToolError, extension
 from tests.test_cuda_compile import WIDTHS, built
 
@@ -33,10 +34,12 @@ SERIAL = {
 }
 #: what a place of a map reads: these, and as many as the number in the kernel's name
 INPUTS = {
-    r"SumOp<\w+, (\d)>": 0, r"PrologueSumOp<\w+, (\d)>": 0, r"DotOp<\w+, (\d), \w+>": 1,
-    r"(?:Mlp|Conv)(?:Forward|Backward)Gate<": 1, r"SpreadGate<": 1, r"SoftmaxGate<\w+, (\d)": 0,
-    r"stage_planes<": 1,
-}  # fmt: skip
+    r"SumOp<\w+, (\d)>": 0,
+    r"PrologueSumOp<\w+, (\d)>": 0,
+    r"DotOp<\w+, (\d), \w+>": 1,
+    r"SpreadGate<": 1,
+    **{name: maps for kernels in KERNELS.values() for name, maps in kernels.reads.items()},
+}
 TYPES = {
     "bfloat16": ("bfloat16_t", "INS_10bfloat16_tELi8E"),
     "float32": ("float", "IfLi4E"),
@@ -44,7 +47,7 @@ TYPES = {
     "float64": ("double", "IdLi2E"),
 }
 #: a gate that only this block's source has
-OF_BLOCK = {"se": "MlpForwardGate", "eca": "ConvForwardGate", "sk": "SoftmaxGate"}
+OF_BLOCK = {name: kernels.gate for name, kernels in KERNELS.items() if kernels.gate is not None}
 
 
 def inputs_of(kernel: str) -> int:

@@ -11,8 +11,8 @@ from torch import Tensor
 from chattn_cuda.functional import squeeze_excite
 from tests import cases
 from tests.cases import BLOCKS, Case
-from tests.cases.results import compared, results
 from tests.compare import assert_close
+from tests.results import compared, results
 
 
 @pytest.mark.parametrize("case", cases.table())
@@ -44,12 +44,10 @@ def test_is_bitwise_reproducible(backend: str, layout: str) -> None:
 @pytest.mark.parametrize(
     ("name", "options"),
     [
-        ("se", {"rd": 6}),
-        ("eca", {"k": 3}),
-        ("eca", {"k": 5, "circular": True, "per_channel": True}),
-        ("sk", {"d": 6, "m": 3}),
+        pytest.param(block.name, options, id=name)
+        for block in BLOCKS.values()
+        for name, options in block.not_finite.items()
     ],
-    ids=["se", "eca", "eca-circular", "sk"],
 )
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf], ids=["nan", "inf", "-inf"])
 def test_not_finite_values_go_where_eager_puts_them(

@@ -13,13 +13,15 @@ import torch
 from torch import Tensor
 
 from chattn_cuda import backends
+from chattn_cuda.ops.blocks import BLOCKS
 from tests import cases
 from tests.test_sk_block import backward_arguments, forward_arguments
 
 N, C, M = 2, 4, 2
-SILU, SIGMOID = 4, 10
+#: with derivatives of any order
+DERIVABLE = (*(f"{name}_forward" for name in BLOCKS), "sk_squeeze", "sk_select")
 #: their operands are results of the forward operator, which has the derivatives of any order
-REFUSE = ("se_backward", "eca_backward", "sk_forward", "sk_backward")
+REFUSE = (*(f"{name}_backward" for name in BLOCKS), "sk_forward", "sk_backward")
 
 
 def numbers(*shape: int) -> Tensor:
@@ -32,20 +34,19 @@ def samples(ops: Any) -> dict[str, tuple[Any, ...]]:
     x, dy = numbers(N, C, 3, 2), numbers(N, C, 2, 3).mT
     u = [x, numbers(N, C, 2, 3).mT]
     logits, pooled = numbers(N, M, C), numbers(N, C)
-    w1, b1, w2, b2 = numbers(2, C), numbers(2), numbers(C, 2), numbers(C)
-    conv, constants = numbers(1, 1, 3), (SILU, 0.0, SIGMOID)
-    saved, of_conv = ops.se_forward(x, w1, b1, w2, b2, *constants)[1:], (SIGMOID, False)
-    found = {
-        "se_forward": (x, w1, b1, w2, b2, *constants),
-        "se_backward": (dy, None, x, *saved, w1, w2, *constants, True, True),
-        "eca_forward": (x, conv, *of_conv),
-        "eca_backward": (dy, None, x, *ops.eca_forward(x, conv, *of_conv)[1:], conv, *of_conv)
-        + (True, True),
+    found: dict[str, tuple[Any, ...]] = {
         "sk_squeeze": (u, None),
         "sk_select": (u, logits, None),
         "sk_dot": (dy, logits, u),
         "sk_gradient": (dy, logits, pooled, False, False),
     }
+    for name, described in BLOCKS.items():
+        block = cases.BLOCKS[name]
+        weights, constants = [numbers(*s) for s in block.weights(C)], block.constants[-1]
+        found[f"{name}_forward"] = forward = (x, *weights, *constants)
+        saved = getattr(ops, f"{name}_forward")(*forward)[1:]
+        operands = described.operands([x, *weights], saved)
+        found[f"{name}_backward"] = (dy, None, *operands, *constants, True, True)
     if hasattr(ops, "sk_forward"):
         forward = {k: as_double(v) for k, v in forward_arguments(u, "of batch").items()}
         found["sk_forward"] = tuple(forward.values())
@@ -128,7 +129,7 @@ def test_second_derivatives_of_the_forward_operators(backend: str) -> None:
     cases.require(backend)
     ops = getattr(torch.ops, str(backends.get(backend).namespace))
     given = {k: on(cases.device_of(backend), args) for k, args in samples(ops).items()}
-    for name in ("se_forward", "eca_forward", "sk_squeeze", "sk_select"):
+    for name in DERIVABLE:
         operator, args = getattr(ops, name).default, given[name]
         leaves = {id(t): t.requires_grad_() for t in variables_of(operator._schema, args)}
 

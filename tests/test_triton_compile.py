@@ -12,22 +12,16 @@ from typing import Any
 
 import pytest
 
+from tests.cases import BLOCKS
+
 pytest.importorskip("triton", reason="triton is not installed")
 
 ROOT = Path(__file__).resolve().parents[1]
 Record = dict[str, Any]
-# By block; the two of READS_ONLY_MAPS are shared.
-READS_ONLY_MAPS = ("squeeze_kernel", "reduce_kernel")
-WRITES_MAP = {
-    "se": ("mlp_rescale_kernel", "mlp_spread_kernel"),
-    "eca": ("conv_rescale_kernel", "conv_spread_kernel"),
-    "sk": ("select_kernel", "select_spread_kernel"),
-}
-SMALL = {
-    "se": ("mlp_hidden_kernel", "mlp_dhidden_kernel", "mlp_dweight_kernel"),
-    "eca": ("conv_dweight_kernel", "merge_weights_kernel"),
-    "sk": ("mean_kernel", "logit_gradient_kernel"),
-}
+TRITON = {name: block.triton for name, block in BLOCKS.items() if block.triton is not None}
+READS_ONLY_MAPS = ("squeeze_kernel", "reduce_kernel")  # shared by the blocks
+WRITES_MAP = {k for kernels in TRITON.values() for k in kernels.writes_map}
+SMALL = {k for kernels in TRITON.values() for k in kernels.small}
 VECTORS = {"fp32": "v4.b32", "bf16": "v4.b32", "fp16": "v4.b32", "fp64": "v2.b64"}
 PROCESSES = 2
 
@@ -68,11 +62,11 @@ def require_128_bit_accesses_to_maps(records: list[Record]) -> None:
         if kernel in READS_ONLY_MAPS:
             others = set(record["loads"]) - {vector}  # a prologue has numbers of its own
             assert vector in record["loads"], record
-            assert not others or case["options"].get("with_prologue"), record
-        if kernel in WRITES_MAP[case["block"]]:
+            assert not others or case["options"].get("prologue"), record
+        if kernel in TRITON[case["block"]].writes_map:
             assert vector in record["loads"] and vector in record["stores"], record
         checked.add((kernel, case["dtype"], case["channels_last"]))
-    for kernel in (*READS_ONLY_MAPS, *(k for kernels in WRITES_MAP.values() for k in kernels)):
+    for kernel in (*READS_ONLY_MAPS, *WRITES_MAP):
         for dtype in ("fp32", "bf16"):
             assert {(kernel, dtype, False), (kernel, dtype, True)} <= checked, kernel
 
@@ -90,8 +84,7 @@ def test_kernels_compile_to_good_code(arch: int, which: str) -> None:
     with ThreadPoolExecutor(PROCESSES) as pool:
         parts = pool.map(compile_part, [arch] * PROCESSES, [which] * PROCESSES, range(PROCESSES))
         records = [record for part in parts for record in part]
-    kernels = {k for table in (WRITES_MAP, SMALL) for names in table.values() for k in names}
-    assert {r["kernel"] for r in records} == kernels | set(READS_ONLY_MAPS)
+    assert {r["kernel"] for r in records} == WRITES_MAP | SMALL | set(READS_ONLY_MAPS)
     require_no_spills(records)
     require_no_atomics_and_no_reduced_precision(records)
     require_128_bit_accesses_to_maps(records)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib
 import itertools
 import operator
 import sys
@@ -28,19 +29,13 @@ from triton.compiler import CompiledKernel
 from triton.runtime.driver import driver
 from triton.runtime.jit import JITFunction
 
-from chattn_cuda.triton import direct, eca, host, program, se, sk
+from chattn_cuda.triton import direct, host, program, se
 from chattn_cuda.triton.plan import WARPS
+from tests import triton_aot
+from tests.cases import calls as described
+from tests.triton_aot import TRITON
 
-OPERATORS = {
-    "se_forward": se.se_forward,
-    "se_backward": se.se_backward,
-    "eca_forward": eca.eca_forward,
-    "eca_backward": eca.eca_backward,
-    "sk_squeeze": sk.sk_squeeze,
-    "sk_select": sk.sk_select,
-    "sk_dot": sk.sk_dot,
-    "sk_gradients": sk.branch_gradients,
-}
+OPERATORS = {name: op for block in TRITON for name, op in triton_aot.operators(block).items()}
 NCHW, NHWC = torch.contiguous_format, torch.channels_last
 
 
@@ -137,7 +132,8 @@ def forget() -> None:
     """As in a new process."""
     for op in OPERATORS.values():
         op.programs.clear()
-    for module in (host.passes, se.kernels, eca.kernels, sk.kernels):
+    of_blocks = (importlib.import_module(f"chattn_cuda.triton.kernels.{name}") for name in TRITON)
+    for module in (host.passes, *of_blocks):
         for f in vars(module).values():
             if isinstance(f, JITFunction):
                 f.device_caches.clear()
@@ -146,106 +142,33 @@ def forget() -> None:
 # ---- calls -------------------------------------------------------------------------------------
 
 
-def tensor(*shape: int, dtype: torch.dtype = torch.float32, fmt: Any = NCHW, at: int = 0) -> Tensor:
-    """A tensor without values that starts ``at`` elements behind an aligned address."""
-    like = torch.empty(shape, device="meta").contiguous(memory_format=fmt)
-    memory = torch.empty(like.numel() + at + 16, dtype=dtype)
-    made = memory[at:].as_strided(shape, like.stride())
-    assert (made.data_ptr() % 16 == 0) == (at * made.element_size() % 16 == 0)
-    return made
+SHAPE = (2, 24, 6, 5)
 
 
-class Call(NamedTuple):
-    operator: str
-    args: tuple[Any, ...]
-
+class Call(described.Call):
     def __call__(self) -> Any:
         return OPERATORS[self.operator](*self.args)
 
 
-def se_calls(
-    shape: tuple[int, int, int, int] = (2, 24, 6, 5),
-    rd: int = 4,
+def calls_of(
+    block: str,
+    shape: tuple[int, int, int, int] = SHAPE,
     dtype: torch.dtype = torch.float32,
-    fmt: Any = NCHW,
+    fmt: torch.memory_format = NCHW,
     weights: torch.dtype | None = None,
     at: dict[str, int] | None = None,
-    bias: bool = True,
-    one_layer: bool = False,
-    how: tuple[int, float, int] = (1, 0.0, 10),
-    needs: tuple[bool, bool] = (True, True),
+    **options: Any,
 ) -> list[Call]:
     """Forward and backward; ``at`` says which tensors begin how far behind an aligned address."""
-    n, c = shape[:2]
-    acc = torch.float64 if dtype == torch.float64 else torch.float32
-    rd = c if one_layer else rd
-    sizes: dict[str, tuple[tuple[int, ...], torch.dtype]] = {
-        "w1": ((rd, c), weights or dtype),
-        "b1": ((rd,), weights or dtype),
-        "w2": ((c, rd), weights or dtype),
-        "b2": ((c,), weights or dtype),
-        "dgate": ((n, c), acc),
-        "pooled": ((n, c), acc),
-        "hidden": ((0,) if one_layer else (n, rd), acc),
-        "gate": ((n, c), acc),
-    }
-    at = at or {}
-    t: dict[str, Any] = {k: tensor(*s, dtype=d, at=at.get(k, 0)) for k, (s, d) in sizes.items()}
-    t |= {k: tensor(*shape, dtype=dtype, fmt=fmt, at=at.get(k, 0)) for k in ("x", "dy")}
-    for name in (() if bias else ("b1", "b2", "dgate")) + (("w1", "b1") if one_layer else ()):
-        t[name] = None
-    how = (0 if one_layer else how[0], *how[1:])
-    forward = [t[k] for k in ("x", "w1", "b1", "w2", "b2")]
-    saved = ("dy", "dgate", "x", "pooled", "hidden", "gate", "w1", "w2")
-    return [
-        Call("se_forward", (*forward, *how)),
-        Call("se_backward", (*(t[k] for k in saved), *how, *needs)),
-    ]
+    make = described.Make(dtype, fmt, weights=weights, at=at)
+    return [Call(*call) for call in triton_aot.calls_of(block, make, shape, **options)]
 
 
-def eca_calls(
-    shape: tuple[int, int, int, int] = (2, 24, 6, 5),
-    taps: int = 3,
-    dtype: torch.dtype = torch.float32,
-    fmt: Any = NCHW,
-    at: int = 0,
-    per_channel: bool = False,
-) -> list[Call]:
-    n, c = shape[:2]
-    acc = torch.float64 if dtype == torch.float64 else torch.float32
-    x, dy = (tensor(*shape, dtype=dtype, fmt=fmt, at=at) for _ in range(2))
-    weight = tensor(c if per_channel else 1, 1, taps, dtype=dtype, at=at)
-    pooled, gate = (tensor(n, c, dtype=acc) for _ in range(2))
-    return [
-        Call("eca_forward", (x, weight, 10, False)),
-        Call("eca_backward", (dy, gate, x, pooled, gate, weight, 10, False, True, True)),
-    ]
-
-
-def sk_calls(
-    shape: tuple[int, int, int, int] = (2, 24, 6, 5),
-    m: int = 2,
-    dtype: torch.dtype = torch.float32,
-    fmt: Any = NCHW,
-    at: int = 0,
-    prologue: bool = False,
-) -> list[Call]:
-    n, c = shape[:2]
-    acc = torch.float64 if dtype == torch.float64 else torch.float32
-    dy, *branches = (tensor(*shape, dtype=dtype, fmt=fmt, at=at) for _ in range(m + 1))
-    logits, pooled = tensor(n, m, c, dtype=acc), tensor(n, c, dtype=acc)
-    scales = tensor(2, m, c, dtype=acc) if prologue else None
-    return [
-        Call("sk_squeeze", (branches, scales)),
-        Call("sk_select", (branches, logits, scales)),
-        Call("sk_dot", (dy, logits, branches)),
-        Call("sk_gradients", (dy, logits, pooled, fmt is NHWC)),
-        Call("sk_gradients", (dy, logits, None, fmt is not NHWC)),
-    ]
+se_calls = functools.partial(calls_of, "se")
 
 
 SHAPES = [
-    (2, 24, 6, 5),
+    SHAPE,
     (3, 24, 6, 5),
     (16, 24, 6, 5),
     (1, 24, 6, 5),
@@ -258,43 +181,20 @@ SHAPES = [
     (1, 1, 1, 1),
     (8, 256, 56, 56),
 ]
-WAYS: dict[str, Callable[[], list[Call]]] = {}
-for _shape, _fmt in itertools.product(SHAPES, (NCHW, NHWC)):
-    _name = f"{'x'.join(map(str, _shape))}-{'nhwc' if _fmt is NHWC else 'nchw'}"
-    for _calls in (se_calls, eca_calls, sk_calls):
-        WAYS[f"{_calls.__name__[:3].strip('_')}-{_name}"] = (
-            lambda calls=_calls, shape=_shape, fmt=_fmt: calls(shape=shape, fmt=fmt)
-        )
-for _dtype in (torch.float16, torch.bfloat16, torch.float64):
-    for _calls in (se_calls, eca_calls, sk_calls):
-        WAYS[f"{_calls.__name__[:3].strip('_')}-{str(_dtype)[6:]}"] = (
-            lambda calls=_calls, dtype=_dtype: calls(dtype=dtype)
-        )
-WAYS |= {
-    "se-rd1": lambda: se_calls(rd=1),
-    "se-rd16": lambda: se_calls(rd=16),
-    "se-one-layer": lambda: se_calls(one_layer=True),
-    "se-no-bias": lambda: se_calls(bias=False),
-    "se-float32-weights": lambda: se_calls(dtype=torch.bfloat16, weights=torch.float32),
-    "se-silu": lambda: se_calls(how=(4, 0.0, 11)),
-    "se-leaky": lambda: se_calls(how=(3, 0.01, 10)),
-    "se-only-dx": lambda: se_calls(needs=(True, False)),
-    "se-only-dw": lambda: se_calls(needs=(False, True)),
-    "eca-5": lambda: eca_calls(taps=5),
-    "eca-per-channel": lambda: eca_calls(per_channel=True),
-    "sk-1": lambda: sk_calls(m=1),
-    "sk-4": lambda: sk_calls(m=4),
-    "sk-prologue": lambda: sk_calls(prologue=True),
-    **{
-        f"se-{name}-at-{at}": (lambda name=name, at=at: se_calls(at={name: at}))  # type: ignore[misc]
-        for name in ("x", "dy", "w1", "b1", "w2", "b2", "dgate", "pooled", "hidden", "gate")
-        for at in (1, 4)
-    },
-    "se-all-at-1": lambda: se_calls(at=dict.fromkeys(("x", "dy", "w1", "b1", "w2", "b2"), 1)),
-    "eca-at-1": lambda: eca_calls(at=1),
-    "eca-at-4": lambda: eca_calls(at=4),
-    "sk-at-1": lambda: sk_calls(at=1),
-}  # fmt: skip
+WAYS: dict[str, tuple[str, dict[str, Any]]] = {}
+for _block, _triton in TRITON.items():
+    for _shape, _fmt in itertools.product(SHAPES, (NCHW, NHWC)):
+        _name = f"{'x'.join(map(str, _shape))}-{'nhwc' if _fmt is NHWC else 'nchw'}"
+        WAYS[f"{_block}-{_name}"] = _block, {"shape": _shape, "fmt": _fmt}
+    for _dtype in (torch.float16, torch.bfloat16, torch.float64):
+        WAYS[f"{_block}-{str(_dtype)[6:]}"] = _block, {"dtype": _dtype}
+    for _name, _options in _triton.ways.items():
+        WAYS[f"{_block}-{_name}"] = _block, _options
+
+
+def calls_in(way: str) -> list[Call]:
+    block, options = WAYS[way]
+    return calls_of(block, **options)
 
 
 # ---- what Triton would launch ------------------------------------------------------------------
@@ -362,7 +262,7 @@ def named(launches: list[Launched], args: tuple[Any, ...]) -> list[Launched]:
 
 @pytest.mark.parametrize("way", WAYS)
 def test_launches_what_triton_would(way: str, machine: Machine) -> None:
-    for call in WAYS[way]():
+    for call in calls_in(way):
         want = by_triton(call)
         bound = machine.bound
         first = by_operator(call)
@@ -375,7 +275,7 @@ def test_launches_what_triton_would(way: str, machine: Machine) -> None:
 
 def test_calls_do_not_disturb_each_other(machine: Machine) -> None:
     """All ways in one process, forwards and backwards."""
-    calls = [call for way in WAYS.values() for call in way()]
+    calls = [call for way in WAYS for call in calls_in(way)]
     want = [by_triton(call) for call in calls]
     for _ in range(2):
         for call, launches in itertools.chain(
@@ -411,11 +311,11 @@ def test_other_alignment_is_another_kernel(name: str) -> None:
         {"shape": (2, 1, 6, 5)},
         {"shape": (2, 24, 6, 6)},
         {"fmt": NHWC},
-        {"how": (4, 0.0, 10)},
-        {"how": (3, 0.5, 10)},
-        {"how": (1, 0.0, 11)},
+        {"act": 4},
+        {"act": 3, "act_param": 0.5},
+        {"gate": 11},
         {"bias": False},
-        {"one_layer": True},
+        {"rd": 0},
     ],
     ids=str,
 )
@@ -447,8 +347,8 @@ def test_copies_what_is_not_dense(machine: Machine) -> None:
 
 
 def test_results_are_new_every_time() -> None:
-    for way in ("se-silu", "eca-5", "sk-4"):
-        for call in WAYS[way]():
+    for way in ("se-silu", "eca-3", "sk-4"):
+        for call in calls_in(way):
             results = [call() for _ in range(4)]
             flat = [[r] if isinstance(r, Tensor) else list(r) for r in results]
             assert len({type(r) for r in results}) == 1
@@ -618,8 +518,8 @@ def test_memory_that_is_not_aligned(monkeypatch: pytest.MonkeyPatch, machine: Ma
 
 def test_threads(machine: Machine) -> None:
     """Many threads with few kinds of calls, from an empty cache, and with small time slices."""
-    ways = ["se-silu", "se-x-at-1", "se-2x24x6x5-nhwc", "sk-4", "eca-5", "se-bfloat16"]
-    calls = [call for way in ways for call in WAYS[way]()]
+    ways = ["se-silu", "se-x-at-1", "se-2x24x6x5-nhwc", "sk-4", "eca-3", "se-bfloat16"]
+    calls = [call for way in ways for call in calls_in(way)]
     want = [by_triton(call) for call in calls]
     errors: list[str] = []
 
@@ -661,8 +561,8 @@ def test_as_many_programs_as_kinds_of_calls(monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.parametrize("name", OPERATORS)
 def test_few_python_calls(name: str) -> None:
     """What the host does for a call: a handful of Python functions, not one per argument."""
-    calls = [*se_calls(), *eca_calls(), *sk_calls()]
-    (call, *_) = (c for c in calls if c.operator == name)
+    every = [call for block in TRITON for call in calls_of(block)]
+    (call,) = (c for c in every if c.operator == name)
     for _ in range(2):
         call()
     counted = []

@@ -82,8 +82,9 @@ def run(arguments: argparse.Namespace) -> int:
     """Execute, count and print; returns the exit code."""
     quiet()
     layer = _load_layer()
-    if arguments.block not in layer.BLOCKS:
-        raise UsageError(f"--block must be one of {', '.join(layer.BLOCKS)}; got {arguments.block}")
+    if arguments.block not in layer.KERNELS:
+        names = ", ".join(layer.KERNELS)
+        raise UsageError(f"--block must be one of {names}; got {arguments.block}")
     build, profiles = _module("tests.cuda_host.build"), _module("tests.cuda_host.control").PROFILES
     if arguments.sm not in profiles:
         names = ", ".join(map(str, profiles))

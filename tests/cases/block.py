@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
+
+from tests.cases.triton import Triton
+from tests.cuda_host.kernels import Kernels
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,23 @@ class Variant:
 
 
 @dataclass(frozen=True)
+class ByHand:
+    """Values of the formula that somebody computed by hand.
+
+    Attributes:
+        name: Of the test.
+        compute: What the formula says.
+        expected: The same numbers, in the order of its tensors.
+        within: How far they may be apart.
+    """
+
+    name: str
+    compute: Callable[[], Sequence[Tensor]]
+    expected: tuple[list[float], ...]
+    within: float = 0.0
+
+
+@dataclass(frozen=True)
 class Block:
     """One block.
 
@@ -62,7 +82,14 @@ class Block:
         forward_operators: How many of them are the forward's.
         whole_on: Backends that have one each all the same, for a function's default options.
         variants: Keywords by name, some with weights of other shapes.
-        constants: What its forward operator takes behind the tensors, in some variants.
+        constants: What its forward operator takes behind the tensors, in some variants; the last is
+            smooth.
+        not_finite: By the name of the test, options for maps with NaN and infinities.
+        threads: Options for the test of other numbers of threads; None if it has no kernels.
+        shared_sums: Sizes at which blocks of threads share a sum, and the last to arrive adds up.
+        by_hand: Of a block with operators of its own, as are those that follow.
+        kernels: Its CUDA kernels.
+        triton: Its Triton kernels.
     """
 
     name: str
@@ -85,6 +112,12 @@ class Block:
     operators: tuple[str, ...] = ()
     forward_operators: int = 1
     whole_on: tuple[str, ...] = ()
+    not_finite: dict[str, dict[str, Any]] = field(default_factory=dict)
+    threads: dict[str, Any] | None = None
+    shared_sums: tuple[Config, ...] = ()
+    by_hand: tuple[ByHand, ...] = ()
+    kernels: tuple[Kernels, ...] = ()
+    triton: Triton | None = None
 
     @property
     def op(self) -> str:

@@ -80,6 +80,7 @@ BLOCK = Block(
         "no-bias": Variant({"gate": "sigmoid"}, lambda channels: [(channels, channels)]),
     },
     smooth={"gate": "sigmoid"},
+    threads={},
     constants=((0, 0.0, 11), (0, 0.0, 10)),
     operator="se",
     operator_tensors=lambda tensors: [tensors[0], None, None, *tensors[1:]],

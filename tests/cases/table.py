@@ -6,29 +6,43 @@ write without this package, whose error is the yardstick). Everything else is ge
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import pytest
 import torch
 from torch import Tensor
 
 from chattn_cuda import backends
 from tests import host_backend
-from tests.cases import eca, ese, scale_bias, se, sk
 from tests.cases.block import Block, Config
 from tests.cases.layouts import LAYOUTS
+
+if TYPE_CHECKING:
+    import pytest  # else where it is used: `python -m chattn_cuda traffic` does without
 
 host_backend.register()
 HAS_GPU = torch.cuda.is_available()
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 _LARGE = {torch.float16: "nchw", torch.bfloat16: "nhwc", torch.float64: "nchw"}
 
-#: A new block adds its line here.
-BLOCKS: dict[str, Block] = {
-    block.name: block for block in (se.BLOCK, eca.BLOCK, ese.BLOCK, scale_bias.BLOCK, sk.BLOCK)
-}
+
+def _blocks() -> Iterator[Block]:
+    """Those of the modules here.
+
+    Squeeze-and-excitation is the first: what many blocks share is checked by its problems.
+    """
+    names = [module.name for module in pkgutil.iter_modules([str(Path(__file__).parent)])]
+    for name in sorted(names, key=lambda name: (name != "se", name)):
+        if hasattr(module := importlib.import_module(f"tests.cases.{name}"), "BLOCK"):
+            yield module.BLOCK
+
+
+#: A new block needs no line here: it has a file beside this one.
+BLOCKS: dict[str, Block] = {block.name: block for block in _blocks()}
 
 
 @dataclass(frozen=True)
@@ -104,6 +118,8 @@ def _cases_of(block: Block, backend: str) -> Iterator[Case]:
 
 
 def _marks(case: Case) -> list[pytest.MarkDecorator]:
+    import pytest
+
     marks = [pytest.mark.gpu] * (case.device == "cuda")
     if not marks and case.config.is_large and case.dtype != torch.float32:
         marks.append(pytest.mark.slow)
@@ -115,6 +131,8 @@ def table() -> list[Any]:
 
     The backends of a case follow one another: what judges them is computed once.
     """
+    import pytest
+
     found: dict[str, list[Case]] = {}
     for block in BLOCKS.values():
         for backend in backends.names():
@@ -129,6 +147,8 @@ def table() -> list[Any]:
 
 def fused_backends() -> list[Any]:
     """The backends with operators, as pytest parameters."""
+    import pytest
+
     return [
         pytest.param(name, marks=[pytest.mark.gpu] * (device_of(name) == "cuda"))
         for name in backends.names()
@@ -140,6 +160,8 @@ def require(backend: str) -> None:
     """Skip the test, with the reason, where ``backend`` cannot run."""
     reason = unavailable(backend)
     if reason is not None:
+        import pytest
+
         pytest.skip(f"backend {backend}: {reason}")
     backends.select(backend, device_of(backend))  # its operators are there from then on
 

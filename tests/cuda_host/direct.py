@@ -26,10 +26,9 @@ import threading
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from tests.cuda_host import build as builder
-from tests.cuda_host.build import Unit
 from tests.cuda_host.control import HostCuda, Report
 from tests.cuda_host.problems import Problem
 
@@ -41,29 +40,6 @@ TIMEOUT = 120
 DIRECTIONS = ("forward", "backward")
 
 
-class Library(NamedTuple):
-    """What is built of a block, and called.
-
-    Attributes:
-        folder: The block's, in csrc/blocks/.
-        calls: The operators of a forward call, and those of a backward call.
-        kernels: The file with its kernels, and those with kernels that it launches, too.
-    """
-
-    folder: str
-    calls: tuple[tuple[str, ...], tuple[str, ...]]
-    kernels: tuple[str, ...] = ("launch.cu",)
-
-
-#: by the problems' block
-LIBRARIES = {
-    "se": Library("se", (("se_forward",), ("se_backward",))),
-    "eca": Library("eca", (("eca_forward",), ("eca_backward",))),
-    "sk": Library("sk", (("sk_squeeze", "sk_select"), ("sk_dot", "sk_gradient")), ("passes.cu",)),
-    "sk_block": Library("sk", (("sk_forward",), ("sk_backward",)), ("network.cu", "passes.cu")),
-}
-
-
 @dataclass(frozen=True)
 class Outcome:
     """One run: an error, or the results and, by direction, what moved."""
@@ -73,29 +49,12 @@ class Outcome:
     reports: dict[str, Report]
 
 
-def kernels(block: str, csrc: Path) -> Path:
-    """The file with a block's own kernels."""
-    library = LIBRARIES[block]
-    return csrc / "blocks" / library.folder / library.kernels[0]
-
-
-def build(block: str, csrc: Path, variant: str = "plain") -> Path:
-    """A block's library, from csrc/ or a changed copy."""
-    folder, calls, kernels = LIBRARIES[block]
-    sources = [Unit(csrc / "blocks" / folder / name, ("CHATTN_T=float",)) for name in kernels]
-    structs = ",".join(name.title().replace("_", "") for name in (*calls[0], *calls[1]))
-    defines = (f'BLOCK_PLAN="blocks/{folder}/plan.h"', f"BLOCK_CALLS={structs}")
-    sources.append(Unit(builder.HERE / "direct" / "direct.cpp", defines))
-    return builder.build_library(f"direct_{block}", sources, variant=variant, csrc=csrc)
-
-
 def described(problem: Problem) -> dict[str, Any]:
     """A call but for its arrays' places, as direct.cpp takes it."""
     sizes = {"n": problem.n, "c": problem.c, "hw": problem.h * problem.w}
     options = {**sizes, "channels_last": problem.channels_last, **problem.options}
     text = " ".join(f"{k}={int(v) if v is True or v is False else v}" for k, v in options.items())
-    calls = LIBRARIES[problem.block].calls
-    return {"calls": calls, "options_of_call": text, "names": " ".join(problem.shapes)}
+    return {"calls": problem.operators, "options_of_call": text, "names": " ".join(problem.shapes)}
 
 
 def offsets(problem: Problem) -> tuple[dict[str, int], int]:

@@ -1,7 +1,7 @@
 """Changed copies of csrc/ and of the zoo: every barrier deleted in turn, and bugs planted by hand.
 
-for mutant in [*barriers(CSRC), *bugs.BUGS]:
-    library = direct.build(mutant.block, mutant.apply())
+for mutant in [*barriers(CSRC), *engine.BUGS, *blocks.BUGS]:
+    library = blocks.build(blocks.shown_by(mutant), mutant.apply())
 """
 
 from __future__ import annotations
@@ -13,8 +13,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.cuda_host import build, direct
-from tests.cuda_host.problems import PROBLEMS
+from tests.cuda_host import build
 
 CSRC = build.ROOT / "csrc"
 ZOO = build.HERE / "zoo"
@@ -61,22 +60,11 @@ class Mutant:
             count = source.count(self.old)
             assert count == 1, (
                 f"{self.file} holds {count} times, not once, the text that the mutant "
-                f"{self.name!r} replaces; adapt tests/cuda_host/bugs/:\n{self.old}"
+                f"{self.name!r} replaces; adapt tests/cuda_host/bugs/ or tests/cases/:\n{self.old}"
             )
             at = source.index(self.old)
         assert source.startswith(self.old, at), f"{self.file} has changed since the test began"
         return source[:at] + self.new + source[at + len(self.old) :]
-
-    @property
-    def block(self) -> str:
-        """The block whose problems must show the bug."""
-        if self.shown_by is not None:
-            return self.shown_by
-        for block in PROBLEMS:
-            kernels = direct.kernels(block, self.tree)
-            if self.tree / self.file in build.includes(kernels, self.tree):
-                return block
-        raise AssertionError(f"no block in tests/cuda_host/problems.py includes {self.file}")
 
     def apply(self) -> Path:
         """A copy of the tree with the change; the same place for the same contents."""

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from chattn_cuda import ops
 from chattn_cuda.reference import accumulation_dtype
-from tests.cases.table import BLOCKS, Case, make_inputs
+from tests.cases import BLOCKS, Case, make_inputs
 from tests.compare import assert_close, shares
 
 

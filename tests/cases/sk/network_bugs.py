@@ -1,4 +1,4 @@
-"""Bugs in the network between the passes of a selective kernel that is one operator."""
+"""Bugs to plant in the network between the passes of a selective kernel that is one operator."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ _NETWORK, _BLOCK = "blocks/sk/network.cuh", "blocks/sk/network.cu"
 
 
 def _bug(name: str, old: str, new: str, noticed: str, file: str = _NETWORK) -> Mutant:
-    return in_csrc(f"network-{name}", file, old, new, noticed, "sk_block")
+    return in_csrc(f"network-{name}", file, old, new, noticed)
 
 
 BUGS = (

@@ -1,4 +1,4 @@
-"""Bugs in the gate of squeeze-and-excitation."""
+"""Bugs to plant in the gate of squeeze-and-excitation."""
 
 from __future__ import annotations
 

@@ -1,17 +1,12 @@
-"""Bugs in the selective kernel, and in what the shared passes do for it alone."""
+"""Bugs to plant in the selective kernel, and in what the shared passes do for it alone."""
 
 from __future__ import annotations
 
-from tests.cuda_host.mutation import PLACE, Mutant, in_csrc
+from tests.cuda_host.mutation import PLACE, in_csrc
 
 _SELECT, _SK = "blocks/sk/gate.cuh", "blocks/sk/passes.cu"
 _APPLY, _REDUCE = "engine/cuda/apply.cuh", "engine/cuda/reduce.cuh"
 _ELEMENTS = "engine/cuda/elements.cuh"
-
-
-def _pass(name: str, file: str, old: str, new: str, noticed: str) -> Mutant:
-    return in_csrc(name, file, old, new, noticed, "sk")
-
 
 BUGS = (
     # ---- gates
@@ -85,46 +80,46 @@ BUGS = (
         "s[b] * ld(prologue + row)", "s[b] * ld(prologue + (b + 1) % M * c + p.c0 + i)",
         "y: max-abs error",
     ),
-    _pass(
+    in_csrc(
         "prologue-without-relu", _ELEMENTS,
         "s[0] += nan_max(A(0), r.scale[m] * v[m] + r.shift[m]);",
         "s[0] += r.scale[m] * v[m] + r.shift[m];",
         "pooled: max-abs error",
     ),
-    _pass(
+    in_csrc(
         "prologue-of-the-plane-not-its-channel", _REDUCE,
         "const index_t channel = plane - sample_of(plane) * sample_planes;",
         "const index_t channel = plane;",
         PLACE + "out-of-bounds load|pooled: max-abs error",
     ),
     # ---- slices of one map
-    _pass(
+    in_csrc(
         "slices-taken-for-dense-in-tiles", _REDUCE,
         "skip = io.skipped(n);", "(void)n;",
         "pooled: max-abs error",
     ),
-    _pass(
+    in_csrc(
         "tile-runs-into-the-next-sample", _REDUCE,
         "end = (n + 1) * io.sample_planes;", "end = planes;",
         PLACE + "race on 'scratch'",
     ),
-    _pass(
+    in_csrc(
         "gap-behind-every-plane", _REDUCE,
         "io.skipped(io.sample_of(plane))", "io.skipped(plane)",
         PLACE + "out-of-bounds load of 16 bytes",
     ),
-    _pass(
+    in_csrc(
         "gap-behind-every-sample-of-rows", _REDUCE,
         "io.skipped(first)", "io.skipped(n)",
         "pooled: max-abs error",
     ),
-    _pass(
+    in_csrc(
         "gradient-forgets-the-samples-before", _APPLY,
         "io.skipped_out(row)", "io.skipped_out(at + 0 * row)",
         PLACE + "race on 'dx'",
     ),
     # ---- traffic
-    _pass(
+    in_csrc(
         "branches-read-twice", _REDUCE,
         "v[m] = load_vec<V>(in[m] + offset + (is_slice(m) ? skip : 0));",
         "for (int i = 0; i <= (is_slice(m) ? 1 : 0); ++i)\n"

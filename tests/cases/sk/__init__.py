@@ -1,4 +1,4 @@
-"""The selective kernel in the case table."""
+"""The selective kernel: its cases, and what the tests know of its kernels."""
 
 from __future__ import annotations
 
@@ -12,6 +12,10 @@ from torch import Tensor, nn
 
 from chattn_cuda import activations, functional
 from tests.cases.block import Block, Config, Variant, name_of
+from tests.cases.sk.by_hand import BY_HAND
+from tests.cases.sk.cuda import KERNELS
+from tests.cases.sk.network import NETWORK
+from tests.cases.sk.triton import TRITON
 
 
 def _parameters(config: Config, random: Callable[..., Tensor]) -> dict[str, Tensor | None]:
@@ -152,4 +156,9 @@ BLOCK = Block(
     operators=("sk_squeeze", "sk_select", "sk_dot", "sk_gradient"),
     forward_operators=2,
     whole_on=("cpu", "cuda", "cuda_host"),
+    not_finite={"sk": {"d": 6, "m": 3}},
+    threads={"d": 9, "m": 3, "bias": False},
+    by_hand=BY_HAND,
+    kernels=(KERNELS, NETWORK),
+    triton=TRITON,
 )

@@ -1,4 +1,4 @@
-"""Squeeze-and-Excitation in the case table."""
+"""Squeeze-and-excitation: its cases, and what the tests know of its kernels."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ from torch import Tensor
 
 from chattn_cuda import activations, functional
 from tests.cases.block import Block, Config, Variant, name_of
+from tests.cases.se.by_hand import BY_HAND
+from tests.cases.se.cuda import KERNELS
+from tests.cases.se.triton import TRITON
 
 
 def parameters(
@@ -126,6 +129,15 @@ BLOCK = Block(
         "silu-tanh-gate": Variant({"act": "silu", "gate": "tanh", "return_gate": True}),
         "gelu-hard-gate": Variant({"act": "gelu", "gate": "hard_sigmoid"}),
     },
-    constants=((1, 0.0, 10), (4, 0.0, 11)),
+    constants=((1, 0.0, 11), (4, 0.0, 10)),
     smooth={"act": "silu"},
+    not_finite={"se": {"rd": 6}},
+    threads={"rd": 9},
+    shared_sums=(
+        Config("split", (3, 260, 1, 2), {"rd": 40}),
+        Config("split_wide", (66, 260, 1, 1), {"rd": 34}),
+    ),
+    by_hand=BY_HAND,
+    kernels=(KERNELS,),
+    triton=TRITON,
 )
