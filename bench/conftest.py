@@ -65,12 +65,12 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Parametrise ``test_<block>`` with its rows and implementations."""
+    """Parametrise with the rows of the blocks, without relatives, and with implementations."""
     if "row" not in metafunc.fixturenames:
         return
-    block = BLOCKS[metafunc.function.__name__.removeprefix("test_")]
     device = metafunc.config.option.device or default_device()
-    found = rows(block.name, device, default_dtypes(device))
+    blocks = sorted(name for name, block in BLOCKS.items() if not block.relative)
+    found = [row for name in blocks for row in rows(name, device, default_dtypes(device))]
     names = (EAGER, COMPILE, *fused_backends(device))
     metafunc.parametrize("row", found, ids=[row.id for row in found])
     metafunc.parametrize("implementation", names)
@@ -81,8 +81,7 @@ def run_row(benchmark, request: pytest.FixtureRequest) -> Callable[[Row, str], N
     """Measures a row, the first time it is asked for, and reports one implementation of it."""
 
     def run(row: Row, implementation: str) -> None:
-        for module in BLOCKS[row.block].requires:
-            pytest.importorskip(module)
+        pytest.importorskip(BLOCKS[row.block].library)
         if row not in results:
             results[row] = measure(row, seconds=request.config.option.seconds)
         result = results[row]

@@ -34,8 +34,6 @@ NETWORKS: dict[str, tuple[tuple[int, int], ...]] = {
     "regnety_032": ((72, 56), (216, 28), (576, 14), (1512, 7)),
 }
 SHORT = ((256, 56), (144, 56), (240, 14), (2048, 7))
-# A batch norm over one sample of one position has no gradient; PyTorch refuses it.
-NORMED = ("sk", "split_attn")
 
 
 class Conditions(NamedTuple):
@@ -113,6 +111,12 @@ def settle(conditions: Conditions, rounds: int, again: int) -> Figure:
     return figure
 
 
+@functools.cache
+def is_normed(block: str) -> bool:
+    """Whether a batch norm is in it: PyTorch refuses to train one with a single sample."""
+    return any(isinstance(m, torch.nn.BatchNorm2d) for m in BLOCKS[block].make(64).modules())
+
+
 def conditions_of(arguments: argparse.Namespace) -> Iterator[Conditions]:
     """The rows that the command line asks for."""
     shapes = dict.fromkeys(itertools.chain(*NETWORKS.values())) if arguments.all else SHORT
@@ -128,7 +132,7 @@ def conditions_of(arguments: argparse.Namespace) -> Iterator[Conditions]:
         arguments.caches,
         shapes,
     ):
-        if batch == 1 and way == TRAINING and block in NORMED:
+        if batch == 1 and way == TRAINING and is_normed(block):
             continue
         row = Row(block, (batch, c, hw, hw), layout, way, getattr(torch, dtype))
         yield Conditions(row, threads, caches == "cold")

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from chattn_cuda import backends
 from chattn_cuda.convert import Entry, Report, accelerate
 from chattn_cuda.modules.fused import FusedForward
+from chattn_cuda.peers import PEERS
 
 __all__ = ["FAMILIES", "SAME", "Family", "Outcome", "check"]
 
@@ -26,6 +27,8 @@ SAME = 1e-9
 """Two correct computations in float64 differ by less, relative to the largest number."""
 
 _BATCH = 2
+_SIZE = 64  # at half of it, batch norm over 2 x 1 x 1 values amplifies rounding
+_SIZES = {"repvgg_d2se": 33}  # whose last map is of 2 x 2 positions, too
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,7 @@ class Family:
 
     library: str
     model: str
-    size: int = 64  # at half of it, batch norm over 2 x 1 x 1 values amplifies rounding
+    size: int = _SIZE
 
     @property
     def name(self) -> str:
@@ -64,25 +67,10 @@ class Family:
         return model
 
 
-FAMILIES: tuple[Family, ...] = (
-    Family("timm", "seresnet50"),
-    Family("timm", "legacy_senet154"),
-    Family("timm", "seresnext50_32x4d"),
-    Family("timm", "ecaresnet50d"),
-    Family("timm", "skresnet50"),
-    Family("timm", "skresnext50_32x4d"),
-    Family("timm", "efficientnet_b0"),
-    Family("timm", "mobilenetv3_large_100"),
-    Family("timm", "regnety_032"),
-    Family("timm", "rexnet_100"),
-    Family("timm", "ese_vovnet39b"),
-    Family("timm", "resnest50d"),
-    Family("timm", "repvgg_d2se", 33),
-    Family("timm", "nfnet_l0"),
-    Family("timm", "eca_nfnet_l0"),
-    Family("torchvision", "mobilenet_v3_large"),
-    Family("torchvision", "efficientnet_b0"),
-    Family("torchvision", "regnet_y_400mf"),
+FAMILIES: tuple[Family, ...] = tuple(
+    Family(peer.library, model, _SIZES.get(model, _SIZE))
+    for peer in sorted(PEERS, key=lambda peer: peer.library)
+    for model in peer.models
 )
 
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from chattn_cuda import _native
+from chattn_cuda.cli import main
 from chattn_cuda.modules import adaptive_kernel_size
 from tests.cases.se.cuda import reduced
 from tests.cuda_host import build
@@ -307,3 +308,18 @@ def test_command() -> None:
         assert text in done.stdout
     for name in ("x", "y", "dy", "dx"):
         assert re.search(rf"^ *{name} .*\b[12]\.000$", done.stdout, re.MULTILINE), name
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--block eca --rd 8", "--rd is an option of the block se"),
+        ("--block se --per-channel", "--per-channel is an option of the block eca"),
+        ("--block se --branches 3", "--branches is an option of the block sk"),
+        ("--block sk_block --branches 5", "--branches must be 1 to 4, got 5"),
+        ("--block eca --k 4", "--k must be odd, got 4"),
+    ],
+)
+def test_command_refuses(words: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["traffic", *words.split()]) == 2
+    assert message in capsys.readouterr().err

@@ -84,7 +84,7 @@ def run(arguments: argparse.Namespace) -> int:
     if not fused_backends(device):
         raise UsageError(f"no backend with kernels runs on {device}: python -m chattn_cuda doctor")
     blocks = arguments.block or list(BLOCKS)
-    require("bench", [m for b in blocks for m in BLOCKS[b].requires])
+    require("bench", [BLOCKS[b].library for b in blocks])
     if arguments.chart:
         require("--chart", ("matplotlib",))
     dtypes = [getattr(torch, d) for d in arguments.dtype or ()] or default_dtypes(device)

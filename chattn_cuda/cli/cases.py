@@ -1,6 +1,6 @@
 """What is measured: one row per block, map, layout, type and direction.
 
-A new block is one entry in `BLOCKS`; the checks, benchmarks, tables and charts follow.
+The blocks are those of `chattn_cuda.peers`; the checks, benchmarks, tables and charts follow.
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from chattn_cuda import backends
 from chattn_cuda.convert import accelerate
+from chattn_cuda.peers import PEERS, Measured, Shape
 
 __all__ = [
     "BLOCKS",
@@ -24,7 +25,6 @@ __all__ = [
     "DIRECTIONS",
     "EAGER",
     "LAYOUTS",
-    "Block",
     "Problem",
     "Row",
     "forward_backward",
@@ -37,117 +37,9 @@ FORWARD, TRAINING = "forward", "forward+backward"
 DIRECTIONS = (FORWARD, TRAINING)
 LAYOUTS = {"nchw": torch.contiguous_format, "channels_last": torch.channels_last}
 
-Shape = tuple[int, int, int, int]
-# The four stages of a ResNet-50 on 224 x 224 images, batch 8.
-STAGES: tuple[Shape, ...] = (
-    (8, 256, 56, 56),
-    (8, 512, 28, 28),
-    (8, 1024, 14, 14),
-    (8, 2048, 7, 7),
-)
-
-
-@dataclass(frozen=True)
-class Block:
-    """A block, and the module of another library that it is compared with.
-
-    Attributes:
-        name: Short name, as in row ids.
-        title: Full name.
-        peer: What the peer is called in tables.
-        requires: Modules that must be importable.
-        make: ``make(channels)`` builds the peer, which `chattn_cuda.accelerate` knows.
-        shapes: Maps (N, C, H, W) to measure.
-        maps: How many of them a call takes.
-        slices: How many branches a map holds; the output has the channels of one.
-    """
-
-    name: str
-    title: str
-    peer: str
-    requires: tuple[str, ...]
-    make: Callable[[int], nn.Module]
-    shapes: tuple[Shape, ...] = STAGES
-    maps: int = 1
-    slices: int = 1
-
-
-def _timm_se(channels: int) -> nn.Module:
-    from timm.layers import SEModule
-
-    return SEModule(channels)
-
-
-def _timm_eca(channels: int) -> nn.Module:
-    from timm.layers import EcaModule
-
-    return EcaModule(channels)
-
-
-def _timm_ese(channels: int) -> nn.Module:
-    from timm.layers import EffectiveSEModule
-
-    return EffectiveSEModule(channels)
-
-
-def _timm_split_attn(channels: int) -> nn.Module:
-    """What follows the convolution; its map has the channels of both branches."""
-    from timm.layers import SplitAttn
-
-    module = SplitAttn(channels // 2, groups=2, norm_layer=nn.BatchNorm2d)
-    module.add_module("conv", nn.Identity())
-    return module
-
-
-class _Branches(nn.Module):
-    """timm's attention of two branches."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        from timm.layers.selective_kernel import SelectiveKernelAttn
-
-        self.attn = SelectiveKernelAttn(channels, 2, max(channels // 16, 32))
-
-    def forward(self, *branches: Tensor) -> Tensor:
-        weigh: Any = getattr(self.attn, "weigh", None)  # once it is accelerated
-        if weigh is not None:
-            return weigh(branches)
-        u = torch.stack(branches, 1)
-        return (u * self.attn(u)).sum(1)
-
-
-BLOCKS: dict[str, Block] = {
-    b.name: b
-    for b in (
-        Block("se", "Squeeze-and-Excitation", "timm SEModule", ("timm",), _timm_se),
-        Block("eca", "Efficient Channel Attention", "timm EcaModule", ("timm",), _timm_eca),
-        Block(
-            "sk",
-            "Selective Kernel, two branches",
-            "timm SelectiveKernelAttn",
-            ("timm",),
-            _Branches,
-            tuple((8, c, h, h) for c, h in ((128, 56), (256, 28), (512, 14), (1024, 7))),
-            maps=2,
-        ),
-        Block(
-            "ese",
-            "Effective Squeeze-and-Excitation",
-            "timm EffectiveSEModule",
-            ("timm",),
-            _timm_ese,
-        ),
-        Block(
-            "split_attn",
-            "Split attention",
-            "timm SplitAttn",
-            ("timm",),
-            _timm_split_attn,
-            tuple((8, c, h, h) for c, h in ((128, 56), (256, 28), (512, 14), (1024, 7))),
-            slices=2,
-        ),
-    )
-}
+_MEASURED = [peer for peer in PEERS if isinstance(peer, Measured)]
+BLOCKS: dict[str, Measured] = {p.name: p for p in sorted(_MEASURED, key=lambda p: p.relative)}
+"""By their short names; the relatives last."""
 
 
 @dataclass(frozen=True)

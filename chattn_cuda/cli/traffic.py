@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import inspect
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -52,30 +53,34 @@ def _shape(text: str) -> tuple[int, ...]:
     return sizes
 
 
-# What measure() takes of each block, by the name of the argument.
+# The blocks' own options, by what the layer calls them; it says which block takes which.
 _OPTIONS = {
-    "se": {"rd": "rd"},
-    "eca": {"k": "k", "circular": "circular", "per_channel": "per_channel"},
-    "sk": {"branches": "m"},
+    "rd": "rd",
+    "k": "k",
+    "circular": "circular",
+    "per_channel": "per_channel",
+    "m": "branches",
 }
 
 
-def _options(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The block's own options.
+def _options(arguments: argparse.Namespace, blocks: dict[str, Any]) -> dict[str, Any]:
+    """The block's own options that were given.
 
     Raises:
-        UsageError: one of another block was given, or an even k.
+        UsageError: one is of another block, or has a value that the kernels do not take.
     """
-    for block, names in _OPTIONS.items():
-        for name in names:
-            if block != arguments.block and getattr(arguments, name):
-                raise UsageError(f"--{name.replace('_', '-')} is an option of the block {block}")
+    takes = {name: inspect.signature(block.measure).parameters for name, block in blocks.items()}
+    given = {o: value for o, name in _OPTIONS.items() if (value := getattr(arguments, name))}
+    for option in given:
+        if option not in takes[arguments.block]:
+            owner = next(name for name, options in takes.items() if option in options)
+            flag = _OPTIONS[option].replace("_", "-")
+            raise UsageError(f"--{flag} is an option of the block {owner}")
     if arguments.k is not None and arguments.k % 2 == 0:
         raise UsageError(f"--k must be odd, got {arguments.k}")
     if arguments.branches is not None and arguments.branches > 4:
         raise UsageError(f"--branches must be 1 to 4, got {arguments.branches}")
-    given = {option: getattr(arguments, name) for name, option in _OPTIONS[arguments.block].items()}
-    return {option: value for option, value in given.items() if value is not None}
+    return given
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -97,7 +102,7 @@ def run(arguments: argparse.Namespace) -> int:
         getattr(torch, arguments.dtype),
         arguments.layout,
         sm=arguments.sm,
-        **_options(arguments),
+        **_options(arguments, layer.BLOCKS),
     )
     terminal = Terminal()
     size = " x ".join(map(str, arguments.shape))

@@ -1,4 +1,4 @@
-"""What `accelerate` knows of a class that it can accelerate."""
+"""What `accelerate` knows of what it can accelerate."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from chattn_cuda.modules.fused import FusedForward
+from chattn_cuda.peers import PEERS
 
-__all__ = ["ADAPTERS", "STRUCTURES", "Adapter", "se_obstacle"]
+__all__ = ["ADAPTERS", "STRUCTURES", "Adapter"]
 
 
 @dataclass(frozen=True)
@@ -16,12 +17,9 @@ class Adapter:
     """How to accelerate one class, or one kind of module.
 
     Attributes:
-        mixin: The forward to put in front; it reads the class's own submodules. What it does not
-            cover runs the class's own forward.
-        obstacle: ``obstacle(module)`` returns why this instance would never take the fused path;
-            what can go away by itself (hooks, batch statistics) is seen when it runs. It raises
-            AttributeError where the module lacks something.
-        parts: Names of other classes whose forwards the mixin stands for, where they are in use.
+        mixin: As of a `chattn_cuda.peers.Peer`.
+        obstacle: As there.
+        parts: As there.
         fits: For modules known by structure: whether this is one.
         around: Whether the class's own forward runs around the block; it may read anything.
     """
@@ -33,13 +31,8 @@ class Adapter:
     around: bool = False
 
 
-ADAPTERS: dict[str, Adapter] = {}
+ADAPTERS = {peer.path: Adapter(peer.mixin, peer.obstacle, peer.parts) for peer in PEERS}
 """By the qualified name of the class."""
 
 STRUCTURES: dict[str, Adapter] = {}
 """By the name of the structure; each has ``fits``."""
-
-
-def se_obstacle(mixin: Any) -> Callable[[Any], str | None]:
-    """The ``obstacle`` of a forward of the SE family, from its layers."""
-    return lambda module: mixin.fused_layers(module).why_never_fused()

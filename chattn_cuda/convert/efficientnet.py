@@ -12,9 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.fx import Proxy
 
-from chattn_cuda.convert.adapter import Adapter, se_obstacle
+from chattn_cuda.convert.adapter import Adapter
 from chattn_cuda.hooks import own_behaviour
 from chattn_cuda.modules.squeeze_excite import SqueezeExciteForward, SqueezeExciteLayers
+from chattn_cuda.peers.se import se_obstacle
 
 __all__ = ["STRUCTURES"]
 

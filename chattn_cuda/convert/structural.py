@@ -13,11 +13,12 @@ from torch import nn
 
 from chattn_cuda import activations
 from chattn_cuda.activations import ActivationSpec
-from chattn_cuda.convert.adapter import Adapter, se_obstacle
+from chattn_cuda.convert.adapter import Adapter
 from chattn_cuda.hooks import own_behaviour
 from chattn_cuda.modules.efficient_channel_attention import EfficientChannelAttentionForward
 from chattn_cuda.modules.fused import Operands, is_global_average_pool, submodule_obstacle
 from chattn_cuda.modules.squeeze_excite import SqueezeExciteForward, SqueezeExciteLayers
+from chattn_cuda.peers.se import se_obstacle
 
 __all__ = ["STRUCTURES"]
 

@@ -1,4 +1,4 @@
-"""Selective kernel of two branches: eager timm, torch.compile, and our backends."""
+"""Every block: its eager peer, the same under torch.compile, and our backends."""
 
 from __future__ import annotations
 
@@ -11,5 +11,5 @@ from chattn_cuda.cli.cases import Row
 
 
 @pytest.mark.benchmark(timer=replay)
-def test_sk(run_row: Callable[[Row, str], None], row: Row, implementation: str) -> None:
+def test_block(run_row: Callable[[Row, str], None], row: Row, implementation: str) -> None:
     run_row(row, implementation)
