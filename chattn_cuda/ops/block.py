@@ -73,16 +73,18 @@ class Block:
         name: Prefix of its operators.
         weights: In the order of the arguments, behind the map.
         constants: The arguments behind the tensors, as a schema has them.
-        saves: The outputs behind y.
+        outputs: Those behind y.
         formulas: ``formulas(x, *weights, *constants) -> (y, gate)`` in plain PyTorch, from which
             second derivatives come.
+        others: ``others(x, *weights, *constants)``: the outputs between y and the gate, likewise.
     """
 
     name: str
     weights: tuple[Weight, ...]
     constants: tuple[str, ...]
-    saves: tuple[Saved, ...]
+    outputs: tuple[Saved, ...]
     formulas: Callable[..., tuple[Tensor, Tensor]]
+    others: Callable[..., tuple[Tensor, ...]]
 
     @functools.cached_property
     def tensors(self) -> int:
@@ -92,7 +94,7 @@ class Block:
     @functools.cached_property
     def saved(self) -> int:
         """Number of outputs after y."""
-        return len(self.saves)
+        return len(self.outputs)
 
     @functools.cached_property
     def biases(self) -> tuple[int, ...]:
@@ -104,7 +106,7 @@ class Block:
     def schemas(self) -> tuple[str, str]:
         """Of the operators, without a namespace."""
         kinds = {w.name: f"Tensor{'?' * w.optional} {w.name}" for w in self.weights}
-        operands = [s.name for s in self.saves]
+        operands = [s.name for s in self.outputs]
         forward = ["Tensor x", *kinds.values(), *self.constants]
         backward = ["Tensor dy", "Tensor? dgate", "Tensor x", *(f"Tensor {o}" for o in operands)]
         backward += [kinds[w.name] for w in self.weights if not w.is_bias]
@@ -124,7 +126,7 @@ class Block:
         sizes = self._sizes(x.shape, weights)
         acc = reference.accumulation_dtype(x.dtype)
         outputs = [torch.empty_like(x, memory_format=memory_format_of(x))]
-        for s in self.saves:
+        for s in self.outputs:
             empty = s.beside and weights[s.beside] is None
             outputs.append(x.new_empty((0,) if empty else _of(s.shape, sizes), dtype=acc))
         return tuple(outputs)
@@ -163,6 +165,13 @@ class Block:
                 for symbol, size in zip(w.shape.split(), shape, strict=False):
                     sizes.setdefault(symbol, size)
         return sizes
+
+    # ---- plain PyTorch
+    def decomposed(self, x: Tensor, *args: Any) -> tuple[Tensor, ...]:
+        """What the forward operator returns, by the formulas."""
+        y, gate = self.formulas(x, *args)
+        y = y.contiguous(memory_format=memory_format_of(x))
+        return y, *self.others(x, *args), gate
 
     # ---- floating-point operations
     def forward_flops(self, x: Sequence[int], *args: Any, **_: Any) -> int:

@@ -8,8 +8,8 @@ from typing import Any
 from torch import Tensor
 
 from chattn_cuda import reference
-from chattn_cuda.ops import eca, se
 from chattn_cuda.ops.block import memory_format_of
+from chattn_cuda.ops.blocks import BLOCKS
 from chattn_cuda.ops.calls import operator_of
 from chattn_cuda.ops.registration import registered_namespaces
 
@@ -39,20 +39,6 @@ def decompositions() -> dict[Any, Callable[..., Any]]:
     return found
 
 
-def _se_forward(
-    x: Tensor, w1: Any, b1: Any, w2: Tensor, b2: Any, act: int, act_param: float, gate_fn: int
-) -> tuple[Tensor, ...]:  # fmt: skip
-    y, gate = se.BLOCK.formulas(x, w1, b1, w2, b2, act, act_param, gate_fn)
-    pooled = reference.in_type(x, gate.dtype).mean((2, 3))
-    hidden = gate.new_empty((0,)) if w1 is None else reference.linear(pooled, w1, b1)
-    return _like(y, x), pooled, hidden, gate
-
-
-def _eca_forward(x: Tensor, weight: Tensor, gate_fn: int, circular: bool) -> tuple[Tensor, ...]:
-    y, gate = eca.BLOCK.formulas(x, weight, gate_fn, circular)
-    return _like(y, x), reference.in_type(x, gate.dtype).mean((2, 3)), gate
-
-
 def _like(y: Tensor, x: Tensor) -> Tensor:
     return y.contiguous(memory_format=memory_format_of(x))
 
@@ -74,8 +60,7 @@ def _sk_select(
 
 #: What an exported program calls: gradients come later, from these or from the formulas.
 _FORMULAS: dict[str, Callable[..., Any]] = {
-    "se_forward": _se_forward,
-    "eca_forward": _eca_forward,
+    **{f"{block.name}_forward": block.decomposed for block in BLOCKS.values()},
     "sk_squeeze": _sk_squeeze,
     "sk_select": _sk_select,
 }

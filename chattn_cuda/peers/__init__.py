@@ -7,14 +7,20 @@ are imported when their classes are needed.
 
 from __future__ import annotations
 
-from chattn_cuda.peers import eca, se, sk
+import importlib
+import itertools
+import pkgutil
+
 from chattn_cuda.peers.peer import Measured, Peer, Shape
 
 __all__ = ["PEERS", "Measured", "Peer", "Shape"]
 
-#: A new block adds its line here.
-PEERS: tuple[Peer, ...] = (
-    *se.PEERS,
-    *eca.PEERS,
-    *sk.PEERS,
+_names = {module.name for module in pkgutil.iter_modules(__path__)} - {"peer"}
+
+#: Of all files here; squeeze-and-excitation comes first wherever peers are listed.
+PEERS: tuple[Peer, ...] = tuple(
+    itertools.chain.from_iterable(
+        importlib.import_module(f"{__name__}.{name}").PEERS
+        for name in sorted(_names, key=lambda name: (name != "se", name))
+    )
 )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
 from chattn_cuda import reference
@@ -18,6 +20,12 @@ def _formulas(
     return reference.squeeze_excite(x, w1, b1, w2, b2, *functions)
 
 
+def _others(x: Tensor, w1: Tensor | None, b1: Tensor | None, *args: Any) -> tuple[Tensor, Tensor]:
+    pooled = reference.squeeze_branches((x,))
+    hidden = pooled.new_empty((0,)) if w1 is None else reference.linear(pooled, w1, b1)
+    return pooled, hidden
+
+
 #: Without w1 the gate has one layer: rd is c then, and the pooled values are the hidden ones.
 BLOCK = Block(
     "se",
@@ -28,6 +36,7 @@ BLOCK = Block(
         Weight("b2", "c", optional=True, is_bias=True),
     ),
     constants=("int act", "float act_param", "int gate_fn"),
-    saves=(Saved("pooled", "n c"), Saved("hidden", "n rd", beside="w1"), Saved("gate", "n c")),
+    outputs=(Saved("pooled", "n c"), Saved("hidden", "n rd", beside="w1"), Saved("gate", "n c")),
     formulas=_formulas,
+    others=_others,
 )

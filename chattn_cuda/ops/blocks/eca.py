@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
 from chattn_cuda import reference
@@ -15,11 +17,16 @@ def _formulas(x: Tensor, weight: Tensor, gate_fn: int, circular: bool) -> tuple[
     return reference.efficient_channel_attention(x, weight, gate, circular)
 
 
+def _others(x: Tensor, *args: Any) -> tuple[Tensor]:
+    return (reference.squeeze_branches((x,)),)
+
+
 #: One row of k taps for all channels, or a row for each.
 BLOCK = Block(
     "eca",
     weights=(Weight("weight", "rows one k", products="c k"),),
     constants=("int gate_fn", "bool circular"),
-    saves=(Saved("pooled", "n c"), Saved("gate", "n c")),
+    outputs=(Saved("pooled", "n c"), Saved("gate", "n c")),
     formulas=_formulas,
+    others=_others,
 )
