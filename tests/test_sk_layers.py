@@ -139,8 +139,12 @@ def test_split_attention_of_groups(groups: int, training: bool, backend: str) ->
         out = b(a) if b is ours else b.eager_forward(a)
         (slope,) = torch.autograd.grad(out.sin().sum(), a, create_graph=True)
         (slope.square().sum() + out.cos().sum()).backward()
-    for a, b in zip((one, *ours.parameters()), (two, *plain.parameters()), strict=True):
-        same(a.grad, b.grad)
+    same(one.grad, two.grad)
+    for (name, a), b in zip(ours.named_parameters(), plain.parameters(), strict=True):
+        if training and name == "fc1.bias":  # 0 in front of a batch norm; both are rounding errors
+            assert a.grad.abs().max() <= b.grad.abs().max() + 1e-12
+        else:
+            same(a.grad, b.grad)
     same(dict(ours.named_buffers()), dict(plain.named_buffers()))
     ours.eval()
     plain.eval()

@@ -69,7 +69,7 @@ def _options(arguments: argparse.Namespace, blocks: dict[str, Any]) -> dict[str,
     Raises:
         UsageError: one is of another block, or has a value that the kernels do not take.
     """
-    takes = {name: inspect.signature(block.measure).parameters for name, block in blocks.items()}
+    takes = {name: inspect.signature(kernels.calls).parameters for name, kernels in blocks.items()}
     given = {o: value for o, name in _OPTIONS.items() if (value := getattr(arguments, name))}
     for option in given:
         if option not in takes[arguments.block]:
@@ -102,7 +102,7 @@ def run(arguments: argparse.Namespace) -> int:
         getattr(torch, arguments.dtype),
         arguments.layout,
         sm=arguments.sm,
-        **_options(arguments, layer.BLOCKS),
+        **_options(arguments, layer.KERNELS),
     )
     terminal = Terminal()
     size = " x ".join(map(str, arguments.shape))

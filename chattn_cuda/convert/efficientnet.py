@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.fx import Proxy
 
 from chattn_cuda.convert.adapter import Adapter
+from chattn_cuda.functional import Decision
 from chattn_cuda.hooks import own_behaviour
 from chattn_cuda.modules.squeeze_excite import SqueezeExciteForward, SqueezeExciteLayers
 from chattn_cuda.peers.se import se_obstacle
@@ -75,6 +76,14 @@ class _MBConvBlock(SqueezeExciteForward):
             return y
         s = self._se_expand(self._swish(self._se_reduce(F.adaptive_avg_pool2d(x, 1))))
         return torch.sigmoid(s) * x
+
+    @torch.jit.unused
+    def decide(self, x: Tensor) -> Decision:
+        """What SE comes to, for the block's input."""
+        found = self.operands()
+        if not isinstance(found, str) and found.channels is not None and x.dim() == 4:
+            x = x[:, :1].expand(-1, found.channels, -1, -1)  # as the depthwise convolution's map
+        return self._decide(x, found)
 
     @torch.jit.unused
     def fused_layers(self) -> SqueezeExciteLayers:
