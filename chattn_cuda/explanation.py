@@ -136,12 +136,13 @@ def _explain_model(
 
     calls: list[tuple[str, Explanation]] = []
 
-    def note(module: Any, inputs: Any) -> None:
-        if module in blocks and inputs:
-            calls.append((blocks[module] or type(module).__name__, module.explain(*inputs)))
+    def note(module: Any, inputs: Any, named: Any, _: Any) -> None:
+        if module in blocks:
+            found = module.explain(*inputs, **named)
+            calls.append((blocks[module] or type(module).__name__, found))
 
     # A hook of all modules: blocks with hooks of their own run another way.
-    handle = nn.modules.module.register_module_forward_pre_hook(note)
+    handle = nn.modules.module.register_module_forward_hook(note, with_kwargs=True)
     try:
         with torch.random.fork_rng(devices=[]), FakeTensorMode(allow_non_fake_inputs=True) as mode:
             own = dict(model.named_parameters()), dict(model.named_buffers())
@@ -149,6 +150,7 @@ def _explain_model(
             torch.func.functional_call(model, (fakes[2], fakes[3]), fakes[0], fakes[1])
     finally:
         handle.remove()
+        nn.modules.module._global_forward_hooks_with_kwargs.pop(handle.id, None)  # torch leaves it
     return ModelExplanation(tuple(calls))
 
 

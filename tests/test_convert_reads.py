@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
+import types
 from collections.abc import Callable
 from typing import Any
 
@@ -83,6 +84,51 @@ class Global(Block):
         return self.excited(x) * FACTOR
 
 
+SETTINGS = types.SimpleNamespace(factor=1.0)
+
+
+class GlobalObject(Block):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.excited(x) * SETTINGS.factor
+
+
+def _around(factor: list[float]) -> type[Block]:
+    class Inside(Block):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.excited(x) * factor[0]
+
+    return Inside
+
+
+class Flag(Block):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("bypass", torch.tensor(False))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x if self.bypass else self.excited(x)
+
+
+class Log(Block):
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes: list[int] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.sizes.append(len(x))
+        return self.excited(x)
+
+
+class OwnClass(Block):
+    def forward(self, x: Tensor) -> Tensor:
+        return super(self.__class__, self).forward(x)
+
+
+class Single(Block):
+    def forward(self, x: Tensor) -> Tensor:
+        return x if len(x) == 1 else self.excited(x)
+
+
 class SELayer(nn.Module):
     """As moskomule's, which is known by its structure."""
 
@@ -155,11 +201,32 @@ def test_an_attribute_that_comes_later_is_seen() -> None:
         (OfClass, "the class attribute factor"),
         (Property, "the property factor"),
         (Global, "the global FACTOR"),
+        (GlobalObject, "the global SETTINGS"),
+        (_around([1.0]), "the variable factor of the function around it"),
+        (Flag, "bypass"),
+        (Log, "sizes"),
+        (OwnClass, "its own class"),
     ],
 )
 def test_what_is_in_no_module_leaves_the_block(cls: Any, reason: str) -> None:
     (entry,) = accelerate(cls()).left
     assert entry.note == f"it looks like the block, but its forward reads {reason}"
+
+
+def test_a_block_that_skips_single_samples_is_left() -> None:
+    (entry,) = accelerate(Single()).left
+    assert entry.note == "it is built like the block, but computes something else for other maps"
+
+
+def test_code_that_is_reloaded_in_place_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As IPython's autoreload puts it into the functions that there are."""
+    module, original, _ = accelerated(Block())
+    assert_same(module, original)
+    with monkeypatch.context() as patch:
+        patch.setattr(Block.forward, "__code__", (lambda self, x: 5 * x).__code__)
+        assert torch.equal(module(X), 5 * X)
+        assert chattn_cuda.explain(module, X).path == "eager"
+    assert_same(module, original)
 
 
 @pytest.mark.parametrize("cls", [Super, SuperOfStructure])

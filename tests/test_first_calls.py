@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import torchvision
 from torch import Tensor, nn
 
 import chattn_cuda
@@ -86,7 +87,7 @@ def test_a_model_is_explained_call_by_call(name: str, training: bool) -> None:
     assert set(names) == {n for n in changed if not n.endswith(".attn")} and len(names) > 3
     assert {e.path for _, e in explanation.calls} == {"fused" if FUSED else "eager"}
     assert all(torch.equal(before[k], v) for k, v in m.named_buffers())
-    assert not torch.nn.modules.module._global_forward_pre_hooks
+    assert not torch.nn.modules.module._has_any_global_hook()
     assert str(explanation).splitlines()[0].startswith(", ".join(names[:2]))
 
 
@@ -95,6 +96,32 @@ def test_an_explanation_names_the_class() -> None:
     text = str(explain(accelerate(timm.layers.SEModule(16)).model, x))
     assert text.startswith("SqueezeExcite (SEModule): ")
     assert str(explain(SqueezeExcite(16), x)).startswith("SqueezeExcite: ")
+
+
+class Named(nn.Module):
+    """Calls its blocks by names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = timm.layers.SEModule(16), torchvision.ops.SqueezeExcitation(16, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.two(input=self.one(x=x))
+
+
+def test_calls_by_name_are_explained() -> None:
+    model, x = accelerate(Named()).model, torch.randn(2, 16, 4, 4)
+    explanation = explain(model, x)
+    assert isinstance(explanation, chattn_cuda.ModelExplanation)
+    assert [name for name, _ in explanation.calls] == ["one", "two"]
+    assert explain(model.two, input=x) == explain(model.two, x)
+
+
+def test_a_map_without_samples_is_explained() -> None:
+    block = accelerate(torchvision.ops.SqueezeExcitation(16, 4)).model
+    explanation = explain(block, torch.randn(16, 4, 4))
+    assert isinstance(explanation, chattn_cuda.Explanation) and explanation.path == "eager"
+    assert explanation.reasons == ("x has no axis of samples",)
 
 
 def test_what_holds_no_block_is_not_explained() -> None:

@@ -78,7 +78,7 @@ def accelerate(model: nn.Module, backend: str = "auto") -> Report:
                 tried.append(new)
                 module.__class__ = new
                 module.__class__ = cls
-            except TypeError as error:  # a metaclass, __init_subclass__, __slots__
+            except Exception as error:  # a metaclass, __init_subclass__, __slots__
                 reason = f"its class cannot be extended: {error}"
             else:
                 reason = probe.difference(module, new) if key not in ADAPTERS else None

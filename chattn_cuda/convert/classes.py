@@ -77,7 +77,18 @@ def _may_be_shared(cls: Any) -> bool:
 
 def is_stale(cls: Any) -> bool:
     """Whether a class has been patched since ``cls`` was made from it."""
-    return any(getattr(owner, name, None) is not known for owner, name, known in cls._stands_for)
+    return next(_patched(cls), None) is not None
+
+
+def _patched(cls: Any) -> Iterator[tuple[Any, str]]:
+    """Class and name of the methods that are others now, or have other code: reloaded in place."""
+    for (owner, name, known), code in zip(cls._stands_for, cls._codes, strict=True):
+        if getattr(owner, name, None) is not known or _code_of(known) is not code:
+            yield owner, name
+
+
+def _code_of(function: Any) -> Any:
+    return getattr(function, "__code__", None)
 
 
 def replaced(key: str, cls: Any) -> str | None:
@@ -147,11 +158,16 @@ def _make(cls: Any, key: str) -> Any:
         "__doc__": cls.__doc__,
         "__reduce_ex__": _reduce,
         "explain": _explain,
-        "forward": _forward(cls, mixin, stands_for),
+        "forward": _forward(cls, mixin, stands_for, key not in ADAPTERS),
         "eager_forward": _renamed(cls.forward, "eager_forward"),
         "_accelerated_from": cls,
         "_accelerated_as": key,
         "_stands_for": stands_for,
+        "_codes": tuple(_code_of(known) for *_, known in stands_for),
+        "__jit_unused_properties__": [
+            *mixin.__jit_unused_properties__,
+            *getattr(cls, "__jit_unused_properties__", ()),
+        ],
     }
     if key not in ADAPTERS:
         body["__setstate__"] = _set_state
@@ -170,8 +186,12 @@ def make(_fast, _base, {knowns}):
 """
 
 
-def _forward(cls: Any, mixin: Any, stands_for: tuple[tuple[Any, str, Any], ...]) -> Any:
+def _forward(
+    cls: Any, mixin: Any, stands_for: tuple[tuple[Any, str, Any], ...], may_reload: bool
+) -> Any:
     """The forward, with the names of the parameters that the class has.
+
+    ``may_reload``: whether somebody may put other code into its methods, as notebooks do.
 
     TorchScript, torch.fx and torch.export read them from the source or the code, so it is made from
     source, as dataclasses are.
@@ -189,6 +209,9 @@ def _forward(cls: Any, mixin: Any, stands_for: tuple[tuple[Any, str, Any], ...])
             tests.append(f"type(self).{name} is _known{i} and {name!r} not in self.__dict__")
         else:
             tests.append(f"_owner{i}.{name} is _known{i}")
+        if may_reload:
+            values[f"_code{i}"] = _code_of(known)
+            tests.append(f"(torch.compiler.is_compiling() or _known{i}.__code__ is _code{i})")
     source = _FORWARD.format(
         knowns=", ".join(list(values)[2:]),
         parameters=", ".join([*arguments[:count], *["/"] * (count > 0), *arguments[count:]]),
@@ -227,15 +250,15 @@ def _explain(self: Any, *args: Any, **kwargs: Any) -> Any:
     """How the forward would run; see `chattn_cuda.explain`."""
     cls = type(self)
     own = base_of(cls)
-    found = dataclasses.replace(
-        adapter_for(cls._accelerated_as).mixin.explain(self, *args, **kwargs), cls=own.__name__
-    )
-    for owner, name, known in cls._stands_for:
-        if getattr(owner, name, None) is not known or (owner is own and name in self.__dict__):
-            reason = f"the {name} of {owner.__name__} was replaced"
-            return dataclasses.replace(
-                found, backend="reference", path="eager", reasons=(reason,), notes=()
-            )
+    bound = inspect.signature(own.forward).bind(self, *args, **kwargs)
+    explained = adapter_for(cls._accelerated_as).mixin.explain(self, *bound.args[1:2])
+    found = dataclasses.replace(explained, cls=own.__name__)
+    on_module = ((o, n) for o, n, _ in cls._stands_for if o is own and n in self.__dict__)
+    for owner, name in (*_patched(cls), *on_module):
+        reason = f"the {name} of {owner.__name__} was replaced"
+        return dataclasses.replace(
+            found, backend="reference", path="eager", reasons=(reason,), notes=()
+        )
     return found
 
 

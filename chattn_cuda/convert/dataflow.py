@@ -21,6 +21,7 @@ from chattn_cuda import activations
 from chattn_cuda.convert import probe
 from chattn_cuda.convert.adapter import Adapter
 from chattn_cuda.convert.reads import attributes_read, bases_with, methods_called, unknown_source
+from chattn_cuda.functional import Decision
 from chattn_cuda.modules.squeeze_excite import SqueezeExciteForward, SqueezeExciteLayers
 
 __all__ = ["PREFIX", "NotTaken", "adapter", "key_of", "reads_nothing"]
@@ -259,9 +260,12 @@ def _settings(module: Any, cls: Any) -> tuple[str, str] | NotTaken:
         return NotTaken(f"it looks like the block, but its forward reads {unknown}")
     names = sorted(attributes_read(module, cls) - {"training"})
     for name in names:
+        value = module.__dict__.get(name)
         try:
-            probe.as_key(module.__dict__.get(name))
+            probe.as_key(value)
         except TypeError:
+            value = []
+        if isinstance(value, list) or name in module._buffers:  # it may change in place
             return NotTaken(f"it looks like the block, but its forward reads {name}")
     reads = ", ".join(names)
     return reads, _values(module, reads)
@@ -336,6 +340,14 @@ class _RecordedForward(SqueezeExciteForward):
         if isinstance(x, Tensor) and x.dim() == 4:
             return super()._fused_or_eager(x)
         return self.eager_forward(x)
+
+    @torch.jit.unused
+    def decide(self, x: Tensor) -> Decision:
+        """What ``forward(x)`` comes to."""
+        if x.dim() == 4:
+            return super().decide(x)
+        found = "x is not a map (N, C, H, W)"
+        return Decision(self._block, self.backend, x, found, fallback="eager")
 
     @torch.jit.unused
     def fused_layers(self) -> SqueezeExciteLayers:

@@ -28,7 +28,8 @@ __all__ = [
 
 _SIZES = {1: ((6,), (13,)), 2: ((3, 2), (1, 11)), 3: ((3, 2, 2), (1, 9, 10))}
 _LARGER = ((9, 7), (5, 12))  # for a block with convolutions
-_ELSEWHERE = 9, (33, 34)  # samples, and a plane: more of both than in the other trials
+# Samples, and a plane: more of both than in the other trials, and a single sample.
+_ELSEWHERE = (9, (33, 34)), (1, (8, 9))
 _SCALES = (1.0, 6.0)  # of the numbers: gates in the middle of their range, and at its ends
 _POOLS = {nn.AdaptiveAvgPool1d: 1, nn.AdaptiveAvgPool2d: 2, nn.AdaptiveAvgPool3d: 3}
 _USUAL = {*nn.Module().__dict__}  # attributes: parameters, buffers, submodules, hooks, the mode
@@ -123,17 +124,18 @@ def _difference(plain: Any, fused: Any) -> str | None:
 def _differs_elsewhere(
     plain: Any, fused: Any, channels: int, planes: tuple[tuple[int, ...], ...]
 ) -> bool:
-    """In inference in float32, on more samples and a larger map."""
-    samples, plane = _ELSEWHERE
-    size = plane if len(planes[0]) == 2 else planes[0]
-    x = torch.randn(samples, channels, *size)
-    given = x.clone()
+    """In inference in float32, on more samples and a larger map, and on one sample."""
+    same = True
     plain.eval().float(), fused.eval().float()
-    with torch.no_grad():
-        expected = plain(given)
-        same = torch.allclose(expected, fused(x), rtol=1e-3, atol=1e-4)
+    for samples, plane in _ELSEWHERE:
+        x = torch.randn(samples, channels, *(plane if len(planes[0]) == 2 else planes[0]))
+        given = x.clone()
+        with torch.no_grad():
+            expected = plain(given)
+            same = same and torch.allclose(expected, fused(x), rtol=1e-3, atol=1e-4)
+        same = same and torch.equal(given, x)
     plain.double(), fused.double()
-    return not same or not torch.equal(given, x)
+    return not same
 
 
 class _ExactGradients(TorchFunctionMode):

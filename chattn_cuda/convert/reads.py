@@ -13,12 +13,17 @@ import types
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+import torch
 from torch import nn
 
 __all__ = ["Names", "attributes_read", "bases_with", "methods_called", "unknown_source"]
 
 _MISSING = object()
-_DATA = (bool, int, float, complex, str, bytes, tuple, list, dict, set, type(None))
+# Globals that hold no numbers of their own.
+_CODE = (
+    types.ModuleType, types.FunctionType, types.BuiltinFunctionType, type,
+    type(torch.Tensor.add), type(torch.nn.functional.conv2d), torch.jit.ScriptFunction,
+)  # fmt: skip
 
 
 class Names(NamedTuple):
@@ -52,12 +57,13 @@ def methods_called(cls: Any, name: str = "forward") -> tuple[str, ...]:
 def attributes_read(module: Any, cls: Any) -> set[str]:
     """The attributes of ``module`` itself, no submodules, that the forward of ``cls`` may read.
 
-    With those that are not there, but would be read by their quoted name.
+    With those that are not there, but would be read by their quoted name, and its buffers.
     """
     found = set()
     elsewhere = {*module._modules, *module._parameters, *module._buffers}
+    own = {*module.__dict__, *module._buffers}
     for names in _names_in(cls):
-        found |= {name for name in names.named | names.quoted if name in module.__dict__}
+        found |= {name for name in names.named | names.quoted if name in own}
         found |= {name for name in names.quoted - elsewhere if not hasattr(cls, name)}
     return found
 
@@ -67,6 +73,8 @@ def unknown_source(module: Any, cls: Any) -> str | None:
 
     Numbers there may change without a trace in ``module``. None: there is nothing such.
     """
+    if any("__class__" in names.named for names in _names_in(cls)):
+        return "its own class"
     for name in sorted({name for n in _names_in(cls) for name in n.named | n.quoted}):
         if name in module.__dict__ or hasattr(nn.Module, name) or name.startswith("__"):
             continue
@@ -78,9 +86,13 @@ def unknown_source(module: Any, cls: Any) -> str | None:
         for base in bases_with(cls, method):
             function = inspect.unwrap(getattr(base, method))
             scope = getattr(function, "__globals__", {})
+            for name, value in inspect.getclosurevars(function).nonlocals.items():
+                if name != "__class__" and not isinstance(value, _CODE):
+                    return f"the variable {name} of the function around it"
             for code in _codes(base, method, alone=True):
                 for name in sorted(_names(code).globals):
-                    if isinstance(scope.get(name, _MISSING), _DATA):
+                    value = scope.get(name, _MISSING)
+                    if value is not _MISSING and not isinstance(value, _CODE):
                         return f"the global {name}"
     return None
 

@@ -105,6 +105,7 @@ class _ConvModules(SqueezeExciteForward):
     @torch.jit.unused
     def fused_layers(self) -> SqueezeExciteLayers:
         one, two = self.conv1, self.conv2
+        skips = [n for n in ("with_activation", "with_norm") if not _does(n, one, two)]
         return SqueezeExciteLayers(
             one.conv,
             None,
@@ -114,6 +115,7 @@ class _ConvModules(SqueezeExciteForward):
             names=("conv1.conv", "conv2.conv"),
             around=(one, two),
             pool=self.global_avgpool,
+            changed=f"{skips[0]} of its layers was changed" if skips else None,
         )
 
     @classmethod
@@ -124,6 +126,12 @@ class _ConvModules(SqueezeExciteForward):
             and all(_consists_of(m, "conv", "activate") for m in (module.conv1, module.conv2))
             and all(type(m.conv) is nn.Conv2d for m in (module.conv1, module.conv2))
         )
+
+
+def _does(flag: str, *modules: Any) -> bool:
+    """Whether ConvModules have their activation and no norm, as the flags of mmcv say."""
+    usual = flag == "with_activation"
+    return all(bool(getattr(m, flag, usual)) is usual for m in modules)
 
 
 def _named_activation(module: Any) -> ActivationSpec:

@@ -140,6 +140,8 @@ class FusedForward:
 
     @torch.jit.unused
     def _decide(self, x: Tensor, found: Operands | str) -> functional.Decision:
+        if self._unbatched and x.dim() == 3:
+            x, found = x[None], "x has no axis of samples"
         channels = None if isinstance(found, str) else found.channels
         last = self._channel_dim
         validation.check_map(x, channels, any_rank=self._any_rank, channel_dim=last)
