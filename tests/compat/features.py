@@ -87,8 +87,10 @@ Any other SE block it knows by what the forward does on a small map, whatever th
 mean, one or two layers (Linear or 1x1 convolution, with a batch norm between or none), a gate, a
 product, and perhaps a residual (`x + x * s`); it leaves those that do anything else, and tries
 the others out: in float64 on small maps, forward and backward, in both modes; in float32 under
-`no_grad` on 9 samples of 33x34. A forward that changes at other types, sizes or modes than these
-is not told apart. So it knows the `SEModule` of pretrained-models and segmentation_models_pytorch,
+`no_grad` on 9 samples of 33x34 and on one of 8x9. A forward that changes at other types, sizes or
+modes than these is not told apart, nor is a helper function that is replaced later, or the class of
+a layer inside. It leaves forwards that read a buffer, a list or the class of the module, a global
+object, or a variable of the function around them: what is there may change. So it knows the `SEModule` of pretrained-models and segmentation_models_pytorch,
 MobileOne's `SEBlock`, and those with a `squeeze` and an `excitation`.
 
 Left alone, and named in the report: subclasses that override `forward`, gates and activations that
