@@ -90,8 +90,9 @@ the others out: in float64 on small maps, forward and backward, in both modes; i
 `no_grad` on 9 samples of 33x34 and on one of 8x9. A forward that changes at other types, sizes or
 modes than these is not told apart, nor is a helper function that is replaced later, or the class of
 a layer inside. It leaves forwards that read a buffer, a list or the class of the module, a global
-object, or a variable of the function around them: what is there may change. So it knows the `SEModule` of pretrained-models and segmentation_models_pytorch,
-MobileOne's `SEBlock`, and those with a `squeeze` and an `excitation`.
+object, or a variable of the function around them: what is there may change. So it knows the
+`SEModule` of pretrained-models and segmentation_models_pytorch, MobileOne's `SEBlock`, and those
+with a `squeeze` and an `excitation`.
 
 Left alone, and named in the report: subclasses that override `forward`, gates and activations that
 the kernels do not know, layers that were replaced by other classes (LoRA, quantisation). An
