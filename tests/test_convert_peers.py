@@ -122,6 +122,27 @@ def test_every_backend(peer: tuple[nn.Module, Tensor], backend: str) -> None:
     assert_same(run(module, x), expected)
 
 
+class FlaggedConvModule(peers.ConvModule):
+    def __init__(self, c_in: int, c_out: int, act: nn.Module, bias: bool) -> None:
+        super().__init__(c_in, c_out, act, bias)
+        self.with_activation, self.with_norm = True, False
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.activate(self.conv(x)) if self.with_activation else self.conv(x)
+
+
+def test_an_activation_that_is_switched_off_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peers, "ConvModule", FlaggedConvModule)
+    module, x = peers.MMSELayer(24).double(), torch.randn(2, 24, 5, 7, dtype=torch.float64)
+    plain = exact(module)
+    assert accelerate(module).changed
+    module(x)
+    for m in (module, plain):
+        m.conv1.with_activation = False
+    assert chattn_cuda.explain(module, x).path == "eager"
+    assert_same(run(module, x), run(plain, x))
+
+
 def test_copies_and_pickles(peer: tuple[nn.Module, Tensor]) -> None:
     module, x = peer
     module.eval()

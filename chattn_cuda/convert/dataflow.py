@@ -260,15 +260,19 @@ def _settings(module: Any, cls: Any) -> tuple[str, str] | NotTaken:
         return NotTaken(f"it looks like the block, but its forward reads {unknown}")
     names = sorted(attributes_read(module, cls) - {"training"})
     for name in names:
-        value = module.__dict__.get(name)
-        try:
-            probe.as_key(value)
-        except TypeError:
-            value = []
-        if isinstance(value, list) or name in module._buffers:  # it may change in place
+        if _may_change_in_place(module, name):
             return NotTaken(f"it looks like the block, but its forward reads {name}")
     reads = ", ".join(names)
     return reads, _values(module, reads)
+
+
+def _may_change_in_place(module: Any, name: str) -> bool:
+    value = module.__dict__.get(name)
+    try:
+        probe.as_key(value)
+    except TypeError:
+        return True
+    return isinstance(value, list) or name in module._buffers
 
 
 def _values(module: Any, reads: str) -> str:

@@ -22,7 +22,7 @@ _MISSING = object()
 # Globals that hold no numbers of their own.
 _CODE = (
     types.ModuleType, types.FunctionType, types.BuiltinFunctionType, type,
-    type(torch.Tensor.add), type(torch.nn.functional.conv2d), torch.jit.ScriptFunction,
+    types.MethodDescriptorType, torch.jit.ScriptFunction,
 )  # fmt: skip
 
 

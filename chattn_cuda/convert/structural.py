@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from chattn_cuda import activations
 from chattn_cuda.activations import ActivationSpec
 from chattn_cuda.convert.adapter import Adapter
 from chattn_cuda.hooks import own_behaviour
 from chattn_cuda.modules.efficient_channel_attention import EfficientChannelAttentionForward
 from chattn_cuda.modules.fused import Operands, is_global_average_pool, submodule_obstacle
 from chattn_cuda.modules.squeeze_excite import SqueezeExciteForward, SqueezeExciteLayers
+from chattn_cuda.peers.eca import conv_obstacle
 from chattn_cuda.peers.se import se_obstacle
 
 __all__ = ["STRUCTURES"]
@@ -92,6 +92,10 @@ class _AvgPoolExcite(SqueezeExciteForward):
         return _is_pool_and(module, "f_ex")
 
 
+# Of an mmcv ConvModule that is a convolution and its activation.
+_FLAGS = {"with_activation": True, "with_norm": False}
+
+
 class _ConvModules(SqueezeExciteForward):
     """The SELayer of mmpretrain and mmdet: two ConvModules, each with conv and activate."""
 
@@ -105,7 +109,7 @@ class _ConvModules(SqueezeExciteForward):
     @torch.jit.unused
     def fused_layers(self) -> SqueezeExciteLayers:
         one, two = self.conv1, self.conv2
-        skips = [n for n in ("with_activation", "with_norm") if not _does(n, one, two)]
+        changed = (f for f, v in _FLAGS.items() for m in (one, two) if bool(getattr(m, f, v)) != v)
         return SqueezeExciteLayers(
             one.conv,
             None,
@@ -115,7 +119,7 @@ class _ConvModules(SqueezeExciteForward):
             names=("conv1.conv", "conv2.conv"),
             around=(one, two),
             pool=self.global_avgpool,
-            changed=f"{skips[0]} of its layers was changed" if skips else None,
+            changed=next((f"{flag} of its layers was changed" for flag in changed), None),
         )
 
     @classmethod
@@ -126,12 +130,6 @@ class _ConvModules(SqueezeExciteForward):
             and all(_consists_of(m, "conv", "activate") for m in (module.conv1, module.conv2))
             and all(type(m.conv) is nn.Conv2d for m in (module.conv1, module.conv2))
         )
-
-
-def _does(flag: str, *modules: Any) -> bool:
-    """Whether ConvModules have their activation and no norm, as the flags of mmcv say."""
-    usual = flag == "with_activation"
-    return all(bool(getattr(m, flag, usual)) is usual for m in modules)
 
 
 def _named_activation(module: Any) -> ActivationSpec:
@@ -179,12 +177,7 @@ class _EcaLayer(EfficientChannelAttentionForward):
 
 
 def _eca_obstacle(module: Any) -> str | None:
-    if module.conv.bias is not None:
-        return "conv has a bias"
-    gate = activations.resolve(module.sigmoid)
-    if gate is None or not gate[0].is_gate:
-        return f"the kernels do not know sigmoid ({type(module.sigmoid).__name__})"
-    return None
+    return conv_obstacle(module.conv, module.sigmoid, "sigmoid")
 
 
 def _se(mixin: Any) -> Adapter:

@@ -112,6 +112,6 @@ def run(
     namespace = backends.get(backend).namespace
     if namespace is None:
         y, gate = ops.BLOCKS[block].formulas(x, *tensors, *constants)
-        return y.contiguous(memory_format=ops.memory_format_of(x)), gate
+        return ops.in_format_of(x, y), gate
     dense = [t if t is None or t.is_contiguous() else t.contiguous() for t in tensors]
     return ops.apply(block, namespace, x, *dense, *constants)

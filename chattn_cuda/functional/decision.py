@@ -64,19 +64,10 @@ class Decision(NamedTuple):
         tensors = (self.x, *self.tensors)
         return self.fusible and compiled.takes_formula(self.requested, self.x.device.type, tensors)
 
-    def run(self) -> tuple[Tensor, Tensor]:
-        """Returns y and the gate."""
-        backend = self.backend
-        if not self.takes_formulas:
-            return run(self.block, backend, self.x, self.tensors, self.constants)
-        assert self.formulas is not None
-        y, gate = self.formulas()
-        return y.contiguous(memory_format=ops.memory_format_of(self.x)), gate
-
     def finish(
         self, x: Tensor, channel_dim: int, return_gate: bool, key: checked.Key | None = None
     ) -> Any:
-        """What a function returns for the ``x`` that it was given.
+        """Run the call; what a function returns for the ``x`` that it was given.
 
         Args:
             x: Of any rank.
@@ -84,9 +75,15 @@ class Decision(NamedTuple):
             return_gate: Whether the gate is returned, too.
             key: Under which `checked` may keep what was found.
         """
-        y, gate = self.run()
-        if key is not None and self.as_given and not self.takes_formulas:
-            checked.remember(key, self.backend, *self.constants)
+        backend = self.backend
+        if self.takes_formulas:
+            assert self.formulas is not None
+            y, gate = self.formulas()
+            y = ops.in_format_of(self.x, y)
+        else:
+            if key is not None and self.as_given:
+                checked.remember(key, backend, *self.constants)
+            y, gate = run(self.block, backend, self.x, self.tensors, self.constants)
         y = from_map(y, x, channel_dim)
         return (y, gate) if return_gate else y
 

@@ -191,16 +191,16 @@ def run_selective_kernel(
         prologue = None
     if namespace is not None:
         return ops.sk.attend(namespace, branches, slices, network, prologue)
-    memory_format = ops.memory_format_of(branches[0])
+    x = branches[0]
     if slices > 1:
-        branches = branches[0].chunk(slices, 1)
-    device = branches[0].device.type
+        branches = x.chunk(slices, 1)
+    device = x.device.type
     with reference.no_autocast(device):
         pooled = reference.squeeze_branches(branches)
     z = network(pooled)
     with reference.no_autocast(device):
         y, _ = reference.select_branches(branches, z)
-    return y.contiguous(memory_format=memory_format), z
+    return ops.in_format_of(x, y), z
 
 
 register_explainer(selective_kernel, _decide)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from chattn_cuda import activations, validation
 from chattn_cuda.activations import ActivationSpec
 from chattn_cuda.modules.efficient_channel_attention import EfficientChannelAttentionNS
-from chattn_cuda.modules.fused import Call, FusedForward, Operands
+from chattn_cuda.modules.fused import Call, FusedForward, Operands, gate_of
 from chattn_cuda.modules.squeeze_excite import SqueezeExciteForward, SqueezeExciteLayers
 
 __all__ = ["SEGC", "SEVar1", "SEVar2", "SEVar3"]
@@ -48,9 +48,9 @@ class SEVar1(FusedForward, nn.Module):
     @torch.jit.unused
     def operands(self) -> Operands | str:
         """Those of an ECA block whose one weight is 1, or why the operators do not cover it."""
-        gate = activations.resolve(self.gate)
-        if gate is None or not gate[0].is_gate:
-            return f"the kernels do not know gate ({type(self.gate).__name__})"
+        gate = gate_of(self.gate)
+        if isinstance(gate, str):
+            return gate
         return Operands(Call("eca", self.backend, 1, (gate[0].code, False)), (), ("weight",))
 
     @torch.jit.unused

@@ -17,6 +17,7 @@ from chattn_cuda.modules.fused import (
     FusedForward,
     Operands,
     child,
+    gate_of,
     parameter,
     submodule_obstacle,
 )
@@ -108,11 +109,7 @@ class EfficientChannelAttentionForward(FusedForward):
             return "conv has a bias"
         if conv.kernel_size[0] % 2 == 0 or conv.stride != (1,) or conv.dilation != (1,):
             return "conv has an even length, a stride or a dilation"
-        module = self._gate_module()
-        gate = activations.resolve(module)
-        if gate is None or not gate[0].is_gate:
-            return f"the kernels do not know gate ({type(module).__name__})"
-        return gate
+        return gate_of(self._gate_module())
 
     @torch.jit.unused
     def _gate_module(self) -> nn.Module:

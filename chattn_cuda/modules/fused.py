@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Proxy
 
-from chattn_cuda import backends, compiled, functional, ops, validation
+from chattn_cuda import activations, backends, compiled, functional, ops, validation
 from chattn_cuda.explanation import Explanation
 from chattn_cuda.functional import checked
 from chattn_cuda.hooks import own_behaviour
@@ -29,6 +29,7 @@ __all__ = [
     "are_pointwise",
     "child",
     "children",
+    "gate_of",
     "is_global_average_pool",
     "must_be_plain",
     "parameter",
@@ -143,9 +144,8 @@ class FusedForward:
         if self._unbatched and x.dim() == 3:
             x, found = x[None], "x has no axis of samples"
         channels = None if isinstance(found, str) else found.channels
-        last = self._channel_dim
-        validation.check_map(x, channels, any_rank=self._any_rank, channel_dim=last)
-        m, name = functional.to_map(x, last), self._block or type(self).__name__
+        validation.check_map(x, channels, any_rank=self._any_rank, channel_dim=self._channel_dim)
+        m, name = functional.to_map(x, self._channel_dim), self._block or type(self).__name__
         if isinstance(found, str):
             return functional.Decision(name, self.backend, m, found, fallback="eager")
         call = found.call
@@ -168,6 +168,10 @@ class FusedForward:
         return tensors_at(found.places)
 
     @torch.jit.unused
+    def _check_eagerly(self, x: Tensor, obstacle: str) -> None:
+        """Raise, in clearer words, where the submodules will, or take what the block does not."""
+
+    @torch.jit.unused
     def fused_forward(self, x: Tensor) -> Tensor | None:
         """The block by the operators, or None where it must run its submodules."""
         y = self._repeat(x)
@@ -177,6 +181,7 @@ class FusedForward:
         if isinstance(found, str):
             if isinstance(x, Tensor):
                 backends.select(self.backend, x.device.type)
+                self._check_eagerly(x, found)
             return None
         decision = self._decide(x, found)
         if decision.uncovered is not None:
@@ -320,6 +325,14 @@ def is_global_average_pool(module: Any) -> bool:
         return False
     size = module.output_size
     return all(s == 1 for s in (size if isinstance(size, tuple) else (size,)))
+
+
+def gate_of(module: Any, name: str = "gate") -> functional.Resolved | str:
+    """The gate that the operators know ``module`` as, or why they do not."""
+    gate = activations.resolve(module)
+    if gate is None or not gate[0].is_gate:
+        return f"the kernels do not know {name} ({type(module).__name__})"
+    return gate
 
 
 def submodule_obstacle(module: Any, name: str, *types: type[nn.Module]) -> str | None:

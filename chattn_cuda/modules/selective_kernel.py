@@ -23,7 +23,6 @@ __all__ = [
     "before_norm",
     "decide",
     "fuse",
-    "in_format_of",
 ]
 
 _LAYERS = ("fc_reduce", "bn", "act", "fc_select")
@@ -65,11 +64,6 @@ def decide(
         fusible=False,
         notes=lambda: notes or {},
     )
-
-
-def in_format_of(x: Tensor, y: Tensor) -> Tensor:
-    """``y`` in the memory format of ``x``, which stacked maps lose."""
-    return y.contiguous(memory_format=ops.memory_format_of(x))
 
 
 def before_norm(
@@ -261,7 +255,7 @@ class SelectiveKernelForward(FusedForward):
             return self._as_known(x, *known)
         if self.obstacle() is not None:
             backends.select(self._backend, x.device.type)
-            return in_format_of(x, self.eager_forward(x))  # the checks need not run again
+            return ops.in_format_of(x, self.eager_forward(x))  # stacked maps lose it
         branches, prologue = self.branches_before_norm(x)
         network = _attn_network(self._modules["attn"], branches[0])
         if type(network) is ops.Network:

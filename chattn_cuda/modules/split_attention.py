@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from chattn_cuda import activations, backends, functional, validation
+from chattn_cuda import activations, backends, functional, ops, validation
 from chattn_cuda.activations import ActivationSpec
 from chattn_cuda.hooks import are_as_their_classes, own_behaviour
 from chattn_cuda.modules.fused import FusedForward, child, children
 from chattn_cuda.modules.inner_network import inner_network
 from chattn_cuda.modules.make_divisible import check_ratio
-from chattn_cuda.modules.selective_kernel import before_norm, decide, fuse, in_format_of
+from chattn_cuda.modules.selective_kernel import before_norm, decide, fuse
 
 __all__ = ["RadixSoftmax", "SplitAttn", "SplitAttnForward"]
 
@@ -75,7 +75,7 @@ class SplitAttnForward(FusedForward):
         validation.check_map(x)
         if self.obstacle() is not None:
             backends.select(self._backend, x.device.type)
-            return in_format_of(x, self.eager_forward(x))
+            return ops.in_format_of(x, self.eager_forward(x))
         conv, *after = children(self, "conv", "bn0", "drop", "act0")
         maps, prologue = before_norm([(conv, after)], [x])
         groups = child(self, "rsoftmax").cardinality

@@ -120,9 +120,9 @@ def _why_unknown(spec: Any, name: str) -> str:
     return f"the kernels do not know {name} ({kind})" if own is None else f"{name} {own}"
 
 
-def _check_samples(norm: Any, x: Tensor) -> None:
-    """Raise where torch would, with what to do."""
-    if type(norm) is nn.BatchNorm2d and norm.training and x.dim() == 4 and x.shape[0] == 1:
+def _check_samples(norm: Any) -> None:
+    """Raise where torch would for one sample, with what to do."""
+    if type(norm) is nn.BatchNorm2d and norm.training:
         raise ValueError(
             "bn cannot normalise with the statistics of one sample; train with N >= 2, set "
             "bn.eval(), or build the module without it: norm_layer=None"
@@ -166,10 +166,11 @@ class SqueezeExciteForward(FusedForward):
     def operands(self) -> Operands | str:
         """What the operators take of the layers, or why they do not cover them."""
         layers = self.fused_layers()
+        if (reason := layers.why_not_fused()) is not None:
+            return reason
         resolved = layers.activations()
-        reason = layers.why_not_fused() or (resolved if isinstance(resolved, str) else None)
-        if reason is not None or isinstance(resolved, str):
-            return str(reason)
+        if isinstance(resolved, str):
+            return resolved
         eps = layers.norm.eps if layers.is_normalised() else None
         call = Call("se", self.backend, 4, functional.constants(*resolved), eps)
         channels = parameter(layers.second, "weight").shape[0]
@@ -185,15 +186,11 @@ class SqueezeExciteForward(FusedForward):
             validation.check_squeeze_excite(m, w1, b1, w2, b2, names)
 
     @torch.jit.unused
-    def fused_forward(self, x: Tensor) -> Tensor | None:
-        """The block by the operators, or None where it must run its submodules."""
-        y = super().fused_forward(x)
-        if y is None and isinstance(x, Tensor):
-            layers = self.fused_layers()
-            _check_samples(layers.norm, x)
-            if layers.add_maxpool:
-                validation.check_map(x, any_rank=self._any_rank, channel_dim=self._channel_dim)
-        return y
+    def _check_eagerly(self, x: Tensor, obstacle: str) -> None:
+        if x.dim() == 4 and x.shape[0] == 1:
+            _check_samples(self.fused_layers().norm)
+        if obstacle == functional.MAXIMUM:
+            validation.check_map(x, any_rank=self._any_rank, channel_dim=self._channel_dim)
 
 
 class SqueezeExcite(SqueezeExciteForward, nn.Module):

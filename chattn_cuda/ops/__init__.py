@@ -2,7 +2,7 @@
 
 from chattn_cuda.ops import sk
 from chattn_cuda.ops.autograd import apply, apply_eagerly
-from chattn_cuda.ops.block import Block, memory_format_of
+from chattn_cuda.ops.block import Block, in_format_of, memory_format_of
 from chattn_cuda.ops.blocks import BLOCKS
 from chattn_cuda.ops.decompositions import decompositions
 from chattn_cuda.ops.registration import register_rules
@@ -18,6 +18,7 @@ __all__ = [
     "apply",
     "apply_eagerly",
     "decompositions",
+    "in_format_of",
     "memory_format_of",
     "register_rules",
     "sk",

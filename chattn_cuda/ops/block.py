@@ -17,7 +17,14 @@ from torch import Tensor
 
 from chattn_cuda import activations, reference
 
-__all__ = ["Block", "Saved", "Weight", "activation_of_code", "memory_format_of"]
+__all__ = [
+    "Block",
+    "Saved",
+    "Weight",
+    "activation_of_code",
+    "in_format_of",
+    "memory_format_of",
+]
 
 _ACTIVATION_OF_CODE = {a.code: a for a in activations.ACTIVATIONS.values()}
 
@@ -170,8 +177,7 @@ class Block:
     def decomposed(self, x: Tensor, *args: Any) -> tuple[Tensor, ...]:
         """What the forward operator returns, by the formulas."""
         y, gate = self.formulas(x, *args)
-        y = y.contiguous(memory_format=memory_format_of(x))
-        return y, *self.others(x, *args), gate
+        return in_format_of(x, y), *self.others(x, *args), gate
 
     # ---- floating-point operations
     def forward_flops(self, x: Sequence[int], *args: Any, **_: Any) -> int:
@@ -217,6 +223,11 @@ class Block:
 
 def _of(shape: str, sizes: Mapping[str, int]) -> tuple[int, ...]:
     return tuple(sizes[symbol] for symbol in shape.split())
+
+
+def in_format_of(x: Tensor, y: Tensor) -> Tensor:
+    """``y`` in the memory format of the outputs for a map ``x``."""
+    return y.contiguous(memory_format=memory_format_of(x))
 
 
 def memory_format_of(x: Tensor) -> torch.memory_format:

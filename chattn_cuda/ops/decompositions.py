@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from chattn_cuda import reference
-from chattn_cuda.ops.block import memory_format_of
+from chattn_cuda.ops.block import in_format_of
 from chattn_cuda.ops.blocks import BLOCKS
 from chattn_cuda.ops.calls import operator_of
 from chattn_cuda.ops.registration import registered_namespaces
@@ -39,10 +39,6 @@ def decompositions() -> dict[Any, Callable[..., Any]]:
     return found
 
 
-def _like(y: Tensor, x: Tensor) -> Tensor:
-    return y.contiguous(memory_format=memory_format_of(x))
-
-
 def _after(branches: Sequence[Tensor], prologue: Tensor | None) -> Sequence[Tensor]:
     return branches if prologue is None else reference.after_prologue(branches, prologue)
 
@@ -55,7 +51,7 @@ def _sk_select(
     branches: Sequence[Tensor], logits: Tensor, prologue: Tensor | None = None
 ) -> Tensor:
     y, _ = reference.select_branches(_after(branches, prologue), logits)
-    return _like(y, branches[0])
+    return in_format_of(branches[0], y)
 
 
 #: What an exported program calls: gradients come later, from these or from the formulas.
