@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from chattn_cuda import ops, reference
 from chattn_cuda.hooks import are_as_their_classes
 
-__all__ = ["as_prologue", "fold_batch_norm"]
+__all__ = ["BATCH_NORMS", "as_prologue", "fold_batch_norm"]
 
-_BATCH_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
+#: Of maps.
+BATCH_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
 _WITH_ACTIVATION = ("timm.layers.norm_act", "BatchNormAct2d")  # calls its submodules drop and act
 _DROPOUTS = (nn.Dropout, nn.Dropout2d)
 
@@ -55,7 +56,7 @@ def as_prologue(stages: Sequence[Sequence[Any]]) -> ops.Prologue | None:
         kind = type(norm)
         if (kind.__module__, kind.__qualname__) == _WITH_ACTIVATION:
             rest = [norm._modules["drop"], norm._modules["act"], *rest]
-        elif kind not in _BATCH_NORMS:
+        elif kind not in BATCH_NORMS:
             return None
         mean, var = norm._buffers["running_mean"], norm._buffers["running_var"]
         if norm.training or mean is None or var is None:

@@ -73,7 +73,7 @@ class EfficientChannelAttentionForward(FusedForward):
     @torch.jit.unused
     def operands(self) -> Operands | str:
         """What the operators take of the layers, or why they do not cover them."""
-        conv = child(self, "conv")
+        conv = self._conv_module()
         gate = self._gate(conv)
         if isinstance(gate, str):
             return gate
@@ -110,6 +110,11 @@ class EfficientChannelAttentionForward(FusedForward):
         if conv.kernel_size[0] % 2 == 0 or conv.stride != (1,) or conv.dilation != (1,):
             return "conv has an even length, a stride or a dilation"
         return gate_of(self._gate_module())
+
+    @torch.jit.unused
+    def _conv_module(self) -> nn.Module:
+        conv: nn.Module = child(self, "conv")
+        return conv
 
     @torch.jit.unused
     def _gate_module(self) -> nn.Module:

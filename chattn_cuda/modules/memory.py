@@ -31,7 +31,9 @@ _SETTINGS: dict[type, tuple[str, ...]] = {
         "in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups",
         "padding_mode",
     ),
-    nn.BatchNorm2d: ("training", "eps", "momentum", "track_running_stats"),
+    **dict.fromkeys(
+        (nn.BatchNorm1d, nn.BatchNorm2d), ("training", "eps", "momentum", "track_running_stats")
+    ),
     nn.LeakyReLU: ("negative_slope",),
     nn.ELU: ("alpha",),
     nn.GELU: ("approximate",),

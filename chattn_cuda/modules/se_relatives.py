@@ -22,6 +22,7 @@ __all__ = [
     "EffectiveSqueezeExciteForward",
     "GatherExcite",
     "SpatialChannelSqueezeExcite",
+    "SpatialChannelSqueezeExciteForward",
     "SqueezeExciteCl",
     "SqueezeExciteScaleBias",
 ]
@@ -310,41 +311,14 @@ class GatherExcite(SqueezeExciteForward, nn.Module):
         return x * self.gate(self.mlp(pooled(x, self.add_maxpool)))
 
 
-class SpatialChannelSqueezeExcite(SqueezeExciteForward, nn.Module):
-    """Concurrent spatial and channel SE (scSE): ``se(x) + x * sigmoid(conv1x1(x))``.
+class SpatialChannelSqueezeExciteForward(SqueezeExciteForward):
+    """The forward over cSE (a Sequential of pool, layer, activation, layer, gate) and sSE."""
 
-    Roy et al., "Concurrent Spatial and Channel 'Squeeze & Excitation' in Fully Convolutional
-    Networks", arXiv 1803.02579. The channel half is fused; the spatial half, which has a gate for
-    every position, runs in PyTorch. Keys are those of segmentation_models_pytorch's ``SCSEModule``:
-    ``cSE.1``, ``cSE.3``, ``sSE.0``.
-
-    Args:
-        in_channels: C of the input (N, C, H, W).
-        reduction: rd = in_channels // reduction.
-        backend: "auto" or one of `chattn_cuda.backends.names()`; may be set later.
-
-    Raises:
-        TypeError: An argument of the wrong type.
-        ValueError: ``in_channels`` below ``reduction``, ``reduction`` below 1, an unknown backend.
-    """
+    if TYPE_CHECKING:
+        cSE: Any  # noqa: N815
+        sSE: Any  # noqa: N815
 
     _block = "SpatialChannelSqueezeExcite"
-
-    def __init__(self, in_channels: int, reduction: int = 16, *, backend: str = "auto") -> None:
-        super().__init__()
-        validation.check_positive(in_channels, "in_channels")
-        validation.check_positive(reduction, "reduction")
-        rd = in_channels // reduction
-        validation.check_positive(rd, "in_channels // reduction")
-        self.cSE = nn.Sequential(
-            nn.AdaptiveAvgPool2d(1),
-            nn.Conv2d(in_channels, rd, kernel_size=1),
-            nn.ReLU(inplace=True),
-            nn.Conv2d(rd, in_channels, kernel_size=1),
-            nn.Sigmoid(),
-        )
-        self.sSE = nn.Sequential(nn.Conv2d(in_channels, 1, kernel_size=1), nn.Sigmoid())
-        self.backend = backend
 
     @torch.jit.unused
     def fused_layers(self) -> SqueezeExciteLayers:
@@ -368,3 +342,38 @@ class SpatialChannelSqueezeExcite(SqueezeExciteForward, nn.Module):
         """The channel half by the operators, or None where it must run its submodules."""
         y = super().fused_forward(x)
         return None if y is None else y + x * self.sSE(x)
+
+
+class SpatialChannelSqueezeExcite(SpatialChannelSqueezeExciteForward, nn.Module):
+    """Concurrent spatial and channel SE (scSE): ``se(x) + x * sigmoid(conv1x1(x))``.
+
+    Roy et al., "Concurrent Spatial and Channel 'Squeeze & Excitation' in Fully Convolutional
+    Networks", arXiv 1803.02579. The channel half is fused; the spatial half, which has a gate for
+    every position, runs in PyTorch. Keys are those of segmentation_models_pytorch's ``SCSEModule``:
+    ``cSE.1``, ``cSE.3``, ``sSE.0``.
+
+    Args:
+        in_channels: C of the input (N, C, H, W).
+        reduction: rd = in_channels // reduction.
+        backend: "auto" or one of `chattn_cuda.backends.names()`; may be set later.
+
+    Raises:
+        TypeError: An argument of the wrong type.
+        ValueError: ``in_channels`` below ``reduction``, ``reduction`` below 1, an unknown backend.
+    """
+
+    def __init__(self, in_channels: int, reduction: int = 16, *, backend: str = "auto") -> None:
+        super().__init__()
+        validation.check_positive(in_channels, "in_channels")
+        validation.check_positive(reduction, "reduction")
+        rd = in_channels // reduction
+        validation.check_positive(rd, "in_channels // reduction")
+        self.cSE = nn.Sequential(
+            nn.AdaptiveAvgPool2d(1),
+            nn.Conv2d(in_channels, rd, kernel_size=1),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(rd, in_channels, kernel_size=1),
+            nn.Sigmoid(),
+        )
+        self.sSE = nn.Sequential(nn.Conv2d(in_channels, 1, kernel_size=1), nn.Sigmoid())
+        self.backend = backend

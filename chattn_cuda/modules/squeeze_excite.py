@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from chattn_cuda import activations, functional, validation
 from chattn_cuda.activations import ActivationSpec
 from chattn_cuda.hooks import own_behaviour
+from chattn_cuda.modules.batch_norm import BATCH_NORMS
 from chattn_cuda.modules.fused import (
     Call,
     FusedForward,
@@ -54,7 +55,7 @@ class SqueezeExciteLayers(NamedTuple):
             if layer is not None and type(layer) not in self.kinds:
                 return submodule_obstacle(layer, name, *self.kinds)
         norm = type(self.norm)
-        if norm not in (type(None), nn.Identity, nn.BatchNorm2d, nn.SyncBatchNorm):
+        if norm not in (type(None), *self._norms()):
             return f"bn is a {norm.__name__}"
         resolved = self.activations()
         return resolved if isinstance(resolved, str) else None
@@ -67,17 +68,31 @@ class SqueezeExciteLayers(NamedTuple):
             reason = None if layer is None else pointwise_obstacle(layer, name, self.kinds)
             if reason is not None:
                 return reason
-        for module in self.around if self.pool is None else (*self.around, self.pool):
-            if (own := own_behaviour(module)) is not None:
-                return f"a {type(module).__name__} in it {own}"
+        if (reason := self._why_others_called()) is not None:
+            return reason
         norm = self.norm
         if norm is None:
             return None
-        reason = submodule_obstacle(norm, "bn", nn.Identity, nn.BatchNorm2d, nn.SyncBatchNorm)
+        reason = submodule_obstacle(norm, "bn", *self._norms())
         if reason is not None or type(norm) is nn.Identity:
             return reason
         if norm.training or norm.running_mean is None:
             return "bn normalises with the statistics of the batch"
+        return None
+
+    def _norms(self) -> tuple[type[nn.Module], ...]:
+        """Those that take what ``first`` gives, and can be folded into it."""
+        linear = type(self.first) is nn.Linear
+        return nn.Identity, *((nn.BatchNorm1d, nn.SyncBatchNorm) if linear else BATCH_NORMS)
+
+    def why_others_not_fused(self) -> str | None:
+        """`why_not_fused` for all but the layers, the norm and the activations."""
+        return self._why_another_block() or self._why_others_called()
+
+    def _why_others_called(self) -> str | None:
+        for module in self.around if self.pool is None else (*self.around, self.pool):
+            if (own := own_behaviour(module)) is not None:
+                return f"a {type(module).__name__} in it {own}"
         return None
 
     def _why_another_block(self) -> str | None:
@@ -122,7 +137,7 @@ def _why_unknown(spec: Any, name: str) -> str:
 
 def _check_samples(norm: Any) -> None:
     """Raise where torch would for one sample, with what to do."""
-    if type(norm) is nn.BatchNorm2d and norm.training:
+    if type(norm) in (nn.BatchNorm1d, nn.BatchNorm2d) and norm.training:
         raise ValueError(
             "bn cannot normalise with the statistics of one sample; train with N >= 2, set "
             "bn.eval(), or build the module without it: norm_layer=None"
