@@ -266,9 +266,9 @@ class Squared(Pretrained):
         return super().forward(x) ** 2
 
 
-class Ungated(Pretrained):
+class Late(Pretrained):
     def forward(self, x: Tensor) -> Tensor:
-        return x * self.fc2(self.relu(self.fc1(self.avg_pool(x))))
+        return self.sigmoid(x * self.fc2(self.relu(self.fc1(self.avg_pool(x)))))
 
 
 class OddGate(Pretrained):
@@ -286,13 +286,10 @@ class Listed(Pretrained):
         return super().forward(x) * self.scales["all"]
 
 
-class Wrapped(nn.Module):
-    def __init__(self, inner: nn.Module) -> None:
+class Unused(Pretrained):
+    def __init__(self) -> None:
         super().__init__()
-        self.pool, self.inner, self.gate = nn.AdaptiveAvgPool2d(1), inner, nn.Sigmoid()
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x * self.gate(self.inner(self.pool(x)))
+        self.smaller = nn.MaxPool2d(2)
 
 
 class Mlp(nn.Module):
@@ -353,10 +350,10 @@ ELSEWHERE = "it is built like the block, but computes something else for other m
         (Squared, "it looks like the block, but its forward calls pow"),
         (Clamped, "it looks like the block, but its forward calls clamp"),
         *((c, ELSEWHERE) for c in (OfItsType, OfItsBatch, OfItsSize, InPlace)),
-        (Ungated, "it looks like the block, but its forward is pool, layer, act, layer"),
+        (Late, "it looks like the block, but its forward is pool, layer, act, layer, mul, act"),
         (OddGate, "the kernels do not know gate (Softsign)"),
         (Listed, "it looks like the block, but its forward reads scales"),
-        (lambda: Wrapped(Mlp()), "it looks like the block, but has a Mlp in it"),
+        (Unused, "it looks like the block, but has a MaxPool2d in it"),
         (SEAlone, "it is called like a block, but fails on a small map: maps are 224 x 224"),
     ],
 )
@@ -378,8 +375,8 @@ def test_what_does_not_look_like_one() -> None:
 
 def test_many_blocks_are_recorded_once(monkeypatch: pytest.MonkeyPatch) -> None:
     records: list[Any] = []
-    record = dataflow._record
-    monkeypatch.setattr(dataflow, "_record", lambda m: records.append(m) or record(m))
+    record = dataflow.record
+    monkeypatch.setattr(dataflow, "record", lambda m: records.append(m) or record(m))
 
     class Mine(Pretrained):
         pass

@@ -202,7 +202,7 @@ def test_structure_decides_and_not_the_name() -> None:
     [
         (lambda: peers.ResidualSELayer(2, 24), "computes something else"),
         (lambda: peers.MaxPooled(24), "computes something else"),
-        (lambda: peers.Squared(24), "computes something else"),
+        (lambda: peers.Squared(24), "its forward calls pow"),
         (lambda: peers.Detached(24), "computes something else"),
         (lambda: peers.Refusing(24), "fails on a small map: maps are 224 x 224"),
         (lambda: peers.AfterProjection(24, 24), "computes something else"),

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from chattn_cuda import backends
-from chattn_cuda.convert import classes, dataflow, probe
+from chattn_cuda.convert import classes, dataflow
 from chattn_cuda.convert.adapter import ADAPTERS, STRUCTURES
 from chattn_cuda.convert.report import Entry, Report
 from chattn_cuda.modules.fused import FusedForward
@@ -53,6 +53,7 @@ def accelerate(model: nn.Module, backend: str = "auto") -> Report:
     changed, left, again = [], [], []
     to_do: list[tuple[Any, Any]] = []  # modules and their new classes
     tried = []  # classes, which keep what was found out about them
+    inside: set[int] = set()  # modules in what was found by its dataflow
     for name, module in model.named_modules():
         cls: Any = type(module)
         base = classes.base_of(cls)
@@ -60,16 +61,23 @@ def accelerate(model: nn.Module, backend: str = "auto") -> Report:
         if base is not cls and not classes.is_stale(cls):
             to_do.append((module, cls))
             again.append(entry(f"backend is now {backend!r}"))
+            if cls._accelerated_as.startswith(dataflow.PREFIX):
+                inside.update(map(id, module.modules()))
             continue
         known = isinstance(module, (FusedForward, torch.jit.ScriptModule))  # fused, or compiled
         if known and base is cls:
             continue
-        key = _key_of(module, base)
+        key = None if id(module) in inside else _key_of(module, base)
         if key is None:
+            to_do += [(module, base)] * (base is not cls)
             continue
+        if isinstance(key, dataflow.NotTaken) or key.startswith(dataflow.PREFIX):
+            if _holds_a_block(module):
+                continue
+            inside.update(map(id, module.modules()))
         if isinstance(key, dataflow.NotTaken):
-            if not _holds_a_block(module):
-                left.append(entry(key.reason))
+            to_do += [(module, base)] * (base is not cls)
+            left.append(entry(key.reason))
             continue
         reason, new = _obstacle(module, base, key), base
         if reason is None:
@@ -81,7 +89,7 @@ def accelerate(model: nn.Module, backend: str = "auto") -> Report:
             except Exception as error:  # a metaclass, __init_subclass__, __slots__
                 reason = f"its class cannot be extended: {error}"
             else:
-                reason = probe.difference(module, new) if key not in ADAPTERS else None
+                reason = dataflow.difference(module, new) if key not in ADAPTERS else None
         if reason is None:
             to_do.append((module, new))
             changed.append(entry(f"backend {backend!r}"))
@@ -175,7 +183,14 @@ def _key_of(module: Any, base: Any) -> str | dataflow.NotTaken | None:
                     return name
         except AttributeError:  # it lacks something
             continue
-    return dataflow.key_of(module) if type(module) is base else None
+    own = type(module)
+    if own is base:
+        return dataflow.key_of(module)
+    module.__class__ = base  # whose forward was patched since
+    try:
+        return dataflow.key_of(module)
+    finally:
+        module.__class__ = own
 
 
 def _holds_a_block(module: Any) -> bool:
@@ -185,7 +200,8 @@ def _holds_a_block(module: Any) -> bool:
             if isinstance(inner, FusedForward):
                 return True
             base = classes.base_of(type(inner))
-            if not type(inner).__module__.startswith("torch.") and _key_of(inner, base) is not None:
+            key = None if type(inner).__module__.startswith("torch.") else _key_of(inner, base)
+            if key is not None and not (isinstance(key, dataflow.NotTaken) and key.is_gate):
                 return True
     return False
 

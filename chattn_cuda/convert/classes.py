@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from chattn_cuda.convert import dataflow, probe
+from chattn_cuda.convert import dataflow
 from chattn_cuda.convert.adapter import ADAPTERS, STRUCTURES, Adapter
 from chattn_cuda.convert.reads import bases_with, methods_called
 
@@ -134,8 +134,8 @@ def _methods(key: str, cls: Any) -> Iterator[tuple[Any, str, Any]]:
     for part in adapter_for(key).parts:
         module, _, name = part.rpartition(".")
         owner = getattr(sys.modules.get(module), name, None)
-        if owner is not None:
-            yield owner, "forward", owner.forward if _is_own(owner, "forward") else None
+        for method in () if owner is None else methods_called(owner):
+            yield owner, method, getattr(owner, method) if _is_own(owner, method) else None
 
 
 def _is_own(cls: Any, name: str) -> bool:
@@ -280,5 +280,5 @@ def _set_state(self: Any, state: Any) -> None:
     cls = type(self)
     self.__class__ = base_of(cls)
     self.__setstate__(state)
-    if probe.difference(self, cls) is None:
+    if dataflow.difference(self, cls) is None:
         self.__class__ = cls

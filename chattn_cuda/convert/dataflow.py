@@ -1,95 +1,51 @@
-"""SE blocks that are known by what they do: a forward is recorded on a small map.
+"""SE and ECA blocks that are known by what they do: a forward is recorded on a small map.
 
-Pool, one or two layers, gate, multiply, whatever the names and whoever wrote the class; with a
-residual (x + x * s), too. `key_of` makes a key of what it saw, and `adapter` an adapter of a key:
-what the block computes is then tried out (`probe`), as for every structure.
+Pool, layers, gate, multiply, whatever the names and whoever wrote the class; with a residual
+(x + x * s), too. `key_of` makes a key of what it saw, and `adapter` an adapter of a key: what the
+block computes is then tried out (`probe`), as for every structure.
 """
 
 from __future__ import annotations
 
 import functools
+import itertools
 import re
 import weakref
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
+from torch.nn.utils.parametrize import ParametrizationList
 
-from chattn_cuda import activations
 from chattn_cuda.convert import probe
 from chattn_cuda.convert.adapter import Adapter
-from chattn_cuda.convert.reads import attributes_read, bases_with, methods_called, unknown_source
+from chattn_cuda.convert.matching import (
+    NotTaken,
+    Recipe,
+    is_own_class,
+    match,
+    tree_of,
+    values_of,
+)
+from chattn_cuda.convert.reads import (
+    attributes_read,
+    bases_with,
+    methods_called,
+    unknown_source,
+)
+from chattn_cuda.convert.recording import DROPOUTS, LAYERS, NORMS, features, record
 from chattn_cuda.functional import Decision
+from chattn_cuda.modules.efficient_channel_attention import EfficientChannelAttentionForward
+from chattn_cuda.modules.fused import Operands
 from chattn_cuda.modules.squeeze_excite import SqueezeExciteForward, SqueezeExciteLayers
+from chattn_cuda.peers.eca import conv_obstacle
 
-__all__ = ["PREFIX", "NotTaken", "adapter", "key_of", "reads_nothing"]
+__all__ = ["PREFIX", "NotTaken", "adapter", "difference", "key_of", "reads_nothing"]
 
 PREFIX = "as recorded: "
-_LAYERS = (nn.Linear, nn.Conv2d)
-_NORMS = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm)
-_POOLS = (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)
-_DROPOUTS = (nn.Dropout, nn.Dropout2d)
-_RESHAPES: dict[type, tuple[str, ...]] = {
-    nn.Flatten: ("start_dim", "end_dim"),
-    nn.Unflatten: ("dim", "unflattened_size"),
-}
-_NEUTRAL = (nn.Identity, *_RESHAPES, *_DROPOUTS)
-_CONTAINERS = (nn.Sequential, nn.ModuleList)
-_MOST = 12  # submodules of a block
-
-_FUNCTIONS: dict[Any, str] = {
-    **dict.fromkeys(
-        (F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d, F.avg_pool1d,
-         F.avg_pool2d, F.avg_pool3d, torch.mean, Tensor.mean), "pool"
-    ),
-    **dict.fromkeys((F.linear, F.conv1d, F.conv2d, F.conv3d, torch.matmul), "layer"),
-    **dict.fromkeys((torch.mul, Tensor.mul, Tensor.mul_, Tensor.__mul__, Tensor.__rmul__,
-                     Tensor.__imul__), "mul"),
-    **dict.fromkeys((torch.add, Tensor.add, Tensor.add_, Tensor.__add__, Tensor.__radd__,
-                     Tensor.__iadd__), "add"),
-    **dict.fromkeys((F.batch_norm, F.layer_norm, F.group_norm), "norm"),
-    **dict.fromkeys((torch.relu_, Tensor.relu, Tensor.relu_), "=relu"),
-    **dict.fromkeys((Tensor.sigmoid, Tensor.sigmoid_, torch.sigmoid_), "=sigmoid"),
-    **dict.fromkeys((Tensor.tanh, Tensor.tanh_), "=tanh"),
-    **{function: f"={name}" for function, name in activations._FUNCTIONS.items()},
-}  # fmt: skip
-
-
-#: What changes no number of its input.
-_REARRANGING = frozenset(
-    """
-    view view_as reshape reshape_as flatten unflatten squeeze squeeze_ unsqueeze unsqueeze_ t
-    permute transpose movedim moveaxis swapaxes swapdims expand expand_as broadcast_to contiguous
-    clone to type type_as float double dropout dropout2d __getitem__
-    """.split()
-)
-
-
-class NotTaken(NamedTuple):
-    """Why something that looks like a block is none that can be accelerated."""
-
-    reason: str
-
-
-class _Recipe(NamedTuple):
-    """Paths of submodules, or "=name" for an activation that is a function; "" for none."""
-
-    pool: str
-    first: str
-    norm: str
-    act: str
-    second: str
-    gate: str
-    residual: str
-    reads: str
-    """The module's attributes that the forward reads."""
-    settings: str
-    """Their values."""
-    tree: str
-    """All submodules."""
-
+_CHANGED = "its submodules or settings are others than when it was accelerated"
+_MOST = 16  # submodules of a block
+_MOST_LAYERS = 8
 
 _SEEN: weakref.WeakKeyDictionary[Any, dict[Any, str | NotTaken | None]] = (
     weakref.WeakKeyDictionary()
@@ -122,16 +78,13 @@ def key_of(module: Any) -> str | NotTaken | None:
 
 def _key_of(module: Any) -> str | NotTaken | None:
     try:
-        events = _record(module)
+        recording = record(module)
     except Exception as error:
         if _is_called_like_one(module):
             return NotTaken(f"it is called like a block, but fails on a small map: {error}")
         return None
-    kinds = [kind for kind, _ in events]
-    if "pool" not in kinds or "mul" not in kinds or "layer" not in kinds:
-        return None
-    recipe = _match(module, events)
-    return recipe if isinstance(recipe, NotTaken) else PREFIX + "\n".join(recipe)
+    recipe = match(module, recording)
+    return PREFIX + "\n".join(recipe) if isinstance(recipe, Recipe) else recipe
 
 
 def _is_called_like_one(module: Any) -> bool:
@@ -140,182 +93,80 @@ def _is_called_like_one(module: Any) -> bool:
 
 
 def _may_be(module: Any) -> bool:
-    """Whether it holds one or two layers, from C numbers to C, and nothing else with weights.
+    """Whether it holds a few layers that take C numbers and that give C, and no larger ones.
 
-    Of layers whose sizes the first call decides, that is not known: these may be.
+    Or matrices as parameters of its own. Of layers whose sizes the first call decides, nothing is
+    known: these may be.
     """
-    if type(module).__module__.startswith("torch.nn.") or not 0 < len(module._modules) <= _MOST:
+    cls = type(module).__module__
+    if cls.startswith("torch.nn.") or not (module._modules or module._parameters):
         return False
-    layers = []
+    sizes: list[tuple[int, int]] = []
     for i, m in enumerate(module.modules()):
-        if i > _MOST:
+        if i > _MOST or len(sizes) > _MOST_LAYERS:
             return False
-        if isinstance(m, _LAYERS):
-            if isinstance(m, nn.Conv2d) and m.kernel_size != (1, 1):
+        if isinstance(m, ParametrizationList):  # of a layer that was counted
+            continue
+        if isinstance(m, LAYERS):
+            if isinstance(m, nn.Conv2d) and m.kernel_size != (1, 1) and m.out_channels > 1:
                 return False
-            layers.append(m)
-        elif m._parameters and not isinstance(m, (*_NORMS, nn.PReLU)):
-            return False
-    if not 1 <= len(layers) <= 2 or module._parameters:
-        return False
+            sizes.append(features(m))
+        elif type(m).__module__.startswith("torch."):
+            if m._parameters and not isinstance(m, (*NORMS, nn.PReLU)):
+                return False
+        else:
+            sizes += [s for p in m._parameters.values() if p is not None for s in _as_matrix(p)]
     if probe.is_lazy(module):
-        return True
-    return bool(layers[0].weight.shape[1:2] == layers[-1].weight.shape[:1])
+        return bool(sizes)
+    return bool(sizes) and sizes[0][0] in [given for _, given in sizes]
 
 
-class _Recorder(TorchFunctionMode):
-    """Keeps what is called: the kind, and where in the module."""
-
-    def __init__(self, module: Any) -> None:
-        super().__init__()
-        self.events: list[tuple[str, str]] = []
-        self.inside = 0  # calls of leaves
-        self.handles = []
-        for path, m in module.named_modules():
-            if path and not isinstance(m, _CONTAINERS) and not m._modules:
-                self.handles.append(
-                    m.register_forward_pre_hook(functools.partial(self.enter, path))
-                )
-                self.handles.append(m.register_forward_hook(self.leave))
-
-    def enter(self, path: str, module: Any, inputs: Any) -> None:
-        kind = "act"
-        for types, name in (
-            (_LAYERS, "layer"), (_NORMS, "norm"), (_POOLS, "pool"), (_NEUTRAL, "neutral"),
-        ):  # fmt: skip
-            kind = name if isinstance(module, types) else kind
-        self.inside += 1
-        self.events.append((kind, path))
-
-    def leave(self, module: Any, inputs: Any, outputs: Any) -> None:
-        self.inside -= 1
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kind = _FUNCTIONS.get(func)
-        result = func(*args, **(kwargs or {}))
-        if self.inside:
-            return result
-        if kind is not None:
-            self.events.append(("act", kind) if kind.startswith("=") else (kind, ""))
-        elif isinstance(result, Tensor):  # other results are sizes and types
-            name = getattr(func, "__name__", repr(func))
-            if name == "__get__":  # a property: T, data, ...
-                name = func.__self__.__name__
-            if name not in _REARRANGING:
-                self.events.append(("other", name))
-        return result
-
-
-def _record(module: Any) -> list[tuple[str, str]]:
-    with probe.undisturbed():
-        copy = probe.plain_copy(module).eval()
-        layer = next(m for m in copy.modules() if isinstance(m, _LAYERS))
-        x = torch.randn(2, layer.weight.shape[1], *probe.sizes(copy)[0], dtype=torch.float64)
-        with torch.no_grad(), _Recorder(copy) as recorder:
-            copy(x)
-    return recorder.events
-
-
-def _match(module: Any, events: list[tuple[str, str]]) -> _Recipe | NotTaken:
-    found = {kind: [path for k, path in events if k == kind] for kind in dict(events)}
-    layers, pools = found["layer"], found["pool"]
-    if len(pools) > 1 or len(set(layers)) < len(layers):
-        return NotTaken("it looks like the block, but squeezes or excites more than once")
-    chain = [(k, p) for k, p in events if k in ("pool", "layer", "norm", "act")]
-    kinds = "-".join(kind for kind, _ in chain)
-    pattern = re.fullmatch(r"pool(?:-layer(-norm)?(-act)?)?-layer-act", kinds)
-    if pattern is None or "" in layers:
-        return NotTaken(f"it looks like the block, but its forward is {kinds.replace('-', ', ')}")
-    if "other" in found:
-        return NotTaken(f"it looks like the block, but its forward calls {found['other'][0]}")
-    known = (*_LAYERS, *_NEUTRAL, *_CONTAINERS)
-    for path, m in module.named_modules():
-        if path and path not in dict((p, k) for k, p in chain) and type(m) not in known:
-            return NotTaken(f"it looks like the block, but has a {type(m).__name__} in it")
-    if pools[0] and not isinstance(module.get_submodule(pools[0]), nn.AdaptiveAvgPool2d):
-        return NotTaken("it looks like the block, but is not for maps (N, C, H, W)")
-    two = len(layers) == 2
-    settings = _settings(module, type(module))
-    if isinstance(settings, NotTaken):
-        return settings
-    reads, values = settings
-    return _Recipe(
-        pools[0],
-        layers[0] if two else "",
-        found["norm"][0] if pattern[1] else "",
-        (found["act"][0] if pattern[2] else "=identity") if two else "=identity",
-        layers[-1],
-        found["act"][-1],
-        "residual" if "add" in found else "",
-        reads,
-        values,
-        _tree(module),
-    )
-
-
-def _settings(module: Any, cls: Any) -> tuple[str, str] | NotTaken:
-    """The module's own attributes that the forward reads, and their values, which may change."""
-    unknown = unknown_source(module, cls)
-    if unknown is not None:
-        return NotTaken(f"it looks like the block, but its forward reads {unknown}")
-    names = sorted(attributes_read(module, cls) - {"training"})
-    for name in names:
-        if _may_change_in_place(module, name):
-            return NotTaken(f"it looks like the block, but its forward reads {name}")
-    reads = ", ".join(names)
-    return reads, _values(module, reads)
-
-
-def _may_change_in_place(module: Any, name: str) -> bool:
-    value = module.__dict__.get(name)
-    try:
-        probe.as_key(value)
-    except TypeError:
-        return True
-    return isinstance(value, list) or name in module._buffers
-
-
-def _values(module: Any, reads: str) -> str:
-    return repr([module.__dict__.get(name) for name in reads.split(", ")])
+def _as_matrix(parameter: Tensor) -> list[tuple[int, int]]:
+    """Its sizes as those of a layer, either way round; nothing for vectors."""
+    sizes = [size for size in parameter.shape if size > 1]
+    return [(sizes[1], sizes[0]), (sizes[0], sizes[1])] if len(sizes) == 2 else []
 
 
 def reads_nothing(module: Any, cls: Any) -> bool:
     """Whether the forward reads its input and submodules alone."""
-    settings = _settings(module, cls)
-    return not isinstance(settings, NotTaken) and not settings[0]
-
-
-def _tree(module: Any) -> str:
-    """All submodules, with the settings of those that only reshape."""
-    found = []
-    for path, m in module.named_modules():
-        names = _RESHAPES.get(type(m), ())
-        found += [" ".join([path, *(repr(getattr(m, name)) for name in names)])] if path else []
-    return ", ".join(found)
+    return unknown_source(module, cls) is None and not attributes_read(module, cls) - {"training"}
 
 
 @functools.cache
 def adapter(key: str) -> Adapter:
     """The adapter of a key that `key_of` made."""
-    recipe = _Recipe(*key.removeprefix(PREFIX).split("\n"))
-    body = {"_recipe": recipe, "_reads": tuple(filter(None, recipe.reads.split(", ")))}
-    mixin: Any = type("_RecordedForward", (_RecordedForward,), body)
-    return Adapter(mixin, lambda module: _layers(recipe, module).why_never_fused())
+    recipe = Recipe(*key.removeprefix(PREFIX).split("\n"))
+    reads = (name for name in recipe.reads.split(", ") if name and "." not in name)
+    base = _RecordedEca if recipe.is_eca else _RecordedSe
+    body = {"_recipe": recipe, "_reads": tuple(reads), "_admitted": weakref.WeakSet()}
+    mixin: Any = type(base.__name__, (base,), body)
+    return Adapter(mixin, mixin.obstacle_of, recipe.own_classes())
 
 
-def _layers(recipe: _Recipe, module: Any) -> SqueezeExciteLayers:
-    changed = "its submodules or settings are others than when it was accelerated"
-    nothing = SqueezeExciteLayers(None, None, "identity", None, "identity", changed=changed)
-    if _tree(module) != recipe.tree or _values(module, recipe.reads) != recipe.settings:
+def difference(module: Any, accelerated: Any) -> str | None:
+    """`probe.difference`; a recorded block then stands for submodules of the classes in it."""
+    admitted = getattr(accelerated, "_admitted", None)
+    if admitted is None:
+        return probe.difference(module, accelerated)
+    new = {type(m) for m in module.modules() if is_own_class(m)} - {*admitted}
+    admitted.update(new)
+    reason = probe.difference(module, accelerated)
+    if reason is not None:
+        admitted.difference_update(new)
+    return reason
+
+
+def _layers(recipe: Recipe, module: Any) -> SqueezeExciteLayers:
+    nothing = SqueezeExciteLayers(None, None, "identity", None, "identity", changed=_CHANGED)
+    if tree_of(module, recipe.parts) != recipe.tree:
+        return nothing
+    if values_of(module, recipe.reads) != recipe.settings:
         return nothing
     at = dict(module.named_modules())
-    parts: list[Any] = [at.get(path or None) for path in recipe[:6]]
+    parts: list[Any] = [at.get(path or None) for path in recipe.parts]
     others = [m for m in module.modules() if m is not module and all(m is not p for p in parts)]
-    for m in others:
-        if type(m) not in (*_NEUTRAL, *_CONTAINERS):
-            return nothing
-        if type(m) in _DROPOUTS and m.training and m.p > 0:
-            return nothing._replace(changed="its dropout drops something")
+    if any(isinstance(m, DROPOUTS) and m.training and m.p > 0 for m in others):
+        return nothing._replace(changed="its dropout drops something")
     pool, first, norm, act, second, gate = parts
     return SqueezeExciteLayers(
         first,
@@ -329,35 +180,83 @@ def _layers(recipe: _Recipe, module: Any) -> SqueezeExciteLayers:
     )
 
 
-class _RecordedForward(SqueezeExciteForward):
-    """SE over the submodules that a recording has shown."""
+class _Recorded:
+    """A block over the submodules that a recording has shown, in front of its forward."""
 
     if TYPE_CHECKING:
         eager_forward: Any
-        _accelerated_from: Any
+        backend: str
+        modules: Any
 
+    _block = ""
     _recipe: Any = None
+    _admitted: Any = None  # the classes of its submodules that it was tried out with
+
+    @torch.jit.unused
+    def _is_admitted(self) -> bool:
+        """Whether no submodule is of another class, which may be called the same."""
+        inside: Any = itertools.islice(self.modules(), 1, None)
+        return all(type(m) in self._admitted for m in inside if is_own_class(m))
 
     @torch.jit.unused
     def _fused_or_eager(self, x: Tensor) -> Tensor:
         """The own forward may take anything; it was recorded on a map."""
         if isinstance(x, Tensor) and x.dim() == 4:
-            return super()._fused_or_eager(x)
+            return super()._fused_or_eager(x)  # type: ignore[misc]
         return self.eager_forward(x)
 
     @torch.jit.unused
     def decide(self, x: Tensor) -> Decision:
         """What ``forward(x)`` comes to."""
         if x.dim() == 4:
-            return super().decide(x)
+            return super().decide(x)  # type: ignore[misc]
         found = "x is not a map (N, C, H, W)"
         return Decision(self._block, self.backend, x, found, fallback="eager")
 
     @torch.jit.unused
     def fused_layers(self) -> SqueezeExciteLayers:
-        return _layers(self._recipe, self)
+        found = _layers(self._recipe, self)
+        return found if self._is_admitted() else found._replace(changed=_CHANGED)
 
     @torch.jit.unused
     def fused_forward(self, x: Tensor) -> Tensor | None:
-        y = super().fused_forward(x)
+        y = super().fused_forward(x)  # type: ignore[misc]
         return x + y if self._recipe.residual and y is not None else y
+
+
+class _RecordedSe(_Recorded, SqueezeExciteForward):
+    _block = "SqueezeExcite"
+
+    @classmethod
+    def obstacle_of(cls, module: Any) -> str | None:
+        return _layers(cls._recipe, module).why_never_fused()
+
+
+class _RecordedEca(_Recorded, EfficientChannelAttentionForward):
+    _block = "EfficientChannelAttention"
+
+    @classmethod
+    def obstacle_of(cls, module: Any) -> str | None:
+        layers = _layers(cls._recipe, module)
+        return conv_obstacle(layers.second, layers.gate)
+
+    @torch.jit.unused
+    def operands(self) -> Operands | str:
+        return self.fused_layers().why_others_not_fused() or super().operands()
+
+    @torch.jit.unused
+    def _conv_module(self) -> Any:
+        return self.fused_layers().second
+
+    @torch.jit.unused
+    def _gate_module(self) -> Any:
+        return self.fused_layers().gate
+
+    @torch.jit.unused
+    def _has_mlp(self) -> bool:
+        return False
+
+    @torch.jit.unused
+    def probe_channels(self) -> int:
+        """The weights are for any number: more than they are long."""
+        return 16

@@ -7,7 +7,7 @@ import contextlib
 import copy
 import types
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -186,16 +186,22 @@ def as_key(value: Any) -> Any:
     raise TypeError
 
 
-def plain_copy(module: Any) -> Any:
-    """The module without hooks, on the CPU in float64, with random numbers."""
+def _numbers(shape: Any) -> Tensor:
+    """Random ones for a parameter, of the size that layers start with."""
+    return torch.randn(shape, dtype=torch.float64) / max(1, shape[1:].numel()) ** 0.5
+
+
+def plain_copy(module: Any, numbers: Callable[[Any], Tensor] = _numbers) -> Any:
+    """The module without hooks, on the CPU in float64, with random or other ``numbers``."""
     memo: dict[int, Any] = {}
     for m in module.modules():
         for name, value in m.__dict__.items():
             if "_hooks" in name and isinstance(value, dict):
                 memo[id(value)] = collections.OrderedDict()
+            elif isinstance(value, Tensor) and value.is_floating_point():  # as of weight_norm
+                memo[id(value)] = value.detach().to("cpu", torch.float64)
     for p in module.parameters():
-        values = torch.randn(p.shape, dtype=torch.float64) / max(1, p[0].numel()) ** 0.5
-        memo[id(p)] = nn.Parameter(values)
+        memo[id(p)] = nn.Parameter(numbers(p.shape))
     for b in module.buffers():  # statistics, that is: 0.5 to 1.5 is good for means and variances
         values = torch.rand(b.shape, dtype=torch.float64) + 0.5
         memo[id(b)] = values if b.is_floating_point() else torch.zeros(b.shape, dtype=b.dtype)
@@ -210,5 +216,9 @@ def sizes(module: Any) -> tuple[tuple[int, ...], ...]:
 def _run(module: Any, x: Tensor) -> list[Tensor]:
     leaf = x.clone().requires_grad_()
     y = module(leaf)
-    grads = torch.autograd.grad(y.sin().sum(), [leaf, *module.parameters()])
+    parameters = dict(module.named_parameters())
+    grads = torch.autograd.grad(y.sin().sum(), [leaf, *parameters.values()], allow_unused=True)
+    for name, grad in zip(("the map", *parameters), grads, strict=True):
+        if grad is None:
+            raise ValueError(f"y does not depend on {name}")
     return [y, *grads, *(b.double() for b in module.buffers())]

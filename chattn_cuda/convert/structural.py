@@ -13,11 +13,9 @@ from torch import nn
 
 from chattn_cuda.activations import ActivationSpec
 from chattn_cuda.convert.adapter import Adapter
-from chattn_cuda.hooks import own_behaviour
-from chattn_cuda.modules.efficient_channel_attention import EfficientChannelAttentionForward
-from chattn_cuda.modules.fused import Operands, is_global_average_pool, submodule_obstacle
+from chattn_cuda.modules.fused import is_global_average_pool, submodule_obstacle
+from chattn_cuda.modules.se_relatives import SpatialChannelSqueezeExciteForward
 from chattn_cuda.modules.squeeze_excite import SqueezeExciteForward, SqueezeExciteLayers
-from chattn_cuda.peers.eca import conv_obstacle
 from chattn_cuda.peers.se import se_obstacle
 
 __all__ = ["STRUCTURES"]
@@ -141,43 +139,12 @@ def _named_activation(module: Any) -> ActivationSpec:
     return module
 
 
-class _EcaLayer(EfficientChannelAttentionForward):
-    """BangguWu's eca_layer: a convolution over the pooled channels."""
-
-    if TYPE_CHECKING:
-        avg_pool: Any
-        sigmoid: Any
-
-    @torch.jit.unused
-    def operands(self) -> Operands | str:
-        return self._why_another_pool() or super().operands()
-
-    @torch.jit.unused
-    def _why_another_pool(self) -> str | None:
-        if not is_global_average_pool(self.avg_pool):
-            return f"it pools with a {type(self.avg_pool).__name__}"
-        own = own_behaviour(self.avg_pool)
-        return None if own is None else f"avg_pool {own}"
-
-    @torch.jit.unused
-    def _gate_module(self) -> nn.Module:
-        return self.sigmoid
-
-    @torch.jit.unused
-    def _has_mlp(self) -> bool:
-        return False
+class _Scse(SpatialChannelSqueezeExciteForward):
+    """The SCSEModule of segmentation_models_pytorch."""
 
     @classmethod
     def fits(cls, module: Any) -> bool:
-        return (
-            _consists_of(module, "avg_pool", "conv", "sigmoid")
-            and is_global_average_pool(module.avg_pool)
-            and type(module.conv) is nn.Conv1d
-        )
-
-
-def _eca_obstacle(module: Any) -> str | None:
-    return conv_obstacle(module.conv, module.sigmoid, "sigmoid")
+        return _consists_of(module, "cSE", "sSE") and len(module.cSE) == 5
 
 
 def _se(mixin: Any) -> Adapter:
@@ -188,5 +155,5 @@ STRUCTURES: dict[str, Adapter] = {
     "avg_pool, fc": _se(_AvgPoolFc),
     "avg_pool, f_ex": _se(_AvgPoolExcite),
     "global_avgpool, conv1, conv2": _se(_ConvModules),
-    "avg_pool, conv, sigmoid": Adapter(_EcaLayer, _eca_obstacle, fits=_EcaLayer.fits),
+    "cSE, sSE": _se(_Scse),
 }

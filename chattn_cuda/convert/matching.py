@@ -1,0 +1,275 @@
+"""Whether a recording is that of an SE or ECA block: pool, layers, gate, multiply; or why not."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, NamedTuple
+
+from torch import nn
+
+from chattn_cuda.convert import probe
+from chattn_cuda.convert.reads import attributes_read, unknown_source
+from chattn_cuda.convert.recording import (
+    CONTAINERS,
+    DROPOUTS,
+    LAYERS,
+    NEUTRAL,
+    RESHAPES,
+    Recording,
+)
+
+__all__ = ["NotTaken", "Recipe", "is_own_class", "match", "reads_of", "tree_of", "values_of"]
+
+#: What may be a mean over the positions; modules of a class of one's own may be, too.
+_MEANS = re.compile(r"mean|sum|einsum|(adaptive_)?avg_pool\dd")
+_CHAIN = re.compile(r"pool(?:-layer(-norm)?(-act)?)?-layer(-act)?(?:(?:-add)?-mul(?:-add)?)?")
+_PREFIX = "it looks like the block, but "
+
+
+class NotTaken(NamedTuple):
+    """Why something that looks like a block is none that can be accelerated."""
+
+    reason: str
+    is_gate: bool = False
+    """Whether it is but a part: it gives the gate, and does not multiply."""
+
+
+class Recipe(NamedTuple):
+    """Paths of submodules, or "=name" for an activation that is a function; "" for none."""
+
+    pool: str
+    first: str
+    norm: str
+    act: str
+    second: str
+    gate: str
+    residual: str
+    kind: str
+    """"se" or "eca"."""
+    reads: str
+    """The attributes that the forward reads, of the module and of those of own classes in it."""
+    settings: str
+    """Their values."""
+    tree: str
+    """All submodules, with the classes of those that are not above."""
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The submodules that the operators stand for."""
+        return self[:6]
+
+    @property
+    def is_eca(self) -> bool:
+        """Whether the layer is a convolution over the channels."""
+        return self.kind == "eca"
+
+    def own_classes(self) -> tuple[str, ...]:
+        """Of the submodules that are no part: those that are none of torch's."""
+        found = (entry.split(" ")[1] for entry in filter(None, self.tree.split("; ")))
+        return tuple(sorted({cls for cls in found if cls and not cls.startswith("torch.")}))
+
+
+def match(module: Any, recording: Recording) -> Recipe | NotTaken | None:
+    """What the block is made of; why it is not taken; or None for what does not look like one."""
+    events, returned = recording.events, recording.returned
+    found: dict[str, list[str]] = {}
+    for kind, name in events:
+        found.setdefault(kind, []).append(name)
+    if "pool" not in found or "layer" not in found:
+        return None
+    gates = [name for name in found.get("act", []) if _may_gate(module, name)]
+    if "mul" not in found and not (returned == "gate" and gates):
+        return None
+    at = dict(module.named_modules())
+    chain = [(k, p) for k, p in events if k in ("pool", "layer", "norm", "act", "mul", "add")]
+    kinds = _CHAIN.fullmatch("-".join(kind for kind, _ in chain))
+    reason = (
+        _why_other_weights(module, found)
+        or _why_another_squeeze(at, found)
+        or _why_more(found)
+        or (None if kinds else f"its forward is {', '.join(kind for kind, _ in chain)}")
+        or _why_other_layers(at, found["layer"])
+        or _why_other_modules(module, {p for _, p in chain})
+        or _why_unknown(module)
+        or _why_returned(returned)
+    )
+    if reason is not None or kinds is None:
+        return NotTaken(f"{_PREFIX}{reason}", is_gate="mul" not in found)
+    layers, acts, two = found["layer"], found.get("act", []), len(found["layer"]) == 2
+    pool = found["pool"][0]
+    reads = reads_of(module)
+    recipe = Recipe(
+        pool if type(at.get(pool)) is nn.AdaptiveAvgPool2d else "",
+        layers[0] if two else "",
+        found["norm"][0] if kinds[1] else "",
+        acts[0] if two and kinds[2] else "=identity",
+        layers[-1],
+        acts[-1] if kinds[3] else "=identity",
+        "residual" if "add" in found else "",
+        "eca" if isinstance(at[layers[-1]], nn.Conv1d) else "se",
+        reads,
+        values_of(module, reads),
+        "",
+    )
+    return recipe._replace(tree=tree_of(module, recipe.parts))
+
+
+def _may_gate(module: Any, name: str) -> bool:
+    act = name if name.startswith("=") else type(module.get_submodule(name)).__name__
+    return re.search("sigmoid|tanh|softmax", act, re.IGNORECASE) is not None
+
+
+def _why_other_weights(module: Any, found: dict[str, list[str]]) -> str | None:
+    """Weights that are not simply those of a layer."""
+    layers, at = found["layer"], dict(module.named_modules())
+    own = [name[1:] for name in layers if name.startswith("=")]
+    if own:
+        return f"{' and '.join(own)} are parameters of its own: make nn.Linear layers of them"
+    for name in layers:
+        if not isinstance(at[name], LAYERS):
+            return f"{name} is a {type(at[name]).__name__}, not an nn.Linear or 1x1 nn.Conv2d"
+        if "weight" not in at[name]._parameters:
+            return (
+                f"the weight of {name} is computed at every call: make it a parameter "
+                "(remove_parametrizations, remove_weight_norm, remove_spectral_norm)"
+            )
+    for path, m in at.items():
+        inside = {name for name in layers if name.startswith(f"{path}.")}
+        if path and is_own_class(m) and len(inside) > 1 and len(set(layers) - inside) > 0:
+            return f"{path} is a {type(m).__name__} of {len(inside)} layers: merge them into one"
+    if len(set(layers)) > 2:
+        return f"it has {len(set(layers))} layers"
+    return None
+
+
+def _why_another_squeeze(at: dict[str, Any], found: dict[str, list[str]]) -> str | None:
+    pools, layers = found["pool"], found["layer"]
+    if len(pools) > 1 or len(set(layers)) < len(layers) or len(found.get("mul", [])) > 1:
+        return "squeezes or excites more than once"
+    pool = at.get(pools[0])
+    name = pools[0] if pool is None else type(pool).__name__
+    if pool is None and not _MEANS.fullmatch(name):
+        return f"squeezes with {name}, not the mean"
+    if type(pool) in (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool3d):
+        return "is not for maps (N, C, H, W)"
+    if pool is None or type(pool) is nn.AdaptiveAvgPool2d or is_own_class(pool):
+        return None
+    if type(pool) is nn.AvgPool2d:
+        return "its AvgPool2d has windows of one size: make it nn.AdaptiveAvgPool2d(1)"
+    return f"squeezes with {name}, not the mean"
+
+
+def _why_more(found: dict[str, list[str]]) -> str | None:
+    """Operations beside those of the block."""
+    if "conv" in found:
+        return f"calls {found['conv'][0]} on the map itself"
+    if "other" in found:
+        return f"its forward calls {found['other'][0]}"
+    return f"its forward {found['number'][0]}" if "number" in found else None
+
+
+def _why_other_layers(at: dict[str, Any], layers: list[str]) -> str | None:
+    for name in layers:
+        layer = at[name]
+        if isinstance(layer, nn.Linear):
+            continue
+        if isinstance(layer, nn.Conv1d):
+            if len(layers) > 1 or (layer.in_channels, layer.out_channels) != (1, 1):
+                return f"{name} is a Conv1d, not an nn.Linear or 1x1 nn.Conv2d"
+            if not _keeps_length(layer):
+                return f"{name} has another padding than zeros on both sides, or a stride"
+        elif layer.groups != 1:
+            return f"{name} is a convolution in {layer.groups} groups"
+        elif layer.kernel_size != (1, 1):
+            return f"{name} is not a 1x1 convolution"
+    return None
+
+
+def _keeps_length(layer: nn.Conv1d) -> bool:
+    k = layer.kernel_size[0]
+    settings = layer.padding_mode, layer.padding, layer.stride, layer.dilation
+    return k % 2 == 1 and settings == ("zeros", (k // 2,), (1,), (1,))
+
+
+def _why_other_modules(module: Any, events: set[str]) -> str | None:
+    for path, m in module.named_modules():
+        if not path:
+            continue
+        if isinstance(m, DROPOUTS) and m.p > 0:
+            return f"{path} drops numbers in training (p={m.p:g})"
+        plain = isinstance(m, (*NEUTRAL, *CONTAINERS)) or is_own_class(m)
+        if path not in events and (not plain or m._parameters):
+            return f"has a {type(m).__name__} in it"
+    return None
+
+
+def _why_unknown(module: Any) -> str | None:
+    """What the forward reads that may change without being noticed."""
+    for path, m in module.named_modules():
+        if path and not is_own_class(m):
+            continue
+        unknown = unknown_source(m, type(m))
+        if unknown is not None:
+            return f"its forward reads {unknown}"
+        for name in _attributes(m):
+            if _may_change(m, name, inside=bool(path)):
+                return f"its forward reads {path}.{name}".replace(" .", " ")
+    return None
+
+
+def _why_returned(returned: str) -> str | None:
+    if returned == "gate":
+        return "returns the gate: let it return x * gate"
+    if returned == "tuple":
+        return "returns more than the map: let it return x * gate alone"
+    return None if returned == "scaled" else "returns something else than x * gate"
+
+
+def is_own_class(module: Any) -> bool:
+    """Whether its class is none of torch's."""
+    return not type(module).__module__.startswith("torch.")
+
+
+def _attributes(module: Any) -> list[str]:
+    return sorted(attributes_read(module, type(module)) - {"training"})
+
+
+def _may_change(module: Any, name: str, inside: bool) -> bool:
+    """Whether an attribute may change unnoticed; of a submodule, what `memory` does not look at."""
+    value = module.__dict__.get(name)
+    try:
+        probe.as_key(value)
+    except TypeError:
+        return True
+    if inside and (name.startswith("_") or name not in module.__dict__):
+        return True
+    return isinstance(value, list) or name in module._buffers
+
+
+def reads_of(module: Any) -> str:
+    """The attributes that the forward reads, those of submodules behind their paths."""
+    found = []
+    for path, m in module.named_modules():
+        if not path or is_own_class(m):
+            found += [f"{path}.{name}".lstrip(".") for name in _attributes(m)]
+    return ", ".join(found)
+
+
+def values_of(module: Any, reads: str) -> str:
+    """What is in these attributes."""
+    found = []
+    for name in reads.split(", "):
+        path, _, attribute = name.rpartition(".")
+        found.append(module.get_submodule(path).__dict__.get(attribute))
+    return repr(found)
+
+
+def tree_of(module: Any, parts: tuple[str, ...]) -> str:
+    """All submodules; of what is no part the class, and the settings of what only reshapes."""
+    found = []
+    for path, m in module.named_modules():
+        if path:
+            cls = "" if path in parts else f"{type(m).__module__}.{type(m).__qualname__}"
+            names = RESHAPES.get(type(m), ())
+            found.append(" ".join([path, cls, *(repr(getattr(m, name)) for name in names)]))
+    return "; ".join(found)
