@@ -533,6 +533,12 @@ class SoftmaxModule(Base):
         return self.gate(self.fc2(F.relu(self.fc1(s))))
 
 
+@named("its forward adds 3")
+class HardSigmoidByHand(Base):
+    def excite(self, s: Tensor) -> Tensor:
+        return F.relu6(self.fc2(F.relu(self.fc1(s))) + 3) / 6
+
+
 @named("its forward calls hardtanh")
 class HardTanh(Base):
     def excite(self, s: Tensor) -> Tensor:
@@ -581,6 +587,61 @@ class ProductModule(Convolutions):
 
     def scale(self, x: Tensor, s: Tensor) -> Tensor:
         return self.product(x, s)
+
+
+class InItsBlock(nn.Module):
+    """As in kuangliu/pytorch-cifar."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(C, C, 3, padding=1), nn.BatchNorm2d(C)
+        self.conv2, self.bn2 = nn.Conv2d(C, C, 3, padding=1), nn.BatchNorm2d(C)
+        self.fc1, self.fc2 = nn.Conv2d(C, RD, 1), nn.Conv2d(RD, C, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
+        w = F.relu(self.fc1(F.avg_pool2d(out, (out.size(2), out.size(3)))))
+        out = out * torch.sigmoid(self.fc2(w))
+        out += x
+        return F.relu(out)
+
+
+NAMED.append((InItsBlock, "is part of a larger forward: give it a submodule of its own"))
+
+
+@named("is part of a larger forward")
+class InItsSmallerBlock(InItsBlock):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(C, 2 * C, 3, padding=1, stride=2)
+        self.bn1, self.bn2 = nn.BatchNorm2d(2 * C), nn.BatchNorm2d(2 * C)
+        self.conv2 = nn.Conv2d(2 * C, 2 * C, 3, padding=1)
+        self.fc1, self.fc2 = nn.Conv2d(2 * C, RD, 1), nn.Conv2d(RD, 2 * C, 1)
+        self.shortcut = nn.Conv2d(C, 2 * C, 1, stride=2)
+        self.mix = nn.Conv2d(2 * C, C, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
+        out = out * torch.sigmoid(self.fc2(F.relu(self.fc1(out.mean((2, 3), keepdim=True)))))
+        return self.mix(F.relu(out + self.shortcut(x)))
+
+
+@named("is not for maps (N, C, H, W)")
+class OfSequences(Base):
+    def squeeze(self, x: Tensor) -> Tensor:
+        return x.mean(2)
+
+    def scale(self, x: Tensor, s: Tensor) -> Tensor:
+        return x * s.unsqueeze(2)
+
+
+@named("is not for maps (N, C, H, W)")
+class ChannelsLast(Base):
+    def squeeze(self, x: Tensor) -> Tensor:
+        return x.mean((1, 2))
+
+    def scale(self, x: Tensor, s: Tensor) -> Tensor:
+        return x * s[:, None, None]
 
 
 @named("returns more than the map: let it return x * gate alone")

@@ -14,10 +14,9 @@ import weakref
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn.utils.parametrize import ParametrizationList
+from torch import Tensor
 
-from chattn_cuda.convert import probe
+from chattn_cuda.convert import candidates, probe
 from chattn_cuda.convert.adapter import Adapter
 from chattn_cuda.convert.matching import (
     NotTaken,
@@ -33,7 +32,7 @@ from chattn_cuda.convert.reads import (
     methods_called,
     unknown_source,
 )
-from chattn_cuda.convert.recording import DROPOUTS, LAYERS, NORMS, features, record
+from chattn_cuda.convert.recording import DROPOUTS, record
 from chattn_cuda.functional import Decision
 from chattn_cuda.modules.efficient_channel_attention import EfficientChannelAttentionForward
 from chattn_cuda.modules.fused import Operands
@@ -44,8 +43,6 @@ __all__ = ["PREFIX", "NotTaken", "adapter", "difference", "key_of", "reads_nothi
 
 PREFIX = "as recorded: "
 _CHANGED = "its submodules or settings are others than when it was accelerated"
-_MOST = 16  # submodules of a block
-_MOST_LAYERS = 8
 
 _SEEN: weakref.WeakKeyDictionary[Any, dict[Any, str | NotTaken | None]] = (
     weakref.WeakKeyDictionary()
@@ -55,7 +52,7 @@ _SEEN: weakref.WeakKeyDictionary[Any, dict[Any, str | NotTaken | None]] = (
 
 def key_of(module: Any) -> str | NotTaken | None:
     """The key of an SE block; why it is not taken; or None for what does not look like one."""
-    if not _may_be(module):
+    if not candidates.may_be(module):
         return None
     if probe.is_lazy(module):
         return NotTaken(probe.LAZY) if _is_called_like_one(module) else None
@@ -90,41 +87,6 @@ def _key_of(module: Any) -> str | NotTaken | None:
 def _is_called_like_one(module: Any) -> bool:
     name = type(module).__name__
     return re.search(r"squeeze|excit|^se([A-Z_]|$)|SE[A-Z]|SE$", name) is not None
-
-
-def _may_be(module: Any) -> bool:
-    """Whether it holds a few layers that take C numbers and that give C, and no larger ones.
-
-    Or matrices as parameters of its own. Of layers whose sizes the first call decides, nothing is
-    known: these may be.
-    """
-    cls = type(module).__module__
-    if cls.startswith("torch.nn.") or not (module._modules or module._parameters):
-        return False
-    sizes: list[tuple[int, int]] = []
-    for i, m in enumerate(module.modules()):
-        if i > _MOST or len(sizes) > _MOST_LAYERS:
-            return False
-        if isinstance(m, ParametrizationList):  # of a layer that was counted
-            continue
-        if isinstance(m, LAYERS):
-            if isinstance(m, nn.Conv2d) and m.kernel_size != (1, 1) and m.out_channels > 1:
-                return False
-            sizes.append(features(m))
-        elif type(m).__module__.startswith("torch."):
-            if m._parameters and not isinstance(m, (*NORMS, nn.PReLU)):
-                return False
-        else:
-            sizes += [s for p in m._parameters.values() if p is not None for s in _as_matrix(p)]
-    if probe.is_lazy(module):
-        return bool(sizes)
-    return bool(sizes) and sizes[0][0] in [given for _, given in sizes]
-
-
-def _as_matrix(parameter: Tensor) -> list[tuple[int, int]]:
-    """Its sizes as those of a layer, either way round; nothing for vectors."""
-    sizes = [size for size in parameter.shape if size > 1]
-    return [(sizes[1], sizes[0]), (sizes[0], sizes[1])] if len(sizes) == 2 else []
 
 
 def reads_nothing(module: Any, cls: Any) -> bool:

@@ -84,7 +84,8 @@ def match(module: Any, recording: Recording) -> Recipe | NotTaken | None:
     chain = [(k, p) for k, p in events if k in ("pool", "layer", "norm", "act", "mul", "add")]
     kinds = _CHAIN.fullmatch("-".join(kind for kind, _ in chain))
     reason = (
-        _why_other_weights(module, found)
+        _why_elsewhere(recording)
+        or _why_other_weights(module, found)
         or _why_another_squeeze(at, found)
         or _why_more(found)
         or (None if kinds else f"its forward is {', '.join(kind for kind, _ in chain)}")
@@ -117,6 +118,14 @@ def match(module: Any, recording: Recording) -> Recipe | NotTaken | None:
 def _may_gate(module: Any, name: str) -> bool:
     act = name if name.startswith("=") else type(module.get_submodule(name)).__name__
     return re.search("sigmoid|tanh|softmax", act, re.IGNORECASE) is not None
+
+
+def _why_elsewhere(recording: Recording) -> str | None:
+    """Where the block is, if it is one."""
+    kinds = [kind for kind, _ in recording.events]
+    if "conv" in kinds[: kinds.index("pool")]:
+        return "is part of a larger forward: give it a submodule of its own"
+    return None if recording.axes == "NCHW" else "is not for maps (N, C, H, W)"
 
 
 def _why_other_weights(module: Any, found: dict[str, list[str]]) -> str | None:

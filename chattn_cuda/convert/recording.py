@@ -1,8 +1,8 @@
 """What a module's forward does with a small map: a recording of its operations.
 
-Every tensor that depends on the map has a state: still a map, squeezed to a number per channel, the
-gate that layers made of that, or the map times the gate. What an operation is follows from these
-and from sizes, so that it does not matter which of torch's many names was called.
+Every tensor that depends on the map has a state: still a map, squeezed (partly, or to a number per
+channel), the gate that layers made of that, or the map times the gate. What an operation is follows
+from these and from sizes, so that it does not matter which of torch's many names was called.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ RESHAPES: dict[type, tuple[str, ...]] = {
     nn.Unflatten: ("dim", "unflattened_size"),
 }
 NEUTRAL = (nn.Identity, *RESHAPES, *DROPOUTS)
-CONTAINERS = (nn.Sequential, nn.ModuleList)
+CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
-_MAP, _SQUEEZED, _GATE, _SCALED = range(4)
+_MAP, _PARTLY, _SQUEEZED, _GATE, _SCALED = range(5)
 
 #: By the names of functions; "=" is before that of an activation.
 _PRODUCTS = frozenset("mul mul_ multiply multiply_ __mul__ __rmul__ __imul__ einsum".split())
@@ -76,12 +76,12 @@ class Recording(NamedTuple):
             "layer", "norm", "act", "mul" (by the gate), "add" (of the map); "conv" is a layer on
             the map, "number" a factor, and "other" anything else.
         returned: "scaled", "gate", "tuple" or "other".
-        channels: C of the map.
+        axes: Of the map: "NCHW", "NCL" or "NHWC".
     """
 
     events: list[tuple[str, str]]
     returned: str
-    channels: int
+    axes: str
 
 
 def record(module: Any) -> Recording:
@@ -93,12 +93,13 @@ def record(module: Any) -> Recording:
     with probe.undisturbed(), torch.no_grad():
         copy = probe.plain_copy(module, _numbers).eval()
         error: Exception = ValueError("it has no layer")
-        for channels, *plane in _shapes(copy):
-            x = torch.randn(2, channels, *plane, dtype=torch.float64)
+        for axes, shape in _shapes(copy):
+            x = torch.randn(2, *shape, dtype=torch.float64)
+            recorder = _Recorder(copy, x, axes.index("C"))
             try:
-                with _Recorder(copy, x) as recorder:
+                with recorder:
                     y = copy(x)
-                return Recording(recorder.events, recorder.returned(y), channels)
+                return Recording(recorder.events, recorder.returned(y), axes)
             except Exception as failed:
                 error = failed
             finally:
@@ -118,31 +119,31 @@ def _numbers(shape: Any) -> Tensor:
     return torch.full((1,) * len(shape), 0.5, dtype=torch.float64).expand(shape)
 
 
-def _shapes(module: Any) -> Iterator[tuple[int, ...]]:
-    """C, and the plane, of maps that it may take."""
+def _shapes(module: Any) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Maps that it may take, without N: the usual ones first."""
     layer = next((m for m in module.modules() if isinstance(m, LAYERS)), None)
     if layer is None:  # C is one of the sizes of the largest matrix
         counts = sorted(max(module.parameters(), key=Tensor.numel).squeeze().shape, reverse=True)
     else:
         counts = [features(layer)[0]]
     windows = [m.kernel_size for m in module.modules() if isinstance(m, nn.AvgPool2d)]
+    plane = nn.modules.utils._pair(windows[0]) if windows else probe.sizes(module)[0]
     for count in dict.fromkeys(counts):
         channels = 16 if count == 1 else count  # of a convolution over channels, any
-        if windows:
-            yield channels, *nn.modules.utils._pair(windows[0])
-        else:
-            yield channels, *probe.sizes(module)[0]
+        yield "NCHW", (channels, *plane)
+        yield "NCL", (channels, 6)
+        yield "NHWC", (3, 2, channels)
 
 
 class _Recorder(TorchFunctionMode):
     """Keeps the events of one call."""
 
-    def __init__(self, module: Any, x: Tensor) -> None:
+    def __init__(self, module: Any, x: Tensor, axis: int) -> None:
         super().__init__()
         self.events: list[tuple[str, str]] = []
         self.inside = 0  # calls of modules that count as one
-        self.full = x.numel()
-        self.squeezed = x.shape[0] * x.shape[1]
+        self.axis = axis
+        self.squeezed = x.shape[0] * x.shape[axis]
         self.states = {id(x): _MAP}
         self.kept = [x]  # so that no other tensor gets its id
         self.owners: dict[int, str] = {}
@@ -175,7 +176,7 @@ class _Recorder(TorchFunctionMode):
         elif isinstance(module, LAYERS):
             self._layer(made, state, path)
         elif len(states) > 1:
-            self._together("", states, made)
+            self._together("", given, states, made)
         elif not self._squeeze(given[0], made, state, path):
             self._keep(made, state, "act", path)
 
@@ -196,7 +197,7 @@ class _Recorder(TorchFunctionMode):
         elif name in _REARRANGING:
             self._keep(made, max(states))
         elif len(states) > 1:
-            self._together(name, states, made)
+            self._together(name, of_map, states, made)
         elif owners:
             self._with_parameter(name, owners[0], given, states[0], made)
         else:
@@ -227,12 +228,15 @@ class _Recorder(TorchFunctionMode):
         else:
             self._keep(made, state, "conv", path)
 
-    def _together(self, name: str, states: list[int], made: list[Tensor]) -> None:
+    def _together(
+        self, name: str, given: list[Tensor], states: list[int], made: list[Tensor]
+    ) -> None:
         """An operation on several tensors that depend on the map."""
-        full, pair = made[0].numel() == self.full, tuple(sorted(states))
-        if full and pair in ((_MAP, _GATE), (_GATE, _SCALED)) and name in ("", *_PRODUCTS):
+        pair = tuple(sorted(states))
+        same = made[0].numel() == max(map(Tensor.numel, given))
+        if same and pair in ((_MAP, _GATE), (_GATE, _SCALED)) and name in ("", *_PRODUCTS):
             self._keep(made, _SCALED, "mul")
-        elif full and pair == (_MAP, _SCALED) and name in _SUMS:
+        elif same and pair == (_MAP, _SCALED) and name in _SUMS:
             self._keep(made, _SCALED, "add")
         else:
             self._keep(made, pair[-1], "other", name)
@@ -260,18 +264,23 @@ class _Recorder(TorchFunctionMode):
             else:
                 by = "multiplies" if name in _PRODUCTS else "divides"
                 self._keep(made, state, "number", f"{by} by {number:g}")
-        elif name in _SUMS and number == 1 and state == _GATE:
-            self._keep(made, state, "add")
+        elif name in _SUMS and number is not None:
+            one = number == 1 and state == _GATE  # x * (1 + s) is x + x * s
+            self._keep(made, state, *(("add", "") if one else ("number", f"adds {number:g}")))
         elif not self._squeeze(given, made, state, name):
             self._keep(made, state, "other", name)
 
     def _squeeze(self, given: Tensor, made: list[Tensor], state: int, name: str) -> bool:
         """Whether it makes fewer numbers of a map; the second part of a squeeze is no event."""
-        before, after = given.numel(), made[0].numel()
-        if state != _MAP or after >= before:
+        after = made[0].numel()
+        if state not in (_MAP, _PARTLY) or after >= given.numel():
             return False
-        kind = "pool" if before == self.full else ""
-        self._keep(made, _SQUEEZED if after == self.squeezed else _MAP, kind, name)
+        done = after in (
+            given.shape[0] * given.shape[min(self.axis, given.dim() - 1)],
+            self.squeezed,
+        )
+        kind = "pool" if state == _MAP else ""
+        self._keep(made, _SQUEEZED if done else _PARTLY, kind, name)
         return True
 
     def returned(self, y: Any) -> str:
@@ -279,7 +288,7 @@ class _Recorder(TorchFunctionMode):
         if not isinstance(y, Tensor):
             return "tuple"
         state = self.states.get(id(y))
-        if state == _SCALED and y.numel() == self.full:
+        if state == _SCALED:
             return "scaled"
         return "gate" if state == _GATE and y.numel() == self.squeezed else "other"
 
