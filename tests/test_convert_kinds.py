@@ -214,6 +214,16 @@ class MeanAndMaximum(Base):
 
 
 @named("squeezes or excites more than once")
+class MeanBesideMaximum(Base):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(2 * C, RD)
+
+    def squeeze(self, x: Tensor) -> Tensor:
+        return torch.cat([x.mean((2, 3)), x.amax((2, 3))], 1)
+
+
+@named("squeezes or excites more than once")
 class Cbam(Convolutions):
     """Its channel attention, which shares the layers."""
 
@@ -300,7 +310,7 @@ class Grouped(Convolutions):
         self.fc1, self.fc2 = nn.Conv2d(C, RD, 1, groups=2), nn.Conv2d(RD, C, 1, groups=2)
 
 
-@named("it has 3 layers")
+@named("but has 3 layers")
 class ThreeLayers(Base):
     def __init__(self) -> None:
         super().__init__()
@@ -656,6 +666,26 @@ class GateAlone(Convolutions):
         return s
 
 
+@named("returns the gate: let it return x * gate")
+class GateAsMap(Base):
+    def scale(self, x: Tensor, s: Tensor) -> Tensor:
+        return s[:, :, None, None].expand_as(x)
+
+
+@named("its forward calls chunk")
+class ScaleAndBias(Base):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc2 = nn.Linear(RD, 2 * C)
+
+    def excite(self, s: Tensor) -> Tensor:
+        return self.fc2(F.relu(self.fc1(s)))
+
+    def scale(self, x: Tensor, s: Tensor) -> Tensor:
+        gate, bias = s[:, :, None, None].chunk(2, 1)
+        return x * torch.sigmoid(gate) + bias
+
+
 @taken
 class TimesItsGate(nn.Module):
     def __init__(self) -> None:
@@ -852,6 +882,11 @@ class MlpHead(nn.Module):
         return self.fc2(F.relu(self.fc1(x.mean((2, 3)))))
 
 
+class MultiLabelHead(MlpHead):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.sigmoid(super().forward(x))
+
+
 class AsppPooling(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -913,7 +948,7 @@ class GlobalContext(nn.Module):
 @pytest.mark.parametrize(
     "build",
     [MlpHead, AsppPooling, StyleModulation, Glu, SpatialGate, InstanceNorm, GlobalContext,
-     lambda: MlpHead(10)],
+     MultiLabelHead, lambda: MlpHead(10)],
     ids=_name,
 )  # fmt: skip
 def test_what_is_no_block(build: Callable[[], nn.Module]) -> None:

@@ -26,14 +26,14 @@ _POOLS = (
 )  # fmt: skip
 _POOLINGS = frozenset(
     """
-    mean sum einsum amax max std var avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d
-    adaptive_avg_pool2d adaptive_avg_pool3d max_pool2d adaptive_max_pool2d
+    mean sum einsum amax max std var norm logsumexp avg_pool1d avg_pool2d avg_pool3d max_pool2d
+    adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool2d
     """.split()
 )
 
 
 def may_be(module: Any) -> bool:
-    """Whether it may pool, and holds a few layers that take C numbers and that give C.
+    """Whether it may pool, and holds a few layers that take and give about C numbers.
 
     Or matrices as parameters of its own. Where there are larger convolutions, its own code must
     pool: such blocks are many. Of layers whose sizes the first call decides, nothing is known.
@@ -60,7 +60,8 @@ def may_be(module: Any) -> bool:
             sizes += [s for p in m._parameters.values() if p is not None for s in _as_matrix(p)]
     if probe.is_lazy(module):
         return bool(sizes)
-    if not sizes or sizes[0][0] not in [given for _, given in sizes]:
+    takes = sizes[0][0] if sizes else 0  # mean and maximum, perhaps; and C numbers are given, or 2C
+    if not any(made in (takes, 2 * takes) or 2 * made == takes for _, made in sizes):
         return False
     may_call = len(sizes) <= _MOST_IF_ELSEWHERE
     return larger or any(_pools(m) or may_call and _calls_functions(m) for m in module.modules())

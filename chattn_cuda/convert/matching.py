@@ -147,7 +147,7 @@ def _why_other_weights(module: Any, found: dict[str, list[str]]) -> str | None:
         if path and is_own_class(m) and len(inside) > 1 and len(set(layers) - inside) > 0:
             return f"{path} is a {type(m).__name__} of {len(inside)} layers: merge them into one"
     if len(set(layers)) > 2:
-        return f"it has {len(set(layers))} layers"
+        return f"has {len(set(layers))} layers"
     return None
 
 
@@ -173,7 +173,7 @@ def _why_more(found: dict[str, list[str]]) -> str | None:
     if "conv" in found:
         return f"calls {found['conv'][0]} on the map itself"
     if "other" in found:
-        return f"its forward calls {found['other'][0]}"
+        return f"its forward calls {found['other'][0].strip('_')}"
     return f"its forward {found['number'][0]}" if "number" in found else None
 
 

@@ -92,7 +92,7 @@ def record(module: Any) -> Recording:
     """
     with probe.undisturbed(), torch.no_grad():
         copy = probe.plain_copy(module, _numbers).eval()
-        error: Exception = ValueError("it has no layer")
+        first: Exception | None = None  # of the map that is most usual
         for axes, shape in _shapes(copy):
             x = torch.randn(2, *shape, dtype=torch.float64)
             recorder = _Recorder(copy, x, axes.index("C"))
@@ -101,10 +101,10 @@ def record(module: Any) -> Recording:
                     y = copy(x)
                 return Recording(recorder.events, recorder.returned(y), axes)
             except Exception as failed:
-                error = failed
+                first = first or failed
             finally:
                 recorder.remove()
-    raise error
+    raise first or ValueError("it has no layer")
 
 
 def features(layer: Any) -> tuple[int, int]:
@@ -121,11 +121,11 @@ def _numbers(shape: Any) -> Tensor:
 
 def _shapes(module: Any) -> Iterator[tuple[str, tuple[int, ...]]]:
     """Maps that it may take, without N: the usual ones first."""
-    layer = next((m for m in module.modules() if isinstance(m, LAYERS)), None)
-    if layer is None:  # C is one of the sizes of the largest matrix
+    layers = [m for m in module.modules() if isinstance(m, LAYERS)]
+    if not layers:  # C is one of the sizes of the largest matrix
         counts = sorted(max(module.parameters(), key=Tensor.numel).squeeze().shape, reverse=True)
     else:
-        counts = [features(layer)[0]]
+        counts = [features(layers[0])[0], features(layers[-1])[1]]
     windows = [m.kernel_size for m in module.modules() if isinstance(m, nn.AvgPool2d)]
     plane = nn.modules.utils._pair(windows[0]) if windows else probe.sizes(module)[0]
     for count in dict.fromkeys(counts):
@@ -239,7 +239,7 @@ class _Recorder(TorchFunctionMode):
         elif same and pair == (_MAP, _SCALED) and name in _SUMS:
             self._keep(made, _SCALED, "add")
         else:
-            self._keep(made, pair[-1], "other", name)
+            self._keep(made, pair[0], "other", name)
 
     def _with_parameter(
         self, name: str, owner: str, given: list[Tensor], state: int, made: list[Tensor]
@@ -290,7 +290,7 @@ class _Recorder(TorchFunctionMode):
         state = self.states.get(id(y))
         if state == _SCALED:
             return "scaled"
-        return "gate" if state == _GATE and y.numel() == self.squeezed else "other"
+        return "gate" if state == _GATE and y.dim() == self.kept[0].dim() else "other"
 
 
 def _counts_as_one(module: Any) -> bool:

@@ -80,24 +80,36 @@ weights must give the block's formula in float64, or the module is left alone:
 | `avg_pool`, `fc` (Linear, act, Linear, gate) | moskomule `SELayer`, MONAI `ChannelSELayer` |
 | `avg_pool`, `f_ex` (Conv2d, act, Conv2d, gate) | pycls `SE` |
 | `global_avgpool`, `conv1`, `conv2` (each conv, activate) | mmpretrain, mmdet `SELayer` |
-| `avg_pool`, `conv` (Conv1d over channels), `sigmoid` | BangguWu `eca_layer` |
+| `cSE` (pool, Conv2d, act, Conv2d, gate), `sSE` | `SCSEModule` of smp; `sSE` runs as it is |
 | `_depthwise_conv`, `_se_reduce`, `_se_expand`, ... | `MBConvBlock` of lukemelas and smp |
 
-Any other SE block it knows by what the forward does on a small map, whatever the names: a global
-mean, one or two layers (Linear or 1x1 convolution, with a batch norm between or none), a gate, a
-product, and perhaps a residual (`x + x * s`); it leaves those that do anything else, and tries
-the others out: in float64 on small maps, forward and backward, in both modes; in float32 under
-`no_grad` on 9 samples of 33x34 and on one of 8x9. A forward that changes at other types, sizes or
-modes than these is not told apart, nor is a helper function that is replaced later, or the class of
-a layer inside. It leaves forwards that read a buffer, a list or the class of the module, a global
-object, or a variable of the function around them: what is there may change. So it knows the
-`SEModule` of pretrained-models and segmentation_models_pytorch, MobileOne's `SEBlock`, and those
-with a `squeeze` and an `excitation`.
+Any other SE or ECA block it knows by what the forward does on a small map, whatever the names and
+functions: a global mean (a pooling module, also one of a class of your own; `mean`, a `sum` over
+the size, `einsum`, ...), one or two layers (Linear or 1x1 convolution, with a batch norm between or
+none) or a convolution over the channels, a gate, a product, and perhaps a residual (`x + x * s`).
+It leaves those that do anything else, and tries the others out: in float64 on small maps, forward
+and backward, in both modes; in float32 under `no_grad` on 9 samples of 33x34 and on one of 8x9. A
+forward that changes at other types, sizes or modes than these is not told apart, nor is a helper
+function that is replaced later, or the class of a layer inside. It leaves forwards that read a
+buffer, a list or the class of the module, a global object, or a variable of the function around
+them: what is there may change. So it knows the `SEModule` of pretrained-models and
+segmentation_models_pytorch, MobileOne's `SEBlock`, BangguWu's `eca_layer`, and those with a
+`squeeze` and an `excitation`.
 
-Left alone, and named in the report: subclasses that override `forward`, gates and activations that
-the kernels do not know, layers that were replaced by other classes (LoRA, quantisation). An
-`MBConvBlock` computes SE inside its forward: it keeps that forward, which is shown a block without
-SE, and SE runs before the projection.
+Left alone, and named in the report with what to do:
+
+| what looks like a block, but | such as |
+|---|---|
+| squeezes otherwise | maximum, mean and maximum (CBAM), `AvgPool2d` of one size, another axis |
+| has other weights | parameters of its own, LoRA, weight norm, groups, `Conv1d`, three layers |
+| has another gate | softmax, `2 * sigmoid`, a hard sigmoid by hand, unknown activations |
+| drops something | a dropout with p > 0 |
+| returns something else | the gate alone, (map, gate) |
+| is not alone | inside the forward of a residual block; a second gate of the map beside it |
+| overrides `forward` | a subclass of a block known by its class |
+
+An `MBConvBlock` computes SE inside its forward: it keeps that forward, which is shown a block
+without SE, and SE runs before the projection.
 
 [porting.md](porting.md) has ten lines that port what was left.
 """
