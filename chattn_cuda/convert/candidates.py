@@ -8,9 +8,9 @@ import weakref
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
+from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils.parametrize import ParametrizationList
 
-from chattn_cuda.convert import probe
 from chattn_cuda.convert.matching import is_own_class
 from chattn_cuda.convert.reads import bases_with, methods_called
 from chattn_cuda.convert.recording import LAYERS, NORMS, features
@@ -41,12 +41,13 @@ def may_be(module: Any) -> bool:
     if type(module).__module__.startswith("torch.nn.") or isinstance(module, LAYERS):
         return False
     sizes: list[tuple[int, int]] = []
-    larger = False
+    larger = lazy = False
     for i, m in enumerate(module.modules()):
         if i > _MOST or len(sizes) > _MOST_LAYERS:
             return False
         if isinstance(m, ParametrizationList):  # of a layer that was counted
             continue
+        lazy = lazy or isinstance(m, LazyModuleMixin)
         if isinstance(m, LAYERS):
             sizes.append(features(m))
             if not larger and isinstance(m, nn.Conv2d) and _is_larger(m):
@@ -58,10 +59,11 @@ def may_be(module: Any) -> bool:
                 return False
         else:
             sizes += [s for p in m._parameters.values() if p is not None for s in _as_matrix(p)]
-    if probe.is_lazy(module):
-        return bool(sizes)
-    takes = sizes[0][0] if sizes else 0  # mean and maximum, perhaps; and C numbers are given, or 2C
-    if not any(made in (takes, 2 * takes) or 2 * made == takes for _, made in sizes):
+    if not sizes or lazy:
+        return lazy
+    takes = sizes[0][0]  # or mean and maximum, 2C; and gives C, or 2C
+    close = (takes, 2 * takes, takes / 2) if len(sizes) > 1 else (takes,)
+    if not any(made in close for _, made in sizes):
         return False
     may_call = len(sizes) <= _MOST_IF_ELSEWHERE
     return larger or any(_pools(m) or may_call and _calls_functions(m) for m in module.modules())
