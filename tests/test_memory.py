@@ -131,6 +131,26 @@ def test_any_layer_may_be_replaced(name: str) -> None:
         same_as_eager(module, x)
 
 
+@pytest.mark.parametrize("name", MODULES)
+@torch.no_grad()
+def test_any_tensor_may_become_a_plain_one(name: str) -> None:
+    """As those that replace weights by computed ones leave it: in an attribute of that name."""
+    one = MODULES[name]()
+    for path in (*dict(one.named_parameters()), *dict(one.named_buffers())):
+        for called_before in (False, True):
+            module = MODULES[name]()
+            x = X.movedim(1, -1) if isinstance(module, SqueezeExciteCl) else X
+            if called_before:
+                warm(module, x)
+            layer, _, parameter = path.rpartition(".")
+            owner = module.get_submodule(layer)
+            value = getattr(owner, parameter).detach() + 1
+            delattr(owner, parameter)
+            setattr(owner, parameter, value)
+            same_as_eager(module, x)
+            same_as_eager(module, x)
+
+
 def _weight(m: Any) -> None:
     m.fc1.weight = nn.Parameter(torch.randn(4, C, 1, 1))
 

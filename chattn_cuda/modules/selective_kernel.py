@@ -81,18 +81,17 @@ def before_norm(
     Returns:
         The maps, and their prologue; or finished maps and None.
     """
-    maps, layers = [], []
-    for (stage, behind), x in zip(stages, inputs, strict=True):
-        maps.append(stage(x))
-        layers.append(behind)
+    prologue = None
     if not torch.is_grad_enabled():
-        prologue = as_prologue(layers)
-        if prologue is not None:
-            return maps, prologue
-    for m, behind in enumerate(layers):
-        for layer in behind:
-            maps[m] = layer(maps[m])
-    return maps, None
+        prologue = as_prologue([behind for _, behind in stages])
+    maps = []
+    for (stage, behind), x in zip(stages, inputs, strict=True):
+        u = stage(x)
+        # A stage after the other, as the modules would: checkpoints compare what is saved.
+        for layer in behind if prologue is None else ():
+            u = layer(u)
+        maps.append(u)
+    return maps, prologue
 
 
 class SelectiveKernelAttnForward(FusedForward):
