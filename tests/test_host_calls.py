@@ -106,11 +106,12 @@ def test_functions(grad: bool) -> None:
     cases.require("cpu")
     x = torch.randn(2, 64, 4, 4)
     w1, b1, w2, b2 = torch.randn(8, 64), torch.randn(8), torch.randn(64, 8), torch.randn(64)
-    full, kernel = torch.randn(64, 64), torch.randn(1, 1, 3)
+    full, kernel, w3 = torch.randn(64, 64), torch.randn(1, 1, 3), torch.randn(128, 8)
     for call in (
         lambda: functional.squeeze_excite(x, w1, b1, w2, b2),
         lambda: functional.effective_squeeze_excite(x, full, b2),
         lambda: functional.efficient_channel_attention(x, kernel),
+        lambda: functional.selective_kernel([x, x], w1, b1, w3, None),
     ):
         with torch.set_grad_enabled(grad):
             x.requires_grad_(grad)
@@ -125,14 +126,6 @@ def test_selective_kernel(grad: bool, dtype: torch.dtype) -> None:
     u = [torch.randn(2, 64, 4, 4).to(dtype).requires_grad_(grad) for _ in range(2)]
     with torch.set_grad_enabled(grad):
         assert python_calls(lambda: attn.weigh(u)) <= MOST
-
-
-def test_function() -> None:
-    cases.require("cpu")
-    u = [torch.randn(2, 64, 4, 4) for _ in range(2)]
-    w1, w2 = torch.randn(8, 64), torch.randn(128, 8)
-    call = functional.selective_kernel
-    assert python_calls(lambda: call(u, w1, None, w2, None, backend="cpu")) <= MOST
 
 
 def test_accelerated_module() -> None:

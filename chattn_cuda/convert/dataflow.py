@@ -358,6 +358,5 @@ class _RecordedForward(SqueezeExciteForward):
         return _layers(self._recipe, self)
 
     @torch.jit.unused
-    def fused_forward(self, x: Tensor) -> Tensor | None:
-        y = super().fused_forward(x)
-        return x + y if self._recipe.residual and y is not None else y
+    def _complete(self, x: Tensor, y: Tensor) -> Tensor:
+        return x + y if self._recipe.residual else y
