@@ -15,14 +15,12 @@ from typing import Any
 
 from torch import nn
 
-from chattn_cuda.hooks import has_own_forward
+from chattn_cuda.hooks import has_hooks, has_own_forward
 
 __all__ = ["recall", "remember"]
 
 Place = tuple[Any, str]
 """A layer (None: there is none) and the name of its parameter or buffer."""
-
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 #: The settings of layers that are looked at; of other classes it is every plain attribute.
 _SETTINGS: dict[type, tuple[str, ...]] = {
@@ -59,8 +57,8 @@ class _Memory:
         self.own = ("_backend", *reads)
         self.values = tuple(map(owner.__dict__.get, self.own))
         self.names = tuple(owner._modules)
-        #: (place of the parent, name, class, getter of hooks and settings, what it gave, names of
-        #: its children or None), a parent before its children
+        #: (place of the parent, name, class, getter of settings or None, what it gave, names of its
+        #: children or None), a parent before its children
         self.steps: list[tuple[int, str, type, Any, Any, Any]] = []
         #: (place of the layer, "_parameters" or "_buffers", name), or None
         self.places: list[tuple[int, str, str] | None] = []
@@ -115,14 +113,12 @@ def _add_steps(memory: _Memory, parent: Any, index: dict[int, int]) -> bool:
             settings = tuple(n for n, v in own.items() if n[0] != "_" and _is_plain(v))
         elif not all(n in own and _is_plain(own[n]) for n in settings):
             return False
-        if has_own_forward(own) or any(own[hooks] for hooks in _HOOKS):
+        if has_own_forward(own) or has_hooks(layer):
             return False
         if id(layer) in index and (own["_parameters"] or own["_buffers"]):
             return False  # whoever replaces it in one place leaves it in the other
-        get, names = itemgetter(*_HOOKS, *settings), tuple(layer._modules) or None
-        # Not the layer's own dictionaries of hooks: those will have the hooks that come.
-        values = ({},) * len(_HOOKS) + get(own)[len(_HOOKS) :]
-        memory.steps.append((at, name, type(layer), get, values, names))
+        get, names = itemgetter(*settings) if settings else None, tuple(layer._modules) or None
+        memory.steps.append((at, name, type(layer), get, get and get(own), names))
         index[id(layer)] = len(memory.steps)
         if names and not _add_steps(memory, layer, index):
             return False
@@ -144,18 +140,24 @@ def recall(owner: Any) -> tuple[Any, list[Any]] | None:
         return None
     if tuple(owner._modules) != memory.names:
         return None
-    layers = [owner]
+    attributes = [owner.__dict__]
     try:
-        for parent, name, cls, get, values, names in memory.steps:
-            layer = layers[parent]._modules[name]
-            layers.append(layer)
+        for parent, name, cls, settings, values, names in memory.steps:
+            layer = attributes[parent]["_modules"][name]
             if type(layer) is not cls:
                 return None
             if layer is None:
+                attributes.append({})
                 continue
             own = layer.__dict__
-            if get(own) != values or "forward" in own or "_conv_forward" in own:
-                return None  # as has_own_forward, without a call
+            attributes.append(own)
+            # As has_hooks and has_own_forward, without a call.
+            if own["_forward_hooks"] or own["_forward_pre_hooks"] or own["_backward_hooks"]:
+                return None
+            if own["_backward_pre_hooks"] or "forward" in own or "_conv_forward" in own:
+                return None
+            if settings is not None and settings(own) != values:
+                return None
             if names is not None and tuple(own["_modules"]) != names:
                 return None
         tensors: list[Any] = []
@@ -164,7 +166,7 @@ def recall(owner: Any) -> tuple[Any, list[Any]] | None:
                 tensors.append(None)
             else:
                 at, kept, name = place
-                tensors.append(layers[at].__dict__[kept][name])
+                tensors.append(attributes[at][kept][name])
     except KeyError:  # something is not there any more
         return None
     return memory.found, tensors
