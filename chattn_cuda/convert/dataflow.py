@@ -206,13 +206,13 @@ class _Recorder(TorchFunctionMode):
         return result
 
 
+@probe.undisturbed
 def _record(module: Any) -> list[tuple[str, str]]:
-    with probe.undisturbed():
-        copy = probe.plain_copy(module).eval()
-        layer = next(m for m in copy.modules() if isinstance(m, _LAYERS))
-        x = torch.randn(2, layer.weight.shape[1], *probe.sizes(copy)[0], dtype=torch.float64)
-        with torch.no_grad(), _Recorder(copy) as recorder:
-            copy(x)
+    copy = probe.plain_copy(module).eval()
+    layer = next(m for m in copy.modules() if isinstance(m, _LAYERS))
+    x = torch.randn(2, layer.weight.shape[1], *probe.sizes(copy)[0], dtype=torch.float64)
+    with torch.no_grad(), _Recorder(copy) as recorder:
+        copy(x)
     return recorder.events
 
 
