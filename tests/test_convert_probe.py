@@ -34,7 +34,7 @@ class Mine(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         warnings.warn("an old function", DeprecationWarning, stacklevel=2)
-        s = torch.relu(self.one(x.mean((2, 3), keepdim=True)))
+        s = torch.relu(self.one(x.mean((2, 3)).view(-1, self.channels, 1, 1)))
         return x * torch.sigmoid(self.two(s))
 
 

@@ -6,6 +6,7 @@ import collections
 import copy
 import functools
 import math
+import re
 import types
 import warnings
 import weakref
@@ -17,6 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+
+from chattn_cuda import methods
 
 __all__ = [
     "LAZY",
@@ -42,7 +45,7 @@ _POOLS = {nn.AdaptiveAvgPool1d: 1, nn.AdaptiveAvgPool2d: 2, nn.AdaptiveAvgPool3d
 _USUAL = {*nn.Module().__dict__}  # attributes: parameters, buffers, submodules, hooks, the mode
 
 _FOUND: weakref.WeakKeyDictionary[Any, dict[Any, str | None]] = weakref.WeakKeyDictionary()
-"""What was found out, by accelerated class and configuration, with sizes and without."""
+"""What was found out, by class; there by adapter and configuration, with sizes and without."""
 
 _PERIOD = 4093  # a prime: rows of any usual length differ
 
@@ -70,7 +73,8 @@ def difference(module: Any, accelerated: Any) -> str | None:
     key = configuration(module)
     if key is None:
         return _try_out(module, accelerated, brief=False)
-    found, alike = _FOUND.setdefault(accelerated, {}), _without_sizes(key)
+    key = accelerated._accelerated_as, key
+    found, alike = _FOUND.setdefault(accelerated._accelerated_from, {}), _without_sizes(key)
     if key not in found:
         brief = alike in found
         found[key] = _try_out(module, accelerated, brief)
@@ -206,24 +210,30 @@ def _attributes(module: Any) -> dict[str, Any]:
 
 
 def configuration(module: Any) -> Any:
-    """All that the outcome depends on beside the class; None where that cannot be told."""
+    """All that the outcome depends on beside the class itself; None where that cannot be told."""
     parts: list[Any] = [
         (name, None if m is module else weakref.ref(type(m))) for name, m in module.named_modules()
     ]
     try:
         parts += [(name, as_key(value)) for name, value in _attributes(module).items()]
-    except TypeError:
+        parts += [methods.key_of(cls) for cls in classes_inside(module)]
+    except TypeError:  # what may change, or a method that is no function
         return None
     for name, t in (*module.named_parameters(), *module.named_buffers()):
         parts.append((name, as_key(tuple(t.shape)), t.is_floating_point()))
     return tuple(parts)
 
 
+def classes_inside(module: Any) -> list[Any]:
+    """Those of a module and all in it that are not torch's, each once."""
+    return [c for c in dict.fromkeys(map(type, module.modules())) if not methods.is_torchs(c)]
+
+
 def _without_sizes(key: Any) -> Any:
-    """A configuration without its whole numbers: the same for other widths."""
-    if not isinstance(key, tuple):
-        return key
-    return "a size" if key[:1] == (int,) else tuple(map(_without_sizes, key))
+    """A key without its whole numbers, those in strings included: the same for other widths."""
+    if isinstance(key, tuple):
+        return "a size" if key[:1] == (int,) else tuple(map(_without_sizes, key))
+    return re.sub(r"\d+", "", key) if isinstance(key, str) else key
 
 
 def as_key(value: Any) -> Any:

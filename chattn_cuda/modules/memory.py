@@ -16,6 +16,7 @@ from typing import Any
 from torch import nn
 
 from chattn_cuda.hooks import has_own_forward
+from chattn_cuda.methods import Member, behaviour, is_plain, is_torchs
 
 __all__ = ["recall", "remember"]
 
@@ -44,24 +45,31 @@ _SETTINGS: dict[type, tuple[str, ...]] = {
                     nn.Sigmoid, nn.Hardsigmoid, nn.Tanh, nn.Sequential, nn.ModuleList)
     },
 }  # fmt: skip
-_PLAIN = (bool, int, float, str, type(None))
 
 
 class _Memory:
     """How a module was when its layers were looked at, and what was found."""
 
-    __slots__ = ("cls", "found", "names", "own", "owner", "places", "steps", "values")
+    __slots__ = (
+        "cls", "found", "inner", "members", "names", "own", "owner", "places", "steps", "values",
+    )  # fmt: skip
 
     def __init__(self, owner: Any, reads: Sequence[str], found: Any) -> None:
         self.owner: Any = None
         self.cls = type(owner)
         self.found = found
-        self.own = ("_backend", *reads)
+        self.own = ("_backend", *(name for name in reads if "." not in name))
+        #: what is read of layers, by their paths
+        self.inner: dict[str, list[str]] = {}
+        for path, _, name in (name.rpartition(".") for name in reads if "." in name):
+            self.inner.setdefault(path, []).append(name)
         self.values = tuple(map(owner.__dict__.get, self.own))
         self.names = tuple(owner._modules)
         #: (place of the parent, name, class, getter of hooks and settings, what it gave, names of
-        #: its children or None), a parent before its children
-        self.steps: list[tuple[int, str, type, Any, Any, Any]] = []
+        #: its children or None, all its attributes or None), a parent before its children
+        self.steps: list[tuple[int, str, type, Any, Any, Any, Any]] = []
+        #: what the forwards of layers that are not torch's find in their classes
+        self.members: dict[Member, None] = {}
         #: (place of the layer, "_parameters" or "_buffers", name), or None
         self.places: list[tuple[int, str, str] | None] = []
 
@@ -78,12 +86,13 @@ def remember(owner: Any, places: Sequence[Place], reads: Sequence[str], found: A
     Args:
         owner: The module.
         places: The tensors that `recall` shall return.
-        reads: The owner's attributes that ``found`` depends on, besides its backend.
+        reads: The owner's attributes that ``found`` depends on, besides its backend; those of
+            layers with their paths.
         found: Anything that keeps no module and no tensor.
     """
     memory = _Memory(owner, reads, found)
     index = {id(owner): 0}
-    if not all(map(_is_plain, memory.values)) or not _add_steps(memory, owner, index):
+    if not all(map(is_plain, memory.values)) or not _add_steps(memory, owner, index):
         return
     for layer, name in places:
         if layer is None:
@@ -103,18 +112,24 @@ def remember(owner: Any, places: Sequence[Place], reads: Sequence[str], found: A
     _memories[key] = memory
 
 
-def _add_steps(memory: _Memory, parent: Any, index: dict[int, int]) -> bool:
+def _add_steps(memory: _Memory, parent: Any, index: dict[int, int], prefix: str = "") -> bool:
     """Add what lies in ``parent``, a layer under each of its names; False: it cannot be kept."""
     at = index[id(parent)]
     for name, layer in parent._modules.items():
         if layer is None:
-            memory.steps.append((at, name, type(None), None, None, None))
+            memory.steps.append((at, name, type(None), None, None, None, None))
             continue
         own, settings = layer.__dict__, _SETTINGS.get(type(layer))
+        read, everything = memory.inner.get(prefix + name), None
+        if settings is None or read is not None:  # what comes later may be read, too
+            everything = tuple(own)
         if settings is None:
-            settings = tuple(n for n, v in own.items() if n[0] != "_" and _is_plain(v))
-        elif not all(n in own and _is_plain(own[n]) for n in settings):
+            settings = tuple(n for n, v in own.items() if n[0] != "_" and is_plain(v))
+        elif not all(n in own and is_plain(own[n]) for n in settings):
             return False
+        settings += tuple(n for n in read or () if n in own)
+        if not is_torchs(type(layer)):
+            memory.members |= dict.fromkeys(behaviour(type(layer)))
         if has_own_forward(own) or any(own[hooks] for hooks in _HOOKS):
             return False
         if id(layer) in index and (own["_parameters"] or own["_buffers"]):
@@ -122,17 +137,11 @@ def _add_steps(memory: _Memory, parent: Any, index: dict[int, int]) -> bool:
         get, names = itemgetter(*_HOOKS, *settings), tuple(layer._modules) or None
         # Not the layer's own dictionaries of hooks: those will have the hooks that come.
         values = ({},) * len(_HOOKS) + get(own)[len(_HOOKS) :]
-        memory.steps.append((at, name, type(layer), get, values, names))
+        memory.steps.append((at, name, type(layer), get, values, names, everything))
         index[id(layer)] = len(memory.steps)
-        if names and not _add_steps(memory, layer, index):
+        if names and not _add_steps(memory, layer, index, f"{prefix}{name}."):
             return False
     return True
-
-
-def _is_plain(value: Any) -> bool:
-    if type(value) is tuple:
-        return all(type(v) in _PLAIN for v in value)
-    return type(value) in _PLAIN
 
 
 def recall(owner: Any) -> tuple[Any, list[Any]] | None:
@@ -146,7 +155,7 @@ def recall(owner: Any) -> tuple[Any, list[Any]] | None:
         return None
     layers = [owner]
     try:
-        for parent, name, cls, get, values, names in memory.steps:
+        for parent, name, cls, get, values, names, everything in memory.steps:
             layer = layers[parent]._modules[name]
             layers.append(layer)
             if type(layer) is not cls:
@@ -157,6 +166,12 @@ def recall(owner: Any) -> tuple[Any, list[Any]] | None:
             if get(own) != values or "forward" in own or "_conv_forward" in own:
                 return None  # as has_own_forward, without a call
             if names is not None and tuple(own["_modules"]) != names:
+                return None
+            if everything is not None and tuple(own) != everything:
+                return None
+        for cls, name, value, code in memory.members:
+            now = getattr(cls, name, None)
+            if now is not value or getattr(now, "__code__", None) is not code:
                 return None
         tensors: list[Any] = []
         for place in memory.places:
