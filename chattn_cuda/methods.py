@@ -23,14 +23,15 @@ __all__ = [
     "bases_with",
     "behaviour",
     "code_of",
-    "codes",
+    "functions_in",
+    "helpers",
     "is_own",
     "is_plain",
     "is_torchs",
     "key_of",
     "methods_called",
-    "names",
     "names_in",
+    "names_of",
 ]
 
 _PLAIN = (bool, int, float, str, type(None))
@@ -45,7 +46,7 @@ class Names(NamedTuple):
 
 
 class Member(NamedTuple):
-    """Something that a forward finds in its class: ``getattr(owner, name)``, and its code."""
+    """What a forward finds in its class, or in a module: ``getattr(owner, name)``, and its code."""
 
     owner: Any
     name: str
@@ -54,9 +55,9 @@ class Member(NamedTuple):
 
 
 def behaviour(cls: Any) -> tuple[Member, ...]:
-    """The forward of ``cls`` as it is now, and the methods and values of the class that it names.
+    """The forward of ``cls`` as it is now, the methods and values of the class that it names.
 
-    Those of its bases, too, which super() may call, but for torch's.
+    Those of its bases, too, which super() may call, but for torch's; and `helpers`.
     """
     found = []
     named = {name for n in names_in(cls) for name in n.named | n.quoted}
@@ -70,7 +71,7 @@ def behaviour(cls: Any) -> tuple[Member, ...]:
                 continue
             if isinstance(value, (types.FunctionType, property)) or is_plain(value):
                 found.append(Member(owner, name, value, code_of(value)))
-    return tuple(found)
+    return (*found, *helpers(cls))
 
 
 def key_of(cls: Any) -> tuple[Any, ...]:
@@ -127,37 +128,68 @@ def methods_called(cls: Any, name: str = "forward") -> tuple[str, ...]:
     """``name`` and the methods of ``cls`` that it calls, and they call, through super() too."""
     found = [name]
     for method in found:
-        for code in codes(cls, method):
-            for other in names(code).named:
-                function = getattr(cls, other, None)
-                own = isinstance(function, types.FunctionType) and not hasattr(nn.Module, other)
-                if own and other not in found:
-                    found.append(other)
+        for other in {o for f in _functions(cls, method) for n in names_of(f) for o in n.named}:
+            function = getattr(cls, other, None)
+            own = isinstance(function, types.FunctionType) and not hasattr(nn.Module, other)
+            if own and other not in found:
+                found.append(other)
     return tuple(found[:1] + sorted(found[1:]))
 
 
+def helpers(cls: Any) -> list[Member]:
+    """The functions of its own package that the forward of ``cls`` calls, and those that they call.
+
+    By global names, and as attributes of modules.
+    """
+    package = cls.__module__.partition(".")[0]
+    found: dict[Any, Member] = {}
+    todo = [f for method in methods_called(cls) for f in _functions(cls, method)]
+    for function in todo:
+        scope = function.__globals__
+        here = sys.modules.get(scope.get("__name__", ""))
+        for n in names_of(function):
+            places = [(here, name) for name in n.globals if here and vars(here) is scope]
+            modules = [m for m in map(scope.get, n.globals) if isinstance(m, types.ModuleType)]
+            for owner, name in (*places, *((m, name) for m in modules for name in n.named)):
+                value = vars(owner).get(name)
+                if isinstance(value, types.FunctionType) and value not in found:
+                    if (value.__module__ or "").partition(".")[0] == package:
+                        found[value] = Member(owner, name, value, value.__code__)
+                        todo.append(inspect.unwrap(value))
+    return sorted(found.values(), key=lambda member: member.name)
+
+
 def names_in(cls: Any) -> Iterator[Names]:
-    """What the forward of ``cls`` and the methods that it calls name."""
+    """What the forward of ``cls``, the methods that it calls and its helpers name."""
+    for function in functions_in(cls):
+        yield from names_of(function)
+
+
+def functions_in(cls: Any) -> Iterator[Any]:
+    """All functions of the forward of ``cls``: its methods, those that they override, helpers."""
     for method in methods_called(cls):
-        yield from map(names, codes(cls, method))
+        yield from _functions(cls, method)
+    for helper in helpers(cls):
+        yield inspect.unwrap(helper.value)
 
 
-def codes(cls: Any, method: str, alone: bool = False) -> Iterator[Any]:
-    """The code of a method, of those that it overrides (unless ``alone``), and what lies inside."""
-    functions = [getattr(cls, method)]
-    if not alone:
-        functions += [base.__dict__[method] for base in bases_with(cls, method)]
-    for function in functions:
-        code = code_of(inspect.unwrap(getattr(function, "__func__", function)))
-        found = [] if code is None else [code]
-        for code in found:
-            yield code
-            found += [c for c in code.co_consts if isinstance(c, types.CodeType)]
+def _functions(cls: Any, method: str) -> Iterator[Any]:
+    for value in (getattr(cls, method), *(b.__dict__[method] for b in bases_with(cls, method))):
+        function = inspect.unwrap(getattr(value, "__func__", value))
+        if isinstance(function, types.FunctionType):
+            yield function
+
+
+def names_of(function: Any) -> list[Names]:
+    """What a function names, and the functions inside it."""
+    found = [function.__code__]
+    for code in found:
+        found += [c for c in code.co_consts if isinstance(c, types.CodeType)]
+    return list(map(_names, found))
 
 
 @functools.lru_cache(maxsize=1024)
-def names(code: Any) -> Names:
-    """What a piece of code names, without the functions inside."""
+def _names(code: Any) -> Names:
     strings = (c for c in code.co_consts if isinstance(c, str) and c.isidentifier())
     loads = (i.argval for i in dis.get_instructions(code) if i.opname == "LOAD_GLOBAL")
     return Names(frozenset(code.co_names), frozenset(strings), frozenset(loads))

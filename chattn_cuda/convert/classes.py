@@ -19,7 +19,7 @@ import torch
 
 from chattn_cuda.convert import dataflow, inside, probe
 from chattn_cuda.convert.adapter import ADAPTERS, STRUCTURES, Adapter
-from chattn_cuda.methods import Member, bases_with, code_of, is_own, methods_called
+from chattn_cuda.methods import Member, bases_with, code_of, helpers, is_own, methods_called
 
 __all__ = [
     "accelerated",
@@ -147,6 +147,8 @@ def _methods(key: str, cls: Any) -> Iterator[tuple[Any, str, Any]]:
             for base in bases_with(cls, name):
                 if base is not cls and getattr(base, name) is not function:
                     yield base, name, getattr(base, name)
+    if origin is None:
+        yield from (helper[:3] for helper in helpers(cls))
     for part in adapter_for(key).parts:
         module, _, name = part.rpartition(".")
         owner = getattr(sys.modules.get(module), name, None)

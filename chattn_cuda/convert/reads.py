@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from chattn_cuda.methods import bases_with, codes, methods_called, names, names_in
+from chattn_cuda.methods import bases_with, functions_in, names_in, names_of
 
 __all__ = ["attributes_read", "unknown_source"]
 
@@ -53,16 +53,13 @@ def unknown_source(module: Any, cls: Any) -> str | None:
         if value is _MISSING or isinstance(value, (types.FunctionType, staticmethod)):
             continue
         return f"the {'property' if isinstance(value, property) else 'class attribute'} {name}"
-    for method in methods_called(cls):
-        for base in bases_with(cls, method):
-            function = inspect.unwrap(getattr(base, method))
-            scope = getattr(function, "__globals__", {})
-            for name, value in inspect.getclosurevars(function).nonlocals.items():
-                if name != "__class__" and not isinstance(value, _CODE):
-                    return f"the variable {name} of the function around it"
-            for code in codes(base, method, alone=True):
-                for name in sorted(names(code).globals):
-                    value = scope.get(name, _MISSING)
-                    if value is not _MISSING and not isinstance(value, _CODE):
-                        return f"the global {name}"
+    for function in functions_in(cls):
+        scope = function.__globals__
+        for name, value in inspect.getclosurevars(function).nonlocals.items():
+            if name != "__class__" and not isinstance(value, _CODE):
+                return f"the variable {name} of the function around it"
+        for name in sorted({name for n in names_of(function) for name in n.globals}):
+            value = scope.get(name, _MISSING)
+            if value is not _MISSING and not isinstance(value, _CODE):
+                return f"the global {name}"
     return None

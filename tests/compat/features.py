@@ -91,12 +91,15 @@ the others out: in float64 on small maps, forward and backward, in both modes; i
 one of 33x34). Blocks of one class that differ in widths alone share these, and each width runs in
 float64 on one small map in each mode. It does not matter what the caller has set: default type and
 device, autocast, modes, warnings. A forward that changes at other types, sizes or modes than these
-is not told apart, nor is a helper function that is replaced later. What lies inside is looked at in
-every call: attributes that the forward reads of the module or of its layers; of layers of other
-classes than torch's the class, its methods with their code, and its attributes. It leaves forwards
-that read a buffer, a list or the class of the module, a global object, or a variable of the
-function around them: what is there may change. So it knows the `SEModule` of pretrained-models and
-segmentation_models_pytorch, MobileOne's `SEBlock`, and those with a `squeeze` and an `excitation`.
+is not told apart.
+
+What may change later is looked at in every call: the attributes that the forward reads, of the
+module and of its layers; its methods, and the functions of its own package that it calls, with
+their code; the class, methods and attributes of each layer that is not torch's. Other libraries'
+functions and torch's layers are taken to stay as they are. Forwards that read a buffer, a list or
+the class of the module, a global object, or a variable of the function around them are left. So it
+knows the `SEModule` of pretrained-models and segmentation_models_pytorch, MobileOne's `SEBlock`,
+and those with a `squeeze` and an `excitation`.
 
 Left alone, and named in the report: subclasses that override `forward`, gates and activations that
 the kernels do not know, layers that were replaced by other classes (LoRA, quantisation). An
