@@ -25,9 +25,9 @@ __all__ = [
     "code_of",
     "functions_in",
     "helpers",
+    "is_fixed",
     "is_own",
     "is_plain",
-    "is_torchs",
     "key_of",
     "methods_called",
     "names_in",
@@ -57,7 +57,7 @@ class Member(NamedTuple):
 def behaviour(cls: Any) -> tuple[Member, ...]:
     """The forward of ``cls`` as it is now, the methods and values of the class that it names.
 
-    Those of its bases, too, which super() may call, but for torch's; and `helpers`.
+    Those of its bases, too, which super() may call, but for what `is_fixed`; and `helpers`.
     """
     found = []
     named = {name for n in names_in(cls) for name in n.named | n.quoted}
@@ -67,9 +67,8 @@ def behaviour(cls: Any) -> tuple[Member, ...]:
         bases = bases_with(cls, name)
         for owner in dict.fromkeys((cls, *bases)) if bases else ():
             value = getattr(owner, name)
-            if is_torchs(owner):
-                continue
-            if isinstance(value, (types.FunctionType, property)) or is_plain(value):
+            known = isinstance(value, (types.FunctionType, property)) or is_plain(value)
+            if known and not is_fixed(owner):
                 found.append(Member(owner, name, value, code_of(value)))
     return (*found, *helpers(cls))
 
@@ -96,9 +95,9 @@ def is_plain(value: Any) -> bool:
     return type(value) in _PLAIN
 
 
-def is_torchs(cls: Any) -> bool:
-    """Whether it is a layer of torch itself, which nobody patches (docs/compatibility.md)."""
-    return bool(cls.__module__.startswith("torch.nn."))
+def is_fixed(cls: Any) -> bool:
+    """Whether nobody patches it: torch's layers (docs/compatibility.md) and this package's."""
+    return bool(cls.__module__.startswith(("torch.nn.", "chattn_cuda.")))
 
 
 def is_own(cls: Any, name: str) -> bool:

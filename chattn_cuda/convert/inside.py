@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from chattn_cuda.convert.reads import attributes_read
-from chattn_cuda.methods import Member, behaviour, code_of, is_plain, is_torchs, names_in
+from chattn_cuda.methods import Member, behaviour, code_of, is_fixed, is_plain, names_in
 
 __all__ = ["NOTHING", "Inside", "are_patched", "look", "unknown_source", "why_changed"]
 
@@ -59,7 +59,7 @@ def look(module: Any, cls: Any, within: tuple[str, ...] = ()) -> Inside:
     for path, m, names in _read(module, cls, within):
         own = m.__dict__
         settings = tuple((n, n in own, own.get(n)) for n in names if n not in m._buffers)
-        kind = None if path == "" or is_torchs(type(m)) else type(m)
+        kind = None if path == "" or is_fixed(type(m)) else type(m)
         if settings or kind is not None:
             layers[path] = _Layer(kind, settings)
         if kind is not None:
@@ -85,7 +85,7 @@ def _read(module: Any, cls: Any, within: tuple[str, ...]) -> Iterator[tuple[str,
         absent = {name for name in quoted if not hasattr(m, name)} if path else set()
         if path == "":
             found = named & own if within else set()
-        elif is_torchs(type(m)):
+        elif is_fixed(type(m)):
             found = named & own | absent
         elif not within or path.partition(".")[0] in within:
             plain = {name for name, value in m.__dict__.items() if is_plain(value)}
@@ -101,7 +101,7 @@ def why_changed(module: Any, known: Inside) -> str | None:
     for path, m in module.named_modules():
         layer, kind = known.layers.get(path), type(m)
         new = layer is None or layer.cls is not kind
-        if path and new and not is_torchs(kind):
+        if path and new and not is_fixed(kind):
             if not known.within or path.partition(".")[0] in known.within:
                 return f"{path} is another {kind.__name__} than when it was accelerated"
         for name, there, value in () if layer is None else layer.settings:

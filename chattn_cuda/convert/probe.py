@@ -226,7 +226,7 @@ def configuration(module: Any) -> Any:
 
 def classes_inside(module: Any) -> list[Any]:
     """Those of a module and all in it that are not torch's, each once."""
-    return [c for c in dict.fromkeys(map(type, module.modules())) if not methods.is_torchs(c)]
+    return [c for c in dict.fromkeys(map(type, module.modules())) if not methods.is_fixed(c)]
 
 
 def _without_sizes(key: Any) -> Any:

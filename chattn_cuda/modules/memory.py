@@ -16,7 +16,7 @@ from typing import Any
 from torch import nn
 
 from chattn_cuda.hooks import has_own_forward
-from chattn_cuda.methods import Member, behaviour, is_plain, is_torchs
+from chattn_cuda.methods import Member, behaviour, is_fixed, is_plain
 
 __all__ = ["recall", "remember"]
 
@@ -66,7 +66,7 @@ class _Memory:
         self.values = tuple(map(owner.__dict__.get, self.own))
         self.names = tuple(owner._modules)
         #: (place of the parent, name, class, getter of hooks and settings, what it gave, names of
-        #: its children or None, all its attributes or None), a parent before its children
+        #: its children or None, how many attributes it has or None), a parent before its children
         self.steps: list[tuple[int, str, type, Any, Any, Any, Any]] = []
         #: what the forwards of layers that are not torch's find in their classes
         self.members: dict[Member, None] = {}
@@ -120,16 +120,17 @@ def _add_steps(memory: _Memory, parent: Any, index: dict[int, int], prefix: str 
             memory.steps.append((at, name, type(None), None, None, None, None))
             continue
         own, settings = layer.__dict__, _SETTINGS.get(type(layer))
-        read, everything = memory.inner.get(prefix + name), None
+        read, count = memory.inner.get(prefix + name), None
         if settings is None or read is not None:  # what comes later may be read, too
-            everything = tuple(own)
+            count = len(own)
         if settings is None:
             settings = tuple(n for n, v in own.items() if n[0] != "_" and is_plain(v))
         elif not all(n in own and is_plain(own[n]) for n in settings):
             return False
         settings += tuple(n for n in read or () if n in own)
-        if not is_torchs(type(layer)):
-            memory.members |= dict.fromkeys(behaviour(type(layer)))
+        cls = type(layer).__dict__.get("_accelerated_from", type(layer))
+        if not is_fixed(cls):
+            memory.members |= dict.fromkeys(behaviour(cls))
         if has_own_forward(own) or any(own[hooks] for hooks in _HOOKS):
             return False
         if id(layer) in index and (own["_parameters"] or own["_buffers"]):
@@ -137,7 +138,7 @@ def _add_steps(memory: _Memory, parent: Any, index: dict[int, int], prefix: str 
         get, names = itemgetter(*_HOOKS, *settings), tuple(layer._modules) or None
         # Not the layer's own dictionaries of hooks: those will have the hooks that come.
         values = ({},) * len(_HOOKS) + get(own)[len(_HOOKS) :]
-        memory.steps.append((at, name, type(layer), get, values, names, everything))
+        memory.steps.append((at, name, type(layer), get, values, names, count))
         index[id(layer)] = len(memory.steps)
         if names and not _add_steps(memory, layer, index, f"{prefix}{name}."):
             return False
@@ -155,7 +156,7 @@ def recall(owner: Any) -> tuple[Any, list[Any]] | None:
         return None
     layers = [owner]
     try:
-        for parent, name, cls, get, values, names, everything in memory.steps:
+        for parent, name, cls, get, values, names, count in memory.steps:
             layer = layers[parent]._modules[name]
             layers.append(layer)
             if type(layer) is not cls:
@@ -167,7 +168,7 @@ def recall(owner: Any) -> tuple[Any, list[Any]] | None:
                 return None  # as has_own_forward, without a call
             if names is not None and tuple(own["_modules"]) != names:
                 return None
-            if everything is not None and tuple(own) != everything:
+            if count is not None and len(own) != count:
                 return None
         for cls, name, value, code in memory.members:
             now = getattr(cls, name, None)
