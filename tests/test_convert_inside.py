@@ -141,8 +141,13 @@ CHANGES: dict[str, tuple[Callable[[], nn.Module], Callable[[Any], None]]] = {
     "of a gate's class": (_with_gate, _set("conv2.activate.bias", 1.0)),
     "of a whole block": (ScaledMBConv, _set("factor", 3.0)),
     "of a whole block's layer": (ScaledMBConv, _set("_se_expand.factor", 3.0)),
+    "of a layer, to a tensor": (OfALayer, _set("two.factor", torch.full((C, 1, 1), 3.0))),
+    "of another's layer, to a tensor": (
+        _with_conv(ScaledByItself), _set("conv2.factor", torch.full((C, 1, 1), 3.0)),
+    ),
+    "of a whole block, to a tensor": (ScaledMBConv, _set("factor", torch.full((C, 1, 1), 3.0))),
     "another class": (_with_conv(peers.ConvModule), _replaced),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("copied", [False, True])

@@ -84,7 +84,7 @@ def _read(module: Any, cls: Any, within: tuple[str, ...]) -> Iterator[tuple[str,
         own = {*m.__dict__, *m._buffers}
         absent = {name for name in quoted if not hasattr(m, name)} if path else set()
         if path == "":
-            found = named & own if within else set()
+            found = {n for n in named & own if within and is_plain(m.__dict__.get(n, m))}
         elif is_fixed(type(m)):
             found = named & own | absent
         elif not within or path.partition(".")[0] in within:
@@ -105,7 +105,8 @@ def why_changed(module: Any, known: Inside) -> str | None:
             if not known.within or path.partition(".")[0] in known.within:
                 return f"{path} is another {kind.__name__} than when it was accelerated"
         for name, there, value in () if layer is None else layer.settings:
-            if (name in m.__dict__) != there or m.__dict__.get(name) != value:
+            now = m.__dict__.get(name)
+            if (name in m.__dict__) != there or type(now) is not type(value) or now != value:
                 return f"{path}.{name} was changed".lstrip(".")
     return None
 

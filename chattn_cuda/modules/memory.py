@@ -150,12 +150,12 @@ def recall(owner: Any) -> tuple[Any, list[Any]] | None:
     memory = _memories.get(id(owner))
     if memory is None or memory.owner() is not owner or type(owner) is not memory.cls:
         return None
-    if tuple(map(owner.__dict__.get, memory.own)) != memory.values:
-        return None
-    if tuple(owner._modules) != memory.names:
-        return None
     layers = [owner]
     try:
+        if tuple(map(owner.__dict__.get, memory.own)) != memory.values:
+            return None
+        if tuple(owner._modules) != memory.names:
+            return None
         for parent, name, cls, get, values, names, count in memory.steps:
             layer = layers[parent]._modules[name]
             layers.append(layer)
@@ -181,6 +181,6 @@ def recall(owner: Any) -> tuple[Any, list[Any]] | None:
             else:
                 at, kept, name = place
                 tensors.append(layers[at].__dict__[kept][name])
-    except KeyError:  # something is not there any more
+    except (KeyError, RuntimeError, ValueError):  # it is gone, or a tensor or array came for it
         return None
     return memory.found, tensors
