@@ -188,7 +188,7 @@ CHANGES: dict[str, Callable[[Any], None]] = {
     "shared": _shared, "class": _class, "parametrized": _parametrized,
     "flag": lambda m: setattr(m, "add_maxpool", True), "slope": lambda m: setattr(
         m.act, "negative_slope", 0.5),
-    "settings": _setting,
+    "settings": _setting, "a tensor": lambda m: setattr(m.act, "negative_slope", torch.ones(2)),
 }  # fmt: skip
 
 
@@ -196,7 +196,7 @@ CHANGES: dict[str, Callable[[Any], None]] = {
 def test_a_change_is_noticed(change: str) -> None:
     module = warm(se(act_layer=nn.LeakyReLU))
     CHANGES[change](module)
-    if change == "settings":  # its map is not 1x1 any more
+    if change in ("settings", "a tensor"):  # its map is not 1x1 any more; no such slope
         assert not is_remembered(module)
         return
     same_as_eager(module)

@@ -20,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 from chattn_cuda import activations
 from chattn_cuda.convert import probe
 from chattn_cuda.convert.adapter import Adapter
-from chattn_cuda.convert.reads import attributes_read, bases_with, methods_called, unknown_source
+from chattn_cuda.convert.reads import attributes_read, unknown_source
 from chattn_cuda.functional import Decision
 from chattn_cuda.modules.squeeze_excite import SqueezeExciteForward, SqueezeExciteLayers
 
@@ -94,7 +94,7 @@ class _Recipe(NamedTuple):
 _SEEN: weakref.WeakKeyDictionary[Any, dict[Any, str | NotTaken | None]] = (
     weakref.WeakKeyDictionary()
 )
-"""What was seen, by class; there by configuration and methods."""
+"""What was seen, by class; there by configuration."""
 
 
 def key_of(module: Any) -> str | NotTaken | None:
@@ -103,21 +103,12 @@ def key_of(module: Any) -> str | NotTaken | None:
         return None
     if probe.is_lazy(module):
         return NotTaken(probe.LAZY) if _is_called_like_one(module) else None
-    cls = type(module)
-    try:
-        methods = tuple(
-            weakref.ref(getattr(base, name))
-            for name in methods_called(cls)
-            for base in (cls, *bases_with(cls, name))
-        )
-    except TypeError:  # no functions
-        return None
-    seen, configuration = _SEEN.setdefault(cls, {}), probe.configuration(module)
+    seen, configuration = _SEEN.setdefault(type(module), {}), probe.configuration(module)
     if configuration is None:
         return _key_of(module)
-    if (configuration, methods) not in seen:
-        seen[configuration, methods] = _key_of(module)
-    return seen[configuration, methods]
+    if configuration not in seen:
+        seen[configuration] = _key_of(module)
+    return seen[configuration]
 
 
 def _key_of(module: Any) -> str | NotTaken | None:
@@ -206,13 +197,13 @@ class _Recorder(TorchFunctionMode):
         return result
 
 
+@probe.undisturbed
 def _record(module: Any) -> list[tuple[str, str]]:
-    with probe.undisturbed():
-        copy = probe.plain_copy(module).eval()
-        layer = next(m for m in copy.modules() if isinstance(m, _LAYERS))
-        x = torch.randn(2, layer.weight.shape[1], *probe.sizes(copy)[0], dtype=torch.float64)
-        with torch.no_grad(), _Recorder(copy) as recorder:
-            copy(x)
+    copy = probe.plain_copy(module).eval()
+    layer = next(m for m in copy.modules() if isinstance(m, _LAYERS))
+    x = torch.randn(2, layer.weight.shape[1], *probe.sizes(copy)[0], dtype=torch.float64)
+    with torch.no_grad(), _Recorder(copy) as recorder:
+        copy(x)
     return recorder.events
 
 

@@ -16,6 +16,7 @@ from typing import Any
 from torch import nn
 
 from chattn_cuda.hooks import has_hooks, has_own_forward
+from chattn_cuda.methods import Member, behaviour, is_fixed, is_plain
 
 __all__ = ["recall", "remember"]
 
@@ -42,24 +43,31 @@ _SETTINGS: dict[type, tuple[str, ...]] = {
                     nn.Sigmoid, nn.Hardsigmoid, nn.Tanh, nn.Sequential, nn.ModuleList)
     },
 }  # fmt: skip
-_PLAIN = (bool, int, float, str, type(None))
 
 
 class _Memory:
     """How a module was when its layers were looked at, and what was found."""
 
-    __slots__ = ("cls", "found", "names", "own", "owner", "places", "steps", "values")
+    __slots__ = (
+        "cls", "found", "inner", "members", "names", "own", "owner", "places", "steps", "values",
+    )  # fmt: skip
 
     def __init__(self, owner: Any, reads: Sequence[str], found: Any) -> None:
         self.owner: Any = None
         self.cls = type(owner)
         self.found = found
-        self.own = ("_backend", *reads)
+        self.own = ("_backend", *(name for name in reads if "." not in name))
+        #: what is read of layers, by their paths
+        self.inner: dict[str, list[str]] = {}
+        for path, _, name in (name.rpartition(".") for name in reads if "." in name):
+            self.inner.setdefault(path, []).append(name)
         self.values = tuple(map(owner.__dict__.get, self.own))
         self.names = tuple(owner._modules)
         #: (place of the parent, name, class, getter of settings or None, what it gave, names of its
-        #: children or None), a parent before its children
-        self.steps: list[tuple[int, str, type, Any, Any, Any]] = []
+        #: children or None, how many attributes it has or None), a parent before its children
+        self.steps: list[tuple[int, str, type, Any, Any, Any, Any]] = []
+        #: what the forwards of layers that are not torch's find in their classes
+        self.members: dict[Member, None] = {}
         #: (place of the layer, "_parameters" or "_buffers", name), or None
         self.places: list[tuple[int, str, str] | None] = []
 
@@ -76,12 +84,13 @@ def remember(owner: Any, places: Sequence[Place], reads: Sequence[str], found: A
     Args:
         owner: The module.
         places: The tensors that `recall` shall return.
-        reads: The owner's attributes that ``found`` depends on, besides its backend.
+        reads: The owner's attributes that ``found`` depends on, besides its backend; those of
+            layers with their paths.
         found: Anything that keeps no module and no tensor.
     """
     memory = _Memory(owner, reads, found)
     index = {id(owner): 0}
-    if not all(map(_is_plain, memory.values)) or not _add_steps(memory, owner, index):
+    if not all(map(is_plain, memory.values)) or not _add_steps(memory, owner, index):
         return
     for layer, name in places:
         if layer is None:
@@ -101,34 +110,35 @@ def remember(owner: Any, places: Sequence[Place], reads: Sequence[str], found: A
     _memories[key] = memory
 
 
-def _add_steps(memory: _Memory, parent: Any, index: dict[int, int]) -> bool:
+def _add_steps(memory: _Memory, parent: Any, index: dict[int, int], prefix: str = "") -> bool:
     """Add what lies in ``parent``, a layer under each of its names; False: it cannot be kept."""
     at = index[id(parent)]
     for name, layer in parent._modules.items():
         if layer is None:
-            memory.steps.append((at, name, type(None), None, None, None))
+            memory.steps.append((at, name, type(None), None, None, None, None))
             continue
         own, settings = layer.__dict__, _SETTINGS.get(type(layer))
+        read, count = memory.inner.get(prefix + name), None
+        if settings is None or read is not None:  # what comes later may be read, too
+            count = len(own)
         if settings is None:
-            settings = tuple(n for n, v in own.items() if n[0] != "_" and _is_plain(v))
-        elif not all(n in own and _is_plain(own[n]) for n in settings):
+            settings = tuple(n for n, v in own.items() if n[0] != "_" and is_plain(v))
+        elif not all(n in own and is_plain(own[n]) for n in settings):
             return False
+        settings += tuple(n for n in read or () if n in own)
+        cls = type(layer).__dict__.get("_accelerated_from", type(layer))
+        if not is_fixed(cls):
+            memory.members |= dict.fromkeys(behaviour(cls))
         if has_own_forward(own) or has_hooks(layer):
             return False
         if id(layer) in index and (own["_parameters"] or own["_buffers"]):
             return False  # whoever replaces it in one place leaves it in the other
         get, names = itemgetter(*settings) if settings else None, tuple(layer._modules) or None
-        memory.steps.append((at, name, type(layer), get, get and get(own), names))
+        memory.steps.append((at, name, type(layer), get, get and get(own), names, count))
         index[id(layer)] = len(memory.steps)
-        if names and not _add_steps(memory, layer, index):
+        if names and not _add_steps(memory, layer, index, f"{prefix}{name}."):
             return False
     return True
-
-
-def _is_plain(value: Any) -> bool:
-    if type(value) is tuple:
-        return all(type(v) in _PLAIN for v in value)
-    return type(value) in _PLAIN
 
 
 def recall(owner: Any) -> tuple[Any, list[Any]] | None:
@@ -136,13 +146,13 @@ def recall(owner: Any) -> tuple[Any, list[Any]] | None:
     memory = _memories.get(id(owner))
     if memory is None or memory.owner() is not owner or type(owner) is not memory.cls:
         return None
-    if tuple(map(owner.__dict__.get, memory.own)) != memory.values:
-        return None
-    if tuple(owner._modules) != memory.names:
-        return None
     attributes = [owner.__dict__]
     try:
-        for parent, name, cls, settings, values, names in memory.steps:
+        if tuple(map(owner.__dict__.get, memory.own)) != memory.values:
+            return None
+        if tuple(owner._modules) != memory.names:
+            return None
+        for parent, name, cls, settings, values, names, count in memory.steps:
             layer = attributes[parent]["_modules"][name]
             if type(layer) is not cls:
                 return None
@@ -160,6 +170,12 @@ def recall(owner: Any) -> tuple[Any, list[Any]] | None:
                 return None
             if names is not None and tuple(own["_modules"]) != names:
                 return None
+            if count is not None and len(own) != count:
+                return None
+        for cls, name, value, code in memory.members:
+            now = getattr(cls, name, None)
+            if now is not value or getattr(now, "__code__", None) is not code:
+                return None
         tensors: list[Any] = []
         for place in memory.places:
             if place is None:
@@ -167,6 +183,6 @@ def recall(owner: Any) -> tuple[Any, list[Any]] | None:
             else:
                 at, kept, name = place
                 tensors.append(attributes[at][kept][name])
-    except KeyError:  # something is not there any more
+    except (KeyError, RuntimeError, ValueError):  # it is gone, or a tensor or array came for it
         return None
     return memory.found, tensors
