@@ -31,6 +31,7 @@ SERIAL = {
     "reduce_rows<double, 2, SumOp<double, 1>>",
     "reduce_rows<double, 2, SumOp<double, 2>>",
     "reduce_planes<double, 2, SumOp<double, 1>>",
+    *(name for kernels in KERNELS.values() for name in kernels.serial),
 }
 TYPES = {
     "bfloat16": ("bfloat16_t", "INS_10bfloat16_tELi8E"),
