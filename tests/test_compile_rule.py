@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import chattn_cuda
-from chattn_cuda import _native, compiled, functional, modules
+from chattn_cuda import _native, compiled, modules
 from tests import exported
 
 C, RD = 16, 4
@@ -32,11 +32,7 @@ BRANCHES: dict[str, Callable[[], nn.Module]] = {
     "sk": lambda: modules.SelectiveKernel(C, C),
     "split": lambda: modules.SplitAttn(C),
 }
-FUNCTIONS: dict[str, tuple[Callable[..., Any], tuple[tuple[int, ...], ...]]] = {
-    "se": (functional.squeeze_excite, ((RD, C), (RD,), (C, RD), (C,))),
-    "effective": (functional.effective_squeeze_excite, ((C, C), (C,))),
-    "eca": (functional.efficient_channel_attention, ((1, 1, 3),)),
-}
+FUNCTIONS = {b.name: (b.function, b.weights(C)) for b in exported.of_one_map()}
 
 
 @contextlib.contextmanager

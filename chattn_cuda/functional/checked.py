@@ -25,6 +25,7 @@ Found = tuple[str, tuple[Any, ...]]
 """The namespace of the operators and their constants."""
 
 _MOST = 4096
+_KEPT = frozenset((str, bool, float))
 _found: dict[Key, Found] = {}
 backends.when_registered(_found.clear)
 
@@ -47,8 +48,7 @@ def repeat(
     if torch.compiler.is_compiling() or channel_dim != 1:
         return None, None
     for value in call:
-        kind = type(value)
-        if kind is not str and kind is not bool:
+        if type(value) not in _KEPT:
             return None, None
     key, found = find(call, x, tensors)
     if found is None:
