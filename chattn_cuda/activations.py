@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from chattn_cuda.hooks import own_behaviour
+from chattn_cuda.methods import is_own
 
 __all__ = ["ACTIVATIONS", "Activation", "ActivationSpec", "as_callable", "make_layer", "resolve"]
 
@@ -178,7 +179,7 @@ def resolve(spec: ActivationSpec, argument: str = "act") -> tuple[Activation, fl
         name = _canonical(spec, argument)
         return _default(name) if name in ACTIVATIONS else None
     if isinstance(spec, type):
-        known = spec in _MODULES or _qualified_name(spec) in _TIMM_MODULES
+        known = spec in _MODULES or _timms(spec) is not None
         return _resolve_module(spec()) if known else None
     if isinstance(spec, functools.partial):
         return resolve(spec(), argument) if isinstance(spec.func, type) else None
@@ -267,9 +268,18 @@ def _qualified_name(cls: type) -> str:
     return f"{cls.__module__}.{cls.__qualname__}"
 
 
+def _timms(cls: Any) -> str | None:
+    """The name of a class of timm's, while it has its own forward."""
+    name = _TIMM_MODULES.get(_qualified_name(cls))
+    return name if name is not None and is_own(cls, "forward") else None
+
+
+_timms._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
 def _resolve_module(module: Any) -> tuple[Activation, float] | None:
     cls = type(module)
-    name = _MODULES.get(cls) or _TIMM_MODULES.get(_qualified_name(cls))
+    name = _MODULES.get(cls) or _timms(cls)
     if name is None or own_behaviour(module) is not None:
         return None
     activation = ACTIVATIONS[name]

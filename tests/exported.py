@@ -3,33 +3,42 @@
 from __future__ import annotations
 
 import copy
+import importlib.util
+import inspect
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from chattn_cuda import accelerate, functional, modules
+from chattn_cuda import accelerate, functional, modules, peers
+from chattn_cuda.modules.fused import FusedForward
+from tests import cases
 
+#: Of the libraries that are there.
+PEERS = [peer for peer in peers.PEERS if importlib.util.find_spec(peer.library) is not None]
 C, SHAPE = 8, (2, 8, 6, 5)
 
 
 class Function(nn.Module):
-    """A function of this package behind a layer, with parameters of its own."""
+    """A function of this package behind a layer, with parameters of its own, by their names."""
 
-    def __init__(self, name: str, *shapes: tuple[int, ...] | None, **keywords: Any) -> None:
+    def __init__(
+        self, function: Callable[..., Any], *shapes: tuple[int, ...] | None, **keywords: Any
+    ) -> None:
         super().__init__()
-        self.name, self.keywords = name, keywords
-        self.weights = nn.ParameterList(nn.Parameter(torch.randn(s)) for s in shapes if s)
-        self.given = [s is not None for s in shapes]
+        self.function, self.keywords = function, keywords
+        _, *names = inspect.signature(function).parameters
+        self.names = names[: len(shapes)]
+        for name, shape in zip(self.names, shapes, strict=True):
+            self.register_parameter(name, nn.Parameter(torch.randn(shape)) if shape else None)
         self.backend = "auto"
 
     def forward(self, x: Tensor) -> Tensor:
-        weights = iter(self.weights)
-        args = [next(weights) if given else None for given in self.given]
-        function = getattr(functional, self.name)
-        maps = [x, x.cos()] if self.name == "selective_kernel" else x
-        y: Tensor = function(maps, *args, backend=self.backend, **self.keywords)
+        weights = [getattr(self, name) for name in self.names]
+        maps = [x, x.cos()] if self.function is functional.selective_kernel else x
+        y: Tensor = self.function(maps, *weights, backend=self.backend, **self.keywords)
         return y
 
 
@@ -67,83 +76,74 @@ class Network(nn.Module):
         return self.block(self.stem(x))
 
 
+def make(cls: Any, name: str, channels: int) -> nn.Module:
+    """An instance of a class of ours or of a peer, for maps of so many channels."""
+    own = (block.samples[name] for block in cases.BLOCKS.values() if name in block.samples)
+    module: nn.Module = next(own, lambda cls, channels: cls(channels))(cls, channels)
+    return module
+
+
+def channel_dim(module: nn.Module) -> int:
+    """Of the maps that a module of ours or of a peer takes: 1 or -1."""
+    ours: Any = module if isinstance(module, FusedForward) else accelerate(copy.copy(module)).model
+    return ours._channel_dim  # type: ignore[no-any-return]
+
+
+def _on_maps(cls: Any, name: str) -> nn.Module:
+    """The same, for a map (N, C, H, W)."""
+    module = make(cls, name, C)
+    if name.endswith("KernelAttn"):
+        return Stacked(module)
+    return Last(module) if channel_dim(module) == -1 else module
+
+
+def of_one_map() -> list[cases.Block]:
+    """The blocks whose functions take a map and weights."""
+    return [b for b in cases.BLOCKS.values() if b.function in vars(functional).values()]
+
+
 def _functions() -> dict[str, Callable[[], nn.Module]]:
-    se, conv = ((2, C), (2,), (C, 2), (C,)), (1, 1, 3)
-    circular = {"padding_mode": "circular"}
+    se, f = ((2, C), (2,), (C, 2), (C,)), functional
     return {
-        "squeeze_excite": lambda: Function("squeeze_excite", *se),
+        **{b.function.__name__: partial(Function, b.function, *b.weights(C)) for b in of_one_map()},
         "squeeze_excite without biases": lambda: Function(
-            "squeeze_excite", se[0], None, se[2], None, act="silu"
+            f.squeeze_excite, se[0], None, se[2], None, act="silu"
         ),
-        "squeeze_excite with a maximum": lambda: Function("squeeze_excite", *se, add_maxpool=True),
-        "effective_squeeze_excite": lambda: Function("effective_squeeze_excite", (C, C), (C,)),
+        "squeeze_excite with a maximum": lambda: Function(f.squeeze_excite, *se, add_maxpool=True),
         "squeeze_excite_scale_bias": lambda: Function(
-            "squeeze_excite_scale_bias", *se[:2], (2 * C, 2), (2 * C,)
+            f.squeeze_excite_scale_bias, *se[:2], (2 * C, 2), (2 * C,)
         ),
-        "efficient_channel_attention": lambda: Function("efficient_channel_attention", conv),
         "efficient_channel_attention circular": lambda: Function(
-            "efficient_channel_attention", (C, 1, 5), **circular
+            f.efficient_channel_attention, (C, 1, 5), padding_mode="circular"
         ),
-        "selective_kernel": lambda: Function("selective_kernel", *se[:2], (2 * C, 2), None),
+        "selective_kernel": lambda: Function(f.selective_kernel, *se[:2], (2 * C, 2), None),
     }
 
 
 def _modules() -> dict[str, Callable[[], nn.Module]]:
-    cl = modules.SqueezeExciteCl
+    every = {name: getattr(modules, name) for name in modules.__all__}
     return {
-        "SqueezeExcite": lambda: modules.SqueezeExcite(C, rd_channels=2),
-        "SqueezeExcite with a norm": lambda: modules.SqueezeExcite(
-            C, rd_channels=2, norm_layer=nn.BatchNorm2d
-        ),
-        "SqueezeExciteCl": lambda: Last(cl(C, rd_channels=2)),
-        "SqueezeExciteScaleBias": lambda: modules.SqueezeExciteScaleBias(C, 2),
-        "EffectiveSqueezeExcite": lambda: modules.EffectiveSqueezeExcite(C),
-        "GatherExcite": lambda: modules.GatherExcite(C, rd_channels=2),
-        "SpatialChannelSqueezeExcite": lambda: modules.SpatialChannelSqueezeExcite(C, 4),
-        "EfficientChannelAttention": lambda: modules.EfficientChannelAttention(C),
-        "CircularEfficientChannelAttention": lambda: modules.CircularEfficientChannelAttention(C),
-        "EfficientChannelAttentionNS": lambda: modules.EfficientChannelAttentionNS(C),
-        "SelectiveKernel": lambda: modules.SelectiveKernel(C),
-        "SelectiveKernelAttn": lambda: Stacked(modules.SelectiveKernelAttn(C, attn_channels=4)),
-        "SplitAttn": lambda: modules.SplitAttn(C, norm_layer=nn.BatchNorm2d),
+        **{
+            name: partial(_on_maps, cls, name)
+            for name, cls in every.items()
+            if isinstance(cls, type) and issubclass(cls, FusedForward)
+        },
+        "SqueezeExcite with a norm": lambda: modules.SqueezeExcite(C, norm_layer=nn.BatchNorm2d),
     }
 
 
 def _accelerated() -> dict[str, Callable[[], nn.Module]]:
     """Classes of timm and torchvision, not accelerated yet."""
-    found: dict[str, Callable[[], nn.Module]] = {}
-    try:
-        import timm
-        from timm.models._efficientnet_blocks import SqueezeExcite
-    except ImportError:
-        return found
-    layers = timm.layers
-    found = {
-        "timm SEModule": lambda: layers.SEModule(C, rd_channels=2),
-        "timm efficientnet SqueezeExcite": lambda: SqueezeExcite(C, act_layer=nn.SiLU),
-        "timm SqueezeExciteCl": lambda: Last(layers.squeeze_excite.SqueezeExciteCl(C)),
-        "timm EffectiveSEModule": lambda: layers.EffectiveSEModule(C),
-        "timm EcaModule": lambda: layers.EcaModule(C),
-        "timm CecaModule": lambda: layers.CecaModule(C),
-        "timm SelectiveKernel": lambda: layers.SelectiveKernel(C),
-        "timm SelectiveKernelAttn": lambda: Stacked(
-            layers.selective_kernel.SelectiveKernelAttn(C, attn_channels=4)
-        ),
-        "timm SplitAttn": lambda: layers.SplitAttn(C, norm_layer=nn.BatchNorm2d),
-    }
-    try:
-        from torchvision.ops import SqueezeExcitation
-    except ImportError:
-        return found
-    return {**found, "torchvision SqueezeExcitation": lambda: SqueezeExcitation(C, 2)}
+    return {peer.path: partial(_on_maps, peer.load(), peer.path) for peer in PEERS}
 
 
 FUNCTIONS, MODULES, ACCELERATED = _functions(), _modules(), _accelerated()
 EVERY = {**FUNCTIONS, **MODULES, **ACCELERATED}
-#: one of each block
-BLOCKS = ("timm SEModule", "timm EcaModule", "timm SelectiveKernel", "timm SplitAttn")
+#: one of each block: the layers that timm's models are made with
+BLOCKS = tuple(peer.path for peer in PEERS if peer.models and ".layers." in peer.path)
 #: what the kernels have no operators for
 PLAIN = (
+    "SEGC",
     "squeeze_excite_scale_bias",
     "SqueezeExciteScaleBias",
     "squeeze_excite with a maximum",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -12,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 import chattn_cuda
-from chattn_cuda import _native, compiled, functional, modules
+from chattn_cuda import _native, compiled, modules
+from tests import exported
 
 C, RD = 16, 4
 FORMULA, OPERATOR = "formula", "operator"
@@ -30,11 +32,7 @@ BRANCHES: dict[str, Callable[[], nn.Module]] = {
     "sk": lambda: modules.SelectiveKernel(C, C),
     "split": lambda: modules.SplitAttn(C),
 }
-FUNCTIONS: dict[str, tuple[Callable[..., Any], tuple[tuple[int, ...], ...]]] = {
-    "se": (functional.squeeze_excite, ((RD, C), (RD,), (C, RD), (C,))),
-    "effective": (functional.effective_squeeze_excite, ((C, C), (C,))),
-    "eca": (functional.efficient_channel_attention, ((1, 1, 3),)),
-}
+FUNCTIONS = {b.name: (b.function, b.weights(C)) for b in exported.of_one_map()}
 
 
 @contextlib.contextmanager
@@ -95,6 +93,19 @@ def test_functions_follow_the_rule(name: str, choice: str) -> None:
     with rule(choice), torch.no_grad():
         graph = graph_of(function, x, *weights)
         assert is_operator(graph) == (choice == OPERATOR)
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in exported.ACCELERATED if not re.search("Kernel|Split", name)]
+)
+@torch.no_grad()
+def test_the_formula_is_the_graph_of_the_original(name: str) -> None:
+    """So that a compiled model of such blocks is the same program, accelerated or not."""
+    plain = exported.ACCELERATED[name]().eval()
+    fast, x = copy.deepcopy(plain), exported.maps().float()
+    assert chattn_cuda.accelerate(fast).changed
+    with rule(FORMULA):
+        assert graph_of(fast, x) == graph_of(plain, x)
 
 
 @pytest.mark.parametrize("name", BRANCHES)

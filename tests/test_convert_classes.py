@@ -21,8 +21,8 @@ from torch import Tensor, nn
 
 import chattn_cuda
 from chattn_cuda import accelerate, restore
-from chattn_cuda.convert import ADAPTERS
-from tests import peers
+from chattn_cuda.peers import PEERS
+from tests import exported, peers
 
 timm = pytest.importorskip("timm", reason="timm is not installed")
 torchvision = pytest.importorskip("torchvision", reason="torchvision is not installed")
@@ -49,23 +49,7 @@ class ScaledSE(nn.Module):
 
 
 BUILD: dict[str, Callable[[], nn.Module]] = {
-    "timm.layers.squeeze_excite.SEModule": lambda: timm.layers.SEModule(16),
-    "timm.layers.squeeze_excite.EffectiveSEModule": lambda: timm.layers.EffectiveSEModule(16),
-    "timm.layers.squeeze_excite.SqueezeExciteCl": lambda: (
-        timm.layers.squeeze_excite.SqueezeExciteCl(16)
-    ),
-    "timm.models._efficientnet_blocks.SqueezeExcite": lambda: (
-        timm.models._efficientnet_blocks.SqueezeExcite(16)
-    ),
-    "timm.models.senet.SEModule": lambda: timm.models.senet.SEModule(16, 4),
-    "timm.layers.eca.EcaModule": lambda: timm.layers.EcaModule(16),
-    "timm.layers.eca.CecaModule": lambda: timm.layers.CecaModule(16),
-    "timm.layers.selective_kernel.SelectiveKernelAttn": lambda: (
-        selective_kernel.SelectiveKernelAttn(16)
-    ),
-    "timm.layers.selective_kernel.SelectiveKernel": lambda: selective_kernel.SelectiveKernel(16),
-    "timm.layers.split_attn.SplitAttn": lambda: split_attn.SplitAttn(16),
-    "torchvision.ops.misc.SqueezeExcitation": lambda: SqueezeExcitation(16, 4),
+    peer.path: functools.partial(exported.make, peer.load(), peer.path, 16) for peer in PEERS
 }
 STRUCTURES: dict[str, Callable[[], nn.Module]] = {
     "avg_pool, fc": lambda: CopiedSE(16),
@@ -78,14 +62,12 @@ STRUCTURES: dict[str, Callable[[], nn.Module]] = {
 ALL = {**BUILD, **STRUCTURES}
 
 
-def test_every_adapter_is_here() -> None:
-    assert set(BUILD) == set(ADAPTERS)
-
-
-def maps(name: str) -> Tensor:
-    shape = (2, 16, 16, 16) if "SqueezeExciteCl" in name else (2, 16, 5, 7)
-    x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    return torch.stack([x, x + 1], 1) if name.endswith("KernelAttn") else x
+def maps(name: str = "") -> Tensor:
+    x = torch.randn(2, 16, 5, 7, generator=torch.Generator().manual_seed(0))
+    if name.endswith("KernelAttn"):
+        return torch.stack([x, x + 1], 1)
+    last = name in BUILD and exported.channel_dim(BUILD[name]()) == -1
+    return x.permute(0, 2, 3, 1) if last else x
 
 
 @pytest.fixture(params=list(ALL))
@@ -152,7 +134,7 @@ def test_a_patch_before_accelerate_runs(
 def test_a_patch_that_was_accelerated_ends_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """A structure's class is what it is when it is tried out; later it may be another one."""
     module = CopiedSE(16)
-    x = maps("")
+    x = maps()
     with monkeypatch.context() as patch:
         patch.setattr(CopiedSE, "forward", lambda self, x: x * self.gate(x), raising=True)
         patch.setattr(CopiedSE, "gate", ScaledSE.scale, raising=False)
@@ -170,7 +152,7 @@ def test_a_patch_that_was_accelerated_ends_with_it(monkeypatch: pytest.MonkeyPat
 def test_a_patched_method_runs(
     build: Callable[[], nn.Module], method: str, order: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    module, x = build(), maps("")
+    module, x = build(), maps()
     if order == "after":
         assert accelerate(module).changed
     monkeypatch.setattr(type(module), method, lambda self, x: torch.full_like(x, 3.0))
@@ -182,7 +164,7 @@ def test_a_patched_method_runs(
 @pytest.mark.parametrize("order", ["before", "after"])
 @pytest.mark.parametrize("build", [lambda: SqueezeExcitation(16, 4), ScaledSE])
 def test_a_method_of_an_instance_runs(build: Callable[[], Any], order: str) -> None:
-    module, x = build(), maps("")
+    module, x = build(), maps()
     name = "_scale" if isinstance(module, SqueezeExcitation) else "scale"
     if order == "after":
         assert accelerate(module).changed
@@ -206,7 +188,7 @@ def test_a_patched_part_runs(
     build: Callable[[], nn.Module], part: Any, order: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     torch.manual_seed(0)
-    module, x = build().eval(), maps("")
+    module, x = build().eval(), maps()
     own, plain = part.forward, copy.deepcopy(module)
     if order == "after":
         assert accelerate(module).changed
@@ -220,7 +202,7 @@ def test_a_patched_base_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     class Named(timm.layers.SEModule):
         pass
 
-    module, x = Named(16), maps("")
+    module, x = Named(16), maps()
     assert accelerate(module).changed
     monkeypatch.setattr(timm.layers.SEModule, "forward", patched_forward)
     assert runs_patched(module, x)
@@ -241,7 +223,7 @@ def test_a_wrapper_is_a_patch(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_compiled_patch_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     torch._dynamo.reset()
-    module, x = accelerate(timm.layers.EcaModule(16)).model, maps("")
+    module, x = accelerate(timm.layers.EcaModule(16)).model, maps()
     compiled = torch.compile(module, backend="aot_eager", fullgraph=True)
     torch.testing.assert_close(compiled(x), module(x))
     monkeypatch.setattr(timm.layers.EcaModule, "forward", patched_forward)
@@ -250,7 +232,7 @@ def test_a_compiled_patch_runs(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_loaded_structure_is_tried_out_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    module, x = CopiedSE(16), maps("")
+    module, x = CopiedSE(16), maps()
     file = io.BytesIO()
     torch.save(accelerate(module).model, file)
     del module
@@ -345,7 +327,7 @@ def test_signatures_are_those_of_the_class(block: tuple[Any, Tensor]) -> None:
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 def test_scripted_signature() -> None:
-    module, x = SqueezeExcitation(16, 4), maps("")
+    module, x = SqueezeExcitation(16, 4), maps()
     expected = module(x)
     scripted = torch.jit.script(accelerate(module).model)
     torch.testing.assert_close(scripted(input=x), expected)
@@ -362,7 +344,7 @@ class Masked(peers.SELayer):
 
 
 def test_more_arguments() -> None:
-    module, x = PositionalOnly(16), maps("")
+    module, x = PositionalOnly(16), maps()
     expected = module(x)
     assert accelerate(module).changed
     torch.testing.assert_close(module(x), expected)
@@ -446,7 +428,7 @@ def test_classes_die_with_their_modules(base: Any) -> None:
     assert type(model) is not Mine
     references = weakref.ref(Mine), weakref.ref(type(model))
     restore(model)
-    model(maps(""))
+    model(maps())
     del model
     del Mine
     gc.collect()

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import chattn_cuda
-from chattn_cuda import SqueezeExcite, accelerate, backends
+from chattn_cuda import SqueezeExcite, accelerate, backends, methods
 from chattn_cuda.convert import reads
 
 FUSED = backends.select("auto", "cpu") != "reference"
@@ -241,7 +241,7 @@ def test_a_patched_base_behind_super_runs(cls: Any, monkeypatch: pytest.MonkeyPa
 
 
 def test_names_are_found_wherever_they_are() -> None:
-    assert reads.methods_called(Super) == ("forward", "excited")
+    assert methods.methods_called(Super) == ("forward", "excited")
     for cls in (OfItself, Quoted, Nested, Super):
         assert reads.attributes_read(cls(), cls) == {"factor"}
     module = Quoted()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from typing import Any
 
 import pytest
@@ -36,18 +35,6 @@ def pair(cls: type[nn.Module], *args: Any, **kwargs: Any) -> tuple[Any, nn.Modul
 
 
 # ---- timm's modules ----------------------------------------------------------------------------
-
-
-@every_peer
-def test_constructor_is_timms(cls: type[nn.Module]) -> None:
-    ours = inspect.signature(cls.__init__).parameters
-    theirs = inspect.signature(PEERS[cls].__init__).parameters
-    assert list(ours)[: len(theirs)] == list(theirs)
-    for name in theirs:
-        assert ours[name].default == theirs[name].default, name
-        assert ours[name].kind == theirs[name].kind, name
-    assert list(ours)[len(theirs) :] == ["backend"]
-    assert ours["backend"].kind == inspect.Parameter.KEYWORD_ONLY
 
 
 @every_peer
@@ -97,20 +84,6 @@ def test_trains_like_timm(cls: type[nn.Module], kwargs: dict[str, Any], layout: 
     assert_trains_alike(ours, theirs, x)
     assert ours(x).stride() == theirs(x).stride()
     assert not FUSED or path(ours, x) == "fused"
-
-
-@every_peer
-@pytest.mark.parametrize("backend", cases.fused_backends())
-def test_trains_like_timm_on_every_backend(cls: type[nn.Module], backend: str) -> None:
-    cases.require(backend)
-    ours, theirs = (m.to(cases.device_of(backend)) for m in pair(cls, 24))
-    ours.backend = backend
-    for layout in ("nchw", "nhwc"):
-        x = cases.LAYOUTS[layout](maps().to(cases.device_of(backend)))
-        assert path(ours, x) == "fused"
-        assert_trains_alike(ours, theirs, x)
-    assert_trains_alike(chattn_cuda.accelerate(theirs, backend).model, ours, x)
-    assert path(theirs, x) == "fused"
 
 
 def test_mlp_runs_its_submodules() -> None:

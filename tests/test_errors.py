@@ -24,11 +24,11 @@ from chattn_cuda import (
     backends,
 )
 from chattn_cuda.functional import (
-    effective_squeeze_excite,
     efficient_channel_attention,
     squeeze_excite,
 )
 from chattn_cuda.modules import SEGC, GatherExcite, SEVar3, adaptive_kernel_size
+from tests.cases import BLOCKS
 
 
 def arguments(**changes: Any) -> dict[str, Any]:
@@ -226,11 +226,6 @@ BAD: dict[str, tuple[Callable[[], Any], type[Exception], tuple[str, ...]]] = {
         TypeError,
         ("add_maxpool must be True or False", "got None"),
     ),
-    "effective: add_maxpool": (
-        lambda: effective_squeeze_excite(X, torch.randn(6, 6), add_maxpool="no"),
-        TypeError,
-        ("add_maxpool must be True or False", "got 'no'"),
-    ),
     "constructor: norm_layer": (
         lambda: SqueezeExcite(6, norm_layer=3),
         TypeError,
@@ -380,6 +375,10 @@ BAD: dict[str, tuple[Callable[[], Any], type[Exception], tuple[str, ...]]] = {
     ),
     "why_not: unknown": (lambda: backends.why_not("gpu", "cpu"), ValueError, ("'gpu'",)),
 }
+
+
+for _block in BLOCKS.values():
+    BAD |= _block.errors
 
 
 @pytest.mark.parametrize("name", BAD)

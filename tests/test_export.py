@@ -60,7 +60,7 @@ def test_second_derivatives_of_a_program(name: str) -> None:
 
 
 def test_nothing_warns() -> None:
-    fast, _ = pair("timm SEModule", FUSED)
+    fast, _ = pair("SqueezeExcite", FUSED)
     module = export(fast).module()
     with warnings.catch_warnings():
         warnings.simplefilter("error")

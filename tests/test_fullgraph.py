@@ -24,10 +24,10 @@ def run(network: Any, call: Any, mode: str) -> dict[str, Tensor]:
     without = {"no_grad": torch.no_grad, "inference_mode": torch.inference_mode}
     with without.get(mode, contextlib.nullcontext)():
         y = call(x)
-    assert y.requires_grad == (mode in MODES[:2])
+    leaves = dict(network.named_parameters(), **({"x": x} if x.requires_grad else {}))
+    assert y.requires_grad == (mode in MODES[:2] and bool(leaves))
     found = {"y": y.detach().clone()}
     if y.requires_grad:
-        leaves = dict(network.named_parameters(), **({"x": x} if x.requires_grad else {}))
         found |= zip(leaves, torch.autograd.grad(y.sin().sum(), list(leaves.values())), strict=True)
     return found
 

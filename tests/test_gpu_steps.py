@@ -63,7 +63,9 @@ def test_every_pass_is_known() -> None:
     parts = re.findall(r"^struct (\w+(?:Op|Gate))\b[^;]*\{", sources, re.MULTILINE)
     assert {"SumOp", "SpreadGate"} <= set(parts)
     for part in parts:
-        assert gpu_kernels.maps_moved(f"chattn::cuda::{part}<float, 2>"), "add it to MAPS"
+        assert gpu_kernels.maps_moved(f"chattn::cuda::{part}<float, 2>"), (
+            "add it to its block's reads"
+        )
 
 
 def test_kernels_of_a_call() -> None:

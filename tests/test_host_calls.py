@@ -5,9 +5,9 @@
 
 from __future__ import annotations
 
-import operator
 import sys
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -24,7 +24,7 @@ from chattn_cuda.modules import (
     SqueezeExcite,
     SqueezeExciteCl,
 )
-from tests import cases
+from tests import cases, exported
 
 MOST = 40  # of a selective kernel
 INFERENCE, TRAINING, FUNCTION = 25, 30, 15
@@ -58,11 +58,6 @@ def python_calls(call: Callable[[], Any], also_layers: bool = False) -> int:
     return entered - 1 + (layers if also_layers else 0)
 
 
-def _of(library: str, name: str, *arguments: int) -> Callable[[], nn.Module]:
-    """A class of another library, by its place there."""
-    return lambda: operator.attrgetter(name)(pytest.importorskip(library))(64, *arguments)
-
-
 MODULES: dict[str, Callable[[], nn.Module]] = {
     "SE": lambda: SqueezeExcite(64),
     "SE with a norm": lambda: SqueezeExcite(64, norm_layer=nn.BatchNorm2d),
@@ -71,12 +66,11 @@ MODULES: dict[str, Callable[[], nn.Module]] = {
     "effective SE": lambda: EffectiveSqueezeExcite(64),
     "ECA": lambda: EfficientChannelAttention(64),
     "circular ECA": lambda: CircularEfficientChannelAttention(64),
-    "timm SEModule": _of("timm", "layers.SEModule"),
-    "timm EffectiveSEModule": _of("timm", "layers.EffectiveSEModule"),
-    "timm EcaModule": _of("timm", "layers.EcaModule"),
-    "timm CecaModule": _of("timm", "layers.CecaModule"),
-    "timm SqueezeExcite": _of("timm", "models._efficientnet_blocks.SqueezeExcite"),
-    "torchvision SqueezeExcitation": _of("torchvision", "ops.SqueezeExcitation", 8),
+    **{
+        peer.path: partial(exported.make, peer.load(), peer.path, 64)
+        for peer in exported.PEERS
+        if peer.mixin._fusible  # selective kernels have tests of their own
+    },
 }
 
 
@@ -86,10 +80,10 @@ def test_module(name: str, mode: str) -> None:
     """All of them, those of nn.Module included."""
     cases.require("cpu")
     module, training = MODULES[name](), mode == "training"
-    if "." in type(module).__module__ and not type(module).__module__.startswith("chattn_cuda"):
+    if name in exported.ACCELERATED:
         assert accelerate(module, "cpu").changed
     module.train(training and "norm" not in name)
-    x = torch.randn((2, 2, 2, 64) if isinstance(module, SqueezeExciteCl) else (2, 64, 2, 2))
+    x = torch.randn((2, 64, 2, 2) if exported.channel_dim(module) == 1 else (2, 2, 2, 64))
     if mode == "autocast":  # float32 weights beside a bfloat16 map
         x = x.bfloat16()
     with (
@@ -102,19 +96,19 @@ def test_module(name: str, mode: str) -> None:
 
 
 @pytest.mark.parametrize("grad", [False, True], ids=["inference", "training"])
-def test_functions(grad: bool) -> None:
+@pytest.mark.parametrize(
+    ("function", "shapes"),
+    [
+        *((block.function, block.weights(64)) for block in exported.of_one_map()),
+        (functional.selective_kernel, [(8, 64), (8,), (128, 8), (128,)]),
+    ],
+)
+def test_functions(function: Any, shapes: list[tuple[int, ...]], grad: bool) -> None:
     cases.require("cpu")
-    x = torch.randn(2, 64, 4, 4)
-    w1, b1, w2, b2 = torch.randn(8, 64), torch.randn(8), torch.randn(64, 8), torch.randn(64)
-    full, kernel = torch.randn(64, 64), torch.randn(1, 1, 3)
-    for call in (
-        lambda: functional.squeeze_excite(x, w1, b1, w2, b2),
-        lambda: functional.effective_squeeze_excite(x, full, b2),
-        lambda: functional.efficient_channel_attention(x, kernel),
-    ):
-        with torch.set_grad_enabled(grad):
-            x.requires_grad_(grad)
-            assert python_calls(call) <= FUNCTION
+    x, weights = torch.randn(2, 64, 4, 4, requires_grad=grad), [torch.randn(s) for s in shapes]
+    maps = [x, x] if function is functional.selective_kernel else x
+    with torch.set_grad_enabled(grad):
+        assert python_calls(lambda: function(maps, *weights)) <= FUNCTION
 
 
 @pytest.mark.parametrize("grad", [False, True], ids=["inference", "training"])
@@ -125,14 +119,6 @@ def test_selective_kernel(grad: bool, dtype: torch.dtype) -> None:
     u = [torch.randn(2, 64, 4, 4).to(dtype).requires_grad_(grad) for _ in range(2)]
     with torch.set_grad_enabled(grad):
         assert python_calls(lambda: attn.weigh(u)) <= MOST
-
-
-def test_function() -> None:
-    cases.require("cpu")
-    u = [torch.randn(2, 64, 4, 4) for _ in range(2)]
-    w1, w2 = torch.randn(8, 64), torch.randn(128, 8)
-    call = functional.selective_kernel
-    assert python_calls(lambda: call(u, w1, None, w2, None, backend="cpu")) <= MOST
 
 
 def test_accelerated_module() -> None:

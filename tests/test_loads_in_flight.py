@@ -13,7 +13,7 @@ import re
 import pytest
 
 from tests import sass
-from tests.cuda_host.blocks import KERNELS
+from tests.cuda_host.blocks import KERNELS, inputs_of
 from tests.cuda_resources import ToolError, extension
 from tests.test_cuda_compile import WIDTHS, built
 
@@ -31,14 +31,7 @@ SERIAL = {
     "reduce_rows<double, 2, SumOp<double, 1>>",
     "reduce_rows<double, 2, SumOp<double, 2>>",
     "reduce_planes<double, 2, SumOp<double, 1>>",
-}
-#: what a place of a map reads: these, and as many as the number in the kernel's name
-INPUTS = {
-    r"SumOp<\w+, (\d)>": 0,
-    r"PrologueSumOp<\w+, (\d)>": 0,
-    r"DotOp<\w+, (\d), \w+>": 1,
-    r"SpreadGate<": 1,
-    **{name: maps for kernels in KERNELS.values() for name, maps in kernels.reads.items()},
+    *(name for kernels in KERNELS.values() for name in kernels.serial),
 }
 TYPES = {
     "bfloat16": ("bfloat16_t", "INS_10bfloat16_tELi8E"),
@@ -50,22 +43,14 @@ TYPES = {
 OF_BLOCK = {name: kernels.gate for name, kernels in KERNELS.items() if kernels.gate is not None}
 
 
-def inputs_of(kernel: str) -> int:
-    """How many maps a kernel reads."""
-    (number,) = (
-        more + int(match[1] if match.re.groups else 0)
-        for pattern, more in INPUTS.items()
-        if (match := re.search(rf"(?:^|[ <]){pattern}", kernel))
-    )
-    return number
-
-
 def least_of(kernel: str) -> int | None:
     """The loads that a kernel must have in flight; None: it streams nothing in 16-byte words."""
     match = re.match(r"(\w+)<(\w+), (\d)", kernel)
     if not match or match[1] not in REQUIRED or WIDTHS[match[2]] != int(match[3]):
         return None
-    return 1 if kernel in SERIAL else REQUIRED[match[1]][min(inputs_of(kernel), 3) - 1]
+    inputs = inputs_of(kernel)
+    assert inputs is not None, f"{kernel}: add what it reads to its block's case"
+    return 1 if kernel in SERIAL else REQUIRED[match[1]][min(inputs, 3) - 1]
 
 
 def too_few(kernel: str, loops: list[sass.Loop], least: int) -> str | None:

@@ -131,6 +131,26 @@ def test_any_layer_may_be_replaced(name: str) -> None:
         same_as_eager(module, x)
 
 
+@pytest.mark.parametrize("name", MODULES)
+@torch.no_grad()
+def test_any_tensor_may_become_a_plain_one(name: str) -> None:
+    """As those that replace weights by computed ones leave it: in an attribute of that name."""
+    one = MODULES[name]()
+    for path in (*dict(one.named_parameters()), *dict(one.named_buffers())):
+        for called_before in (False, True):
+            module = MODULES[name]()
+            x = X.movedim(1, -1) if isinstance(module, SqueezeExciteCl) else X
+            if called_before:
+                warm(module, x)
+            layer, _, parameter = path.rpartition(".")
+            owner = module.get_submodule(layer)
+            value = getattr(owner, parameter).detach() + 1
+            delattr(owner, parameter)
+            setattr(owner, parameter, value)
+            same_as_eager(module, x)
+            same_as_eager(module, x)
+
+
 def _weight(m: Any) -> None:
     m.fc1.weight = nn.Parameter(torch.randn(4, C, 1, 1))
 
@@ -168,7 +188,7 @@ CHANGES: dict[str, Callable[[Any], None]] = {
     "shared": _shared, "class": _class, "parametrized": _parametrized,
     "flag": lambda m: setattr(m, "add_maxpool", True), "slope": lambda m: setattr(
         m.act, "negative_slope", 0.5),
-    "settings": _setting,
+    "settings": _setting, "a tensor": lambda m: setattr(m.act, "negative_slope", torch.ones(2)),
 }  # fmt: skip
 
 
@@ -176,7 +196,7 @@ CHANGES: dict[str, Callable[[Any], None]] = {
 def test_a_change_is_noticed(change: str) -> None:
     module = warm(se(act_layer=nn.LeakyReLU))
     CHANGES[change](module)
-    if change == "settings":  # its map is not 1x1 any more
+    if change in ("settings", "a tensor"):  # its map is not 1x1 any more; no such slope
         assert not is_remembered(module)
         return
     same_as_eager(module)
@@ -379,6 +399,32 @@ def test_functions_check_what_is_new() -> None:
     with pytest.raises(ValueError, match="outside autocast"):
         call(X, w1, None, w2.double(), None)
     assert torch.equal(call(X, w1.T.contiguous().T, None, w2, None), y)
+
+
+def test_a_selective_kernel_checks_what_is_new() -> None:
+    call, other = functional.selective_kernel, X.cos()
+    w1, w2 = torch.randn(4, C), torch.randn(2 * C, 4)
+    y = call([X, other], w1, None, w2, None)
+    assert any(key[0][0] == "selective_kernel" for key in checked._found)
+    assert torch.equal(call((X, other), w1, None, w2, None), y)
+    strided = [u.contiguous(memory_format=torch.channels_last) for u in (X, other)]
+    torch.testing.assert_close(call(strided, w1, None, w2, None), y)
+    assert torch.equal(call([X, other], w1, None, w2, None, return_gate=True)[0], y)  # type: ignore[index]
+    assert not torch.equal(call([X, other], w1, None, w2, None, act="identity"), y)
+    assert not torch.equal(call([X, other], w1, None, w2, None, norm=torch.tanh), y)
+    for branches, message in (
+        ([X, other[1:]], "branches"),
+        ([X, other.double()], "branches"),
+        ([X, other, X], "w_select must have shape"),
+        ([X, other.to("meta")], "branches"),
+        ([X, other.to_sparse()], "branches"),
+        ([X, None], "branches"),
+        ([], "branches"),
+    ):
+        with pytest.raises((TypeError, ValueError), match=message):
+            call(branches, w1, None, w2, None)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="w_select must have shape"):
+        call([X, other], w1, None, w2[1:], None)
 
 
 def test_a_gate_that_changes_is_asked_again() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import inspect
 from typing import Any
 
 import pytest
@@ -52,18 +51,6 @@ def assert_trains_alike(ours: nn.Module, theirs: nn.Module, x: Tensor) -> None:
         results.append((y, leaf.grad, {k: p.grad for k, p in module.named_parameters()}))
     assert_same(results[0], results[1])
     assert_same(dict(ours.named_buffers()), dict(theirs.named_buffers()))
-
-
-def test_constructor_is_timms() -> None:
-    ours = inspect.signature(SqueezeExcite.__init__).parameters
-    theirs = inspect.signature(SEModule.__init__).parameters
-    own = list(ours)[: len(theirs)]
-    assert own == list(theirs)
-    for name in theirs:
-        assert ours[name].default == theirs[name].default, name
-        assert ours[name].kind == theirs[name].kind, name
-    assert list(ours)[len(theirs) :] == ["backend"]
-    assert ours["backend"].kind == inspect.Parameter.KEYWORD_ONLY
 
 
 @pytest.mark.parametrize(
@@ -127,23 +114,6 @@ def test_trains_like_timm(kwargs: dict[str, Any], layout: str) -> None:
     assert ours(x).stride() == theirs(x).stride()
     expected = "eager" if "add_maxpool" in kwargs else "fused"
     assert not FUSED or path(ours, x) == expected
-
-
-@pytest.mark.parametrize("backend", cases.fused_backends())
-@pytest.mark.parametrize("layout", ["nchw", "nhwc"])
-@pytest.mark.parametrize("kwargs", [{}, {"norm_layer": nn.BatchNorm2d}], ids=["plain", "bn"])
-def test_trains_like_timm_on_every_backend(
-    backend: str, layout: str, kwargs: dict[str, Any]
-) -> None:
-    cases.require(backend)
-    device = cases.device_of(backend)
-    ours, theirs = (m.eval().to(device) for m in pair(24, rd_channels=6, **kwargs))
-    ours.backend = backend
-    x = cases.LAYOUTS[layout](maps().to(device))
-    assert path(ours, x) == "fused"
-    assert_trains_alike(ours, theirs, x)
-    assert_trains_alike(chattn_cuda.accelerate(theirs, backend).model, ours, x)
-    assert path(theirs, x) == "fused"
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import importlib
 import itertools
 import operator
 import sys
@@ -132,11 +131,10 @@ def forget() -> None:
     """As in a new process."""
     for op in OPERATORS.values():
         op.programs.clear()
-    of_blocks = (importlib.import_module(f"chattn_cuda.triton.kernels.{name}") for name in TRITON)
-    for module in (host.passes, *of_blocks):
-        for f in vars(module).values():
-            if isinstance(f, JITFunction):
-                f.device_caches.clear()
+    modules = [m for name, m in sys.modules.items() if name.startswith("chattn_cuda.triton.")]
+    for f in itertools.chain.from_iterable(vars(module).values() for module in modules):
+        if isinstance(f, JITFunction):
+            f.device_caches.clear()
 
 
 # ---- calls -------------------------------------------------------------------------------------

@@ -17,20 +17,14 @@ from gpu_results import emit, left
 from gpu_turns import turn
 from variants import device
 
+from tests.cuda_host.blocks import inputs_of
+
 TABLE = "kernels"
 STAGES = ((256, 56), (512, 28), (1024, 14), (2048, 7))
 BATCHES = (128, 8)
 LAYOUTS = {"channels_last": torch.channels_last, "nchw": torch.contiguous_format}
 CALLS = 12
 COLD_BYTES = 1 << 27  # more than any second-level cache
-# The parts of a kernel's name that say how many maps it moves; M: the number of branches.
-MAPS: tuple[tuple[str, Callable[[int], int]], ...] = (
-    (r"\b(?:Prologue)?SumOp<", lambda m: m),
-    (r"\bDotOp<", lambda m: m + 1),
-    (r"\b(?:Softmax|Spread)Gate<", lambda m: m + 1),
-    (r"\b(?:Mlp|Conv)(?:Forward|Backward)Gate<", lambda m: 2),
-    (r"\bstage_planes<", lambda m: 2),
-)
 
 
 def cases(rehearse: bool) -> list[tuple[str, str, int, int, int]]:
@@ -57,11 +51,12 @@ def short_name(name: str) -> str:
 
 def maps_moved(name: str) -> int | None:
     """How many maps a kernel reads and writes; None where it has nothing to do with one."""
-    for pattern, maps in MAPS:
-        if match := re.search(pattern, name):
-            branches = re.match(r"[^<>]*?,\s*(?:\(int\))?(\d+)", name[match.end() :])
-            return maps(int(branches[1]) if branches else 1)
-    return None
+    plain = re.sub(r"\b(?:chattn|cuda)::|\((?:int|bool)\)", "", name)
+    inputs = inputs_of(plain)
+    if inputs is None or re.search(r"\w+Op<", plain):  # which adds numbers up
+        return inputs
+    spread = re.search(r"\bSpreadGate<\w+, (\d)", plain)
+    return inputs + (int(spread[1]) if spread else 1)
 
 
 # ---- profiles -----------------------------------------------------------------------------------

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,55 +14,34 @@ from gpu_results import emit, left
 from torch import Tensor
 from variants import device
 
+from chattn_cuda.ops.blocks import BLOCKS as DESCRIBED
+from tests.cases import BLOCKS as TABLE
+from tests.cases import Block
+
+Random = Callable[..., Tensor]
 Tensors = dict[str, Tensor]
 
 
 # ---- calls --------------------------------------------------------------------------------------
-def se_weights(c: int, random: Callable[..., Tensor], variant: bool) -> Tensors:
-    """Of a squeeze-and-excitation gate."""
-    rd = max(1, c // 16)
-    w1, w2 = random(rd, c) / c**0.5, random(c, rd) / rd**0.5
-    return {"w1": w1, "b1": random(rd), "w2": w2, "b2": random(c)}
+def described_weights(block: Block, c: int, random: Random, variant: bool) -> Tensors:
+    """Of a block that is one description; `variant`: of the last of its cases."""
+    described = DESCRIBED[block.op]
+    shapes = [*block.variants.values()][-1].weights if variant else None
+    found = [random(*s) / math.prod(s[1:]) ** 0.5 for s in (shapes or block.weights)(c)]
+    _, *weights = block.operator_tensors([None, *found])
+    return {w.name: t for w, t in zip(described.weights, weights, strict=False) if t is not None}
 
 
-def se_call(ops: Any, t: Tensors, variant: bool) -> Tensors:
-    """Forward and backward through one namespace of operators; `variant`: SiLU."""
-    gate = (4 if variant else 1, 0.0, 10)  # SiLU or ReLU, its parameter, sigmoid
-    y, *saved = ops.se_forward(t["x"], t["w1"], t["b1"], t["w2"], t["b2"], *gate)
-    grads = ops.se_backward(t["dy"], None, t["x"], *saved, t["w1"], t["w2"], *gate, True, True)
-    names = ("y", "pooled", "hidden", "gate", "dx", "dw1", "db1", "dw2", "db2")
+def described_call(block: Block, ops: Any, t: Tensors, variant: bool) -> Tensors:
+    """Forward and backward through one namespace of operators; `variant`: other constants."""
+    described, constants = DESCRIBED[block.op], block.constants[-1 if variant else 0]
+    forward, backward = (getattr(ops, f"{block.op}_{way}") for way in ("forward", "backward"))
+    y, *saved = forward(t["x"], *(t.get(w.name) for w in described.weights), *constants)
+    read = [t.get(w.name) for w in described.weights if not w.is_bias]
+    grads = backward(t["dy"], None, t["x"], *saved, *read, *constants, True, True)
+    outputs, leaves = (s.name for s in described.outputs), (w.name for w in described.weights)
+    names = ("y", *outputs, "dx", *(f"d{name}" for name in leaves))
     return dict(zip(names, (y, *saved, *grads), strict=True))
-
-
-def eca_weights(c: int, random: Callable[..., Tensor], variant: bool) -> Tensors:
-    """Of an efficient-channel-attention gate; `variant`: weights for every channel."""
-    return {"weight": random(c if variant else 1, 1, 5)}
-
-
-def eca_call(ops: Any, t: Tensors, variant: bool) -> Tensors:
-    """As se_call; `variant`: circular."""
-    y, *saved = ops.eca_forward(t["x"], t["weight"], 10, variant)
-    grads = ops.eca_backward(t["dy"], None, t["x"], *saved, t["weight"], 10, variant, True, True)
-    return dict(zip(("y", "pooled", "gate", "dx", "dweight"), (y, *saved, *grads), strict=True))
-
-
-def ese_weights(c: int, random: Callable[..., Tensor], variant: bool) -> Tensors:
-    """Of an effective squeeze-and-excitation gate."""
-    return {"w2": random(c, c) / c**0.5, "b2": random(c)}
-
-
-def ese_call(ops: Any, t: Tensors, variant: bool) -> Tensors:
-    """As se_call, with the second layer alone."""
-    gate = (0, 0.0, 10 if variant else 11)  # no activation; sigmoid or hard_sigmoid
-    y, *saved = ops.se_forward(t["x"], None, None, t["w2"], t["b2"], *gate)
-    grads = ops.se_backward(t["dy"], None, t["x"], *saved, None, t["w2"], *gate, True, True)
-    names = ("y", "pooled", "hidden", "gate", "dx", "dw1", "db1", "dw2", "db2")
-    return dict(zip(names, (y, *saved, *grads), strict=True))
-
-
-def sk_weights(c: int, random: Callable[..., Tensor], variant: bool) -> Tensors:
-    """None: the layers lie between the operators."""
-    return {}
 
 
 def sk_call(ops: Any, t: Tensors, variant: bool) -> Tensors:
@@ -77,10 +58,12 @@ def sk_call(ops: Any, t: Tensors, variant: bool) -> Tensors:
 
 
 BLOCKS: dict[str, tuple[Callable[..., Tensors], Callable[..., Tensors]]] = {
-    "se": (se_weights, se_call),
-    "eca": (eca_weights, eca_call),
-    "ese": (ese_weights, ese_call),
-    "sk": (sk_weights, sk_call),
+    **{
+        name: (partial(described_weights, block), partial(described_call, block))
+        for name, block in TABLE.items()
+        if block.op in DESCRIBED
+    },
+    "sk": (lambda *_: {}, sk_call),  # the layers lie between the operators
 }
 
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from chattn_cuda import backends
 from chattn_cuda.convert import classes, dataflow
-from chattn_cuda.convert.adapter import ADAPTERS, STRUCTURES
+from chattn_cuda.convert.adapter import STRUCTURES
 from chattn_cuda.convert.report import Entry, Report
 from chattn_cuda.modules.fused import FusedForward
 
@@ -82,14 +82,14 @@ def accelerate(model: nn.Module, backend: str = "auto") -> Report:
         reason, new = _obstacle(module, base, key), base
         if reason is None:
             try:
-                new = classes.accelerated(base, key)
+                new = classes.accelerated(base, key, module)
                 tried.append(new)
                 module.__class__ = new
                 module.__class__ = cls
             except Exception as error:  # a metaclass, __init_subclass__, __slots__
                 reason = f"its class cannot be extended: {error}"
             else:
-                reason = dataflow.difference(module, new) if key not in ADAPTERS else None
+                reason = classes.why_not_as(module, new)
         if reason is None:
             to_do.append((module, new))
             changed.append(entry(f"backend {backend!r}"))
@@ -179,7 +179,7 @@ def _key_of(module: Any, base: Any) -> str | dataflow.NotTaken | None:
     for name, adapter in STRUCTURES.items():
         try:
             if adapter.fits and adapter.fits(module):
-                if adapter.around or dataflow.reads_nothing(module, base):
+                if adapter.within or dataflow.reads_nothing(module, base):
                     return name
         except AttributeError:  # it lacks something
             continue

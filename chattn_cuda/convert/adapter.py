@@ -21,14 +21,15 @@ class Adapter:
         obstacle: As there.
         parts: As there.
         fits: For modules known by structure: whether this is one.
-        around: Whether the class's own forward runs around the block; it may read anything.
+        within: Where the class's own forward runs around the block, and may read anything: the
+            submodules that the block consists of.
     """
 
     mixin: type[FusedForward]
     obstacle: Callable[[Any], str | None]
     parts: tuple[str, ...] = ()
     fits: Callable[[Any], bool] | None = None
-    around: bool = False
+    within: tuple[str, ...] = ()
 
 
 ADAPTERS = {peer.path: Adapter(peer.mixin, peer.obstacle, peer.parts) for peer in PEERS}

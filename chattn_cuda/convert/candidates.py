@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import types
 import weakref
 from typing import Any, NamedTuple
@@ -12,8 +11,8 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils.parametrize import ParametrizationList
 
 from chattn_cuda.convert.matching import is_own_class
-from chattn_cuda.convert.reads import bases_with, methods_called
 from chattn_cuda.convert.recording import LAYERS, NORMS, features
+from chattn_cuda.methods import functions_in
 
 __all__ = ["may_be"]
 
@@ -107,12 +106,9 @@ def _look(cls: Any) -> _Look:
     if known is not None and known.forward is code:
         return known
     pooling = functions = False
-    for name in methods_called(cls):
-        for base in (cls, *bases_with(cls, name)):
-            function = inspect.unwrap(getattr(base, name))
-            names = getattr(getattr(function, "__code__", None), "co_names", ())
-            scope = getattr(function, "__globals__", {})
-            pooling |= not _POOLINGS.isdisjoint(names)
-            functions |= any(isinstance(scope.get(n), types.FunctionType) for n in names)
+    for function in functions_in(cls):
+        names, scope = function.__code__.co_names, function.__globals__
+        pooling |= not _POOLINGS.isdisjoint(names)
+        functions |= any(isinstance(scope.get(n), types.FunctionType) for n in names)
     _LOOKS[cls] = _Look(code, pooling, functions)
     return _LOOKS[cls]

@@ -17,9 +17,9 @@ from typing import Any
 
 import torch
 
-from chattn_cuda.convert import dataflow
+from chattn_cuda.convert import dataflow, inside, probe
 from chattn_cuda.convert.adapter import ADAPTERS, STRUCTURES, Adapter
-from chattn_cuda.convert.reads import bases_with, methods_called
+from chattn_cuda.methods import Member, bases_with, code_of, helpers, is_own, methods_called
 
 __all__ = [
     "accelerated",
@@ -29,6 +29,7 @@ __all__ = [
     "is_stale",
     "origin_of",
     "replaced",
+    "why_not_as",
 ]
 
 
@@ -56,12 +57,31 @@ def origin_of(cls: Any) -> Any:
     return next((base for base in cls.__mro__ if _qualified_name(base) in ADAPTERS), None)
 
 
-def accelerated(cls: Any, key: str) -> Any:
-    """The accelerated subclass of ``cls``: the same one, while there are modules of it."""
+def accelerated(cls: Any, key: str, module: Any = None) -> Any:
+    """The accelerated subclass of ``cls``: the same one, while there are modules of it.
+
+    ``module``: for which it is; None where that is not known yet, for pickle to fill.
+    """
+    found = inside.NOTHING
+    if module is not None and key not in ADAPTERS:
+        found = inside.look(module, cls, adapter_for(key).within)
     for sub in type.__subclasses__(cls):  # which keeps none of them alive
-        if base_of(sub) is cls and sub.__dict__["_accelerated_as"] == key and _may_be_shared(sub):
-            return sub
-    return _make(cls, key)
+        own = sub.__dict__
+        if base_of(sub) is cls and own["_accelerated_as"] == key and own["_inside"] == found:
+            if _may_be_shared(sub):
+                return sub
+    return _make(cls, key, found)
+
+
+def why_not_as(module: Any, cls: Any) -> str | None:
+    """Why ``module`` is not what it would be as of the accelerated class ``cls``; None: it is."""
+    key, base = cls._accelerated_as, base_of(cls)
+    if key in ADAPTERS:
+        return None
+    unknown = inside.unknown_source(module, base, adapter_for(key).within)
+    if unknown is not None:
+        return f"it is built like the block, but reads {unknown}, which may change"
+    return probe.difference(module, cls)
 
 
 def _may_be_shared(cls: Any) -> bool:
@@ -71,7 +91,7 @@ def _may_be_shared(cls: Any) -> bool:
     again when they go. What a structure's methods are is tried out anew.
     """
     if cls._accelerated_as in ADAPTERS:
-        return all(type(known) is not object for *_, known in cls._stands_for)
+        return all(type(member.value) is not object for member in cls._stands_for)
     return not is_stale(cls)
 
 
@@ -82,13 +102,9 @@ def is_stale(cls: Any) -> bool:
 
 def _patched(cls: Any) -> Iterator[tuple[Any, str]]:
     """Class and name of the methods that are others now, or have other code: reloaded in place."""
-    for (owner, name, known), code in zip(cls._stands_for, cls._codes, strict=True):
-        if getattr(owner, name, None) is not known or _code_of(known) is not code:
+    for owner, name, known, code in cls._stands_for:
+        if getattr(owner, name, None) is not known or code_of(known) is not code:
             yield owner, name
-
-
-def _code_of(function: Any) -> Any:
-    return getattr(function, "__code__", None)
 
 
 def replaced(key: str, cls: Any) -> str | None:
@@ -125,53 +141,58 @@ def _methods(key: str, cls: Any) -> Iterator[tuple[Any, str, Any]]:
     origin = origin_of(cls) if key in ADAPTERS else None
     for name in methods_called(origin or cls):
         function = getattr(cls, name, None)
-        own = origin is None or (function is getattr(origin, name) and _is_own(origin, name))
+        own = origin is None or (function is getattr(origin, name) and is_own(origin, name))
         yield cls, name, function if own else None
         if origin is None:  # super() may call them
             for base in bases_with(cls, name):
                 if base is not cls and getattr(base, name) is not function:
                     yield base, name, getattr(base, name)
+    if origin is None:
+        yield from (helper[:3] for helper in helpers(cls))
     for part in adapter_for(key).parts:
         module, _, name = part.rpartition(".")
         owner = getattr(sys.modules.get(module), name, None)
         for method in () if owner is None else methods_called(owner):
-            yield owner, method, getattr(owner, method) if _is_own(owner, method) else None
+            yield owner, method, getattr(owner, method) if is_own(owner, method) else None
 
 
-def _is_own(cls: Any, name: str) -> bool:
-    """Whether a method is the one in the source of the class that defines it."""
-    owner = next(base for base in cls.__mro__ if name in base.__dict__)
-    function, module = owner.__dict__[name], sys.modules.get(owner.__module__)
-    return (
-        isinstance(function, types.FunctionType)
-        and function.__globals__ is getattr(module, "__dict__", None)
-        and function.__qualname__ == f"{owner.__qualname__}.{name}"
-    )
-
-
-def _make(cls: Any, key: str) -> Any:
-    mixin = adapter_for(key).mixin
+def _make(cls: Any, key: str, found: inside.Inside) -> Any:
+    mixin: Any = adapter_for(key).mixin
     # What is nobody's own function is never the same: the class's forward runs.
-    stands_for = tuple((o, n, object() if f is None else f) for o, n, f in _methods(key, cls))
+    stands_for = tuple(
+        Member(owner, name, object() if function is None else function, code_of(function))
+        for owner, name, function in _methods(key, cls)
+    )
     body = {
         "__module__": cls.__module__,
         "__doc__": cls.__doc__,
         "__reduce_ex__": _reduce,
         "explain": _explain,
-        "forward": _forward(cls, mixin, stands_for, key not in ADAPTERS),
+        "forward": _forward(cls, mixin, stands_for),
         "eager_forward": _renamed(cls.forward, "eager_forward"),
         "_accelerated_from": cls,
         "_accelerated_as": key,
         "_stands_for": stands_for,
-        "_codes": tuple(_code_of(known) for *_, known in stands_for),
+        "_inside": found,
+        "_reads": (*mixin._reads, *found.reads),
         "__jit_unused_properties__": [
             *mixin.__jit_unused_properties__,
             *getattr(cls, "__jit_unused_properties__", ()),
         ],
     }
     if key not in ADAPTERS:
-        body["__setstate__"] = _set_state
+        body |= {"__setstate__": _set_state, "operands": _operands(mixin)}
     return type(f"Accelerated{cls.__name__}", (mixin, cls), body)
+
+
+def _operands(mixin: Any) -> Any:
+    @torch.jit.unused
+    def operands(self: Any) -> Any:
+        """What the operators take of the layers, or why they do not cover them."""
+        changed = inside.are_patched(type(self)) or inside.why_changed(self, type(self)._inside)
+        return changed or mixin.operands(self)
+
+    return operands
 
 
 _FORWARD = """\
@@ -186,32 +207,27 @@ def make(_fast, _base, {knowns}):
 """
 
 
-def _forward(
-    cls: Any, mixin: Any, stands_for: tuple[tuple[Any, str, Any], ...], may_reload: bool
-) -> Any:
+def _forward(cls: Any, mixin: Any, stands_for: tuple[Member, ...]) -> Any:
     """The forward, with the names of the parameters that the class has.
-
-    ``may_reload``: whether somebody may put other code into its methods, as notebooks do.
 
     TorchScript, torch.fx and torch.export read them from the source or the code, so it is made from
     source, as dataclasses are.
     """
     own = cls.forward
-    if calls_more_than(cls, mixin) or any(type(known) is object for *_, known in stands_for):
+    if calls_more_than(cls, mixin) or any(type(member.value) is object for member in stands_for):
         return lambda self, *args, **kwargs: cls.forward(self, *args, **kwargs)
     parameters = list(inspect.signature(own).parameters.values())[1:]
     arguments = [p.name for p in parameters]
     count = sum(p.kind is p.POSITIONAL_ONLY for p in parameters)
     tests, values = [], {"_fast": mixin._fused_or_eager, "_base": cls}
-    for i, (owner, name, known) in enumerate(stands_for):
-        values[f"_owner{i}"], values[f"_known{i}"] = owner, known
+    for i, (owner, name, known, code) in enumerate(stands_for):
+        values |= {f"_owner{i}": owner, f"_known{i}": known, f"_code{i}": code}
         if owner is cls and name != "forward":  # somebody may set it on this class, or a module
             tests.append(f"type(self).{name} is _known{i} and {name!r} not in self.__dict__")
         else:
             tests.append(f"_owner{i}.{name} is _known{i}")
-        if may_reload:
-            values[f"_code{i}"] = _code_of(known)
-            tests.append(f"(torch.compiler.is_compiling() or _known{i}.__code__ is _code{i})")
+        if code is not None:
+            tests.append(f"_known{i}.__code__ is _code{i}")
     source = _FORWARD.format(
         knowns=", ".join(list(values)[2:]),
         parameters=", ".join([*arguments[:count], *["/"] * (count > 0), *arguments[count:]]),
@@ -253,7 +269,7 @@ def _explain(self: Any, *args: Any, **kwargs: Any) -> Any:
     bound = inspect.signature(own.forward).bind(self, *args, **kwargs)
     explained = adapter_for(cls._accelerated_as).mixin.explain(self, *bound.args[1:2])
     found = dataclasses.replace(explained, cls=own.__name__)
-    on_module = ((o, n) for o, n, _ in cls._stands_for if o is own and n in self.__dict__)
+    on_module = ((o, n) for o, n, *_ in cls._stands_for if o is own and n in self.__dict__)
     for owner, name in (*_patched(cls), *on_module):
         reason = f"the {name} of {owner.__name__} was replaced"
         return dataclasses.replace(
@@ -277,8 +293,9 @@ def _rebuild(base: Any, key: str) -> Any:
 
 def _set_state(self: Any, state: Any) -> None:
     """Fill a module known by structure: where it is loaded, its class may compute another thing."""
-    cls = type(self)
+    cls: Any = type(self)
     self.__class__ = base_of(cls)
     self.__setstate__(state)
-    if dataflow.difference(self, cls) is None:
+    cls = accelerated(base_of(cls), cls._accelerated_as, self)
+    if why_not_as(self, cls) is None:
         self.__class__ = cls

@@ -8,7 +8,6 @@ block computes is then tried out (`probe`), as for every structure.
 from __future__ import annotations
 
 import functools
-import itertools
 import re
 import weakref
 from typing import TYPE_CHECKING, Any
@@ -18,20 +17,8 @@ from torch import Tensor
 
 from chattn_cuda.convert import candidates, probe
 from chattn_cuda.convert.adapter import Adapter
-from chattn_cuda.convert.matching import (
-    NotTaken,
-    Recipe,
-    is_own_class,
-    match,
-    tree_of,
-    values_of,
-)
-from chattn_cuda.convert.reads import (
-    attributes_read,
-    bases_with,
-    methods_called,
-    unknown_source,
-)
+from chattn_cuda.convert.matching import NotTaken, Recipe, match, tree_of, values_of
+from chattn_cuda.convert.reads import attributes_read, unknown_source
 from chattn_cuda.convert.recording import DROPOUTS, record
 from chattn_cuda.functional import Decision
 from chattn_cuda.modules.efficient_channel_attention import EfficientChannelAttentionForward
@@ -39,7 +26,7 @@ from chattn_cuda.modules.fused import Operands
 from chattn_cuda.modules.squeeze_excite import SqueezeExciteForward, SqueezeExciteLayers
 from chattn_cuda.peers.eca import conv_obstacle
 
-__all__ = ["PREFIX", "NotTaken", "adapter", "difference", "key_of", "reads_nothing"]
+__all__ = ["PREFIX", "NotTaken", "adapter", "key_of", "reads_nothing"]
 
 PREFIX = "as recorded: "
 _CHANGED = "its submodules or settings are others than when it was accelerated"
@@ -47,7 +34,7 @@ _CHANGED = "its submodules or settings are others than when it was accelerated"
 _SEEN: weakref.WeakKeyDictionary[Any, dict[Any, str | NotTaken | None]] = (
     weakref.WeakKeyDictionary()
 )
-"""What was seen, by class; there by configuration and methods."""
+"""What was seen, by class; there by configuration."""
 
 
 def key_of(module: Any) -> str | NotTaken | None:
@@ -56,21 +43,12 @@ def key_of(module: Any) -> str | NotTaken | None:
         return None
     if probe.is_lazy(module):
         return NotTaken(probe.LAZY) if _is_called_like_one(module) else None
-    cls = type(module)
-    try:
-        methods = tuple(
-            weakref.ref(getattr(base, name))
-            for name in methods_called(cls)
-            for base in (cls, *bases_with(cls, name))
-        )
-    except TypeError:  # no functions
-        return None
-    seen, configuration = _SEEN.setdefault(cls, {}), probe.configuration(module)
+    seen, configuration = _SEEN.setdefault(type(module), {}), probe.configuration(module)
     if configuration is None:
         return _key_of(module)
-    if (configuration, methods) not in seen:
-        seen[configuration, methods] = _key_of(module)
-    return seen[configuration, methods]
+    if configuration not in seen:
+        seen[configuration] = _key_of(module)
+    return seen[configuration]
 
 
 def _key_of(module: Any) -> str | NotTaken | None:
@@ -98,24 +76,10 @@ def reads_nothing(module: Any, cls: Any) -> bool:
 def adapter(key: str) -> Adapter:
     """The adapter of a key that `key_of` made."""
     recipe = Recipe(*key.removeprefix(PREFIX).split("\n"))
-    reads = (name for name in recipe.reads.split(", ") if name and "." not in name)
     base = _RecordedEca if recipe.is_eca else _RecordedSe
-    body = {"_recipe": recipe, "_reads": tuple(reads), "_admitted": weakref.WeakSet()}
+    body = {"_recipe": recipe, "_reads": tuple(filter(None, recipe.reads.split(", ")))}
     mixin: Any = type(base.__name__, (base,), body)
-    return Adapter(mixin, mixin.obstacle_of, recipe.own_classes())
-
-
-def difference(module: Any, accelerated: Any) -> str | None:
-    """`probe.difference`; a recorded block then stands for submodules of the classes in it."""
-    admitted = getattr(accelerated, "_admitted", None)
-    if admitted is None:
-        return probe.difference(module, accelerated)
-    new = {type(m) for m in module.modules() if is_own_class(m)} - {*admitted}
-    admitted.update(new)
-    reason = probe.difference(module, accelerated)
-    if reason is not None:
-        admitted.difference_update(new)
-    return reason
+    return Adapter(mixin, mixin.obstacle_of)
 
 
 def _layers(recipe: Recipe, module: Any) -> SqueezeExciteLayers:
@@ -152,13 +116,6 @@ class _Recorded:
 
     _block = ""
     _recipe: Any = None
-    _admitted: Any = None  # the classes of its submodules that it was tried out with
-
-    @torch.jit.unused
-    def _is_admitted(self) -> bool:
-        """Whether no submodule is of another class, which may be called the same."""
-        inside: Any = itertools.islice(self.modules(), 1, None)
-        return all(type(m) in self._admitted for m in inside if is_own_class(m))
 
     @torch.jit.unused
     def _fused_or_eager(self, x: Tensor) -> Tensor:
@@ -177,13 +134,11 @@ class _Recorded:
 
     @torch.jit.unused
     def fused_layers(self) -> SqueezeExciteLayers:
-        found = _layers(self._recipe, self)
-        return found if self._is_admitted() else found._replace(changed=_CHANGED)
+        return _layers(self._recipe, self)
 
     @torch.jit.unused
-    def fused_forward(self, x: Tensor) -> Tensor | None:
-        y = super().fused_forward(x)  # type: ignore[misc]
-        return x + y if self._recipe.residual and y is not None else y
+    def _complete(self, x: Tensor, y: Tensor) -> Tensor:
+        return x + y if self._recipe.residual else y
 
 
 class _RecordedSe(_Recorded, SqueezeExciteForward):

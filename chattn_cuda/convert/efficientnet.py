@@ -12,9 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.fx import Proxy
 
+from chattn_cuda.convert import inside
 from chattn_cuda.convert.adapter import Adapter
 from chattn_cuda.functional import Decision
 from chattn_cuda.hooks import own_behaviour
+from chattn_cuda.modules import memory
 from chattn_cuda.modules.squeeze_excite import SqueezeExciteForward, SqueezeExciteLayers
 from chattn_cuda.peers.se import se_obstacle
 
@@ -64,8 +66,11 @@ class _MBConvBlock(SqueezeExciteForward):
     @torch.jit.unused
     def _fused_or_eager(self, inputs: Tensor, drop_connect_rate: Any = None) -> Tensor:
         """The block on a map (N, C, H, W)."""
-        own: Any = type(self).eager_forward
-        return own(_WithoutSE(self), inputs, drop_connect_rate)
+        cls: Any = type(self)
+        known = not torch.compiler.is_compiling() and memory.recall(self) is not None
+        block = self if not known and inside.why_changed(self, cls._inside) else _WithoutSE(self)
+        y: Tensor = cls.eager_forward(block, inputs, drop_connect_rate)
+        return y
 
     @torch.jit.unused
     def excite(self, x: Tensor) -> Tensor:
@@ -123,6 +128,9 @@ def _is_swish(module: Any) -> bool:
 
 STRUCTURES: dict[str, Adapter] = {
     "_depthwise_conv, _se_reduce, _se_expand": Adapter(
-        _MBConvBlock, se_obstacle(_MBConvBlock), fits=_MBConvBlock.fits, around=True
+        _MBConvBlock,
+        se_obstacle(_MBConvBlock),
+        fits=_MBConvBlock.fits,
+        within=("_se_reduce", "_swish", "_se_expand"),
     ),
 }

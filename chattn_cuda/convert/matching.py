@@ -18,7 +18,7 @@ from chattn_cuda.convert.recording import (
     Recording,
 )
 
-__all__ = ["NotTaken", "Recipe", "is_own_class", "match", "reads_of", "tree_of", "values_of"]
+__all__ = ["NotTaken", "Recipe", "is_own_class", "match", "tree_of", "values_of"]
 
 #: What may be a mean over the positions; modules of a class of one's own may be, too.
 _MEANS = re.compile(r"mean|sum|einsum|(adaptive_)?avg_pool\dd")
@@ -47,7 +47,7 @@ class Recipe(NamedTuple):
     kind: str
     """"se" or "eca"."""
     reads: str
-    """The attributes that the forward reads, of the module and of those of own classes in it."""
+    """The module's attributes that the forward reads."""
     settings: str
     """Their values."""
     tree: str
@@ -62,11 +62,6 @@ class Recipe(NamedTuple):
     def is_eca(self) -> bool:
         """Whether the layer is a convolution over the channels."""
         return self.kind == "eca"
-
-    def own_classes(self) -> tuple[str, ...]:
-        """Of the submodules that are no part: those that are none of torch's."""
-        found = (entry.split(" ")[1] for entry in filter(None, self.tree.split("; ")))
-        return tuple(sorted({cls for cls in found if cls and not cls.startswith("torch.")}))
 
 
 def match(module: Any, recording: Recording) -> Recipe | NotTaken | None:
@@ -98,7 +93,7 @@ def match(module: Any, recording: Recording) -> Recipe | NotTaken | None:
         return NotTaken(f"{_PREFIX}{reason}", is_gate="mul" not in found)
     layers, acts, two = found["layer"], found.get("act", []), len(found["layer"]) == 2
     pool = found["pool"][0]
-    reads = reads_of(module)
+    reads = ", ".join(_attributes(module))
     recipe = Recipe(
         pool if type(at.get(pool)) is nn.AdaptiveAvgPool2d else "",
         layers[0] if two else "",
@@ -220,9 +215,9 @@ def _why_unknown(module: Any) -> str | None:
         unknown = unknown_source(m, type(m))
         if unknown is not None:
             return f"its forward reads {unknown}"
-        for name in _attributes(m):
-            if _may_change(m, name, inside=bool(path)):
-                return f"its forward reads {path}.{name}".replace(" .", " ")
+    for name in _attributes(module):
+        if _may_change(module, name):
+            return f"its forward reads {name}"
     return None
 
 
@@ -243,34 +238,19 @@ def _attributes(module: Any) -> list[str]:
     return sorted(attributes_read(module, type(module)) - {"training"})
 
 
-def _may_change(module: Any, name: str, inside: bool) -> bool:
-    """Whether an attribute may change unnoticed; of a submodule, what `memory` does not look at."""
+def _may_change(module: Any, name: str) -> bool:
+    """Whether an attribute may change in place."""
     value = module.__dict__.get(name)
     try:
         probe.as_key(value)
     except TypeError:
         return True
-    if inside and (name.startswith("_") or name not in module.__dict__):
-        return True
     return isinstance(value, list) or name in module._buffers
 
 
-def reads_of(module: Any) -> str:
-    """The attributes that the forward reads, those of submodules behind their paths."""
-    found = []
-    for path, m in module.named_modules():
-        if not path or is_own_class(m):
-            found += [f"{path}.{name}".lstrip(".") for name in _attributes(m)]
-    return ", ".join(found)
-
-
 def values_of(module: Any, reads: str) -> str:
-    """What is in these attributes."""
-    found = []
-    for name in reads.split(", "):
-        path, _, attribute = name.rpartition(".")
-        found.append(module.get_submodule(path).__dict__.get(attribute))
-    return repr(found)
+    """What is in the attributes ``reads``."""
+    return repr([module.__dict__.get(name) for name in reads.split(", ")])
 
 
 def tree_of(module: Any, parts: tuple[str, ...]) -> str:

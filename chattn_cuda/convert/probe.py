@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import collections
-import contextlib
 import copy
+import functools
+import math
+import re
 import types
+import warnings
 import weakref
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable
+from concurrent import futures
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+
+from chattn_cuda import methods
 
 __all__ = [
     "LAZY",
@@ -26,16 +32,23 @@ __all__ = [
     "undisturbed",
 ]
 
+_Result = TypeVar("_Result")
+
 _SIZES = {1: ((6,), (13,)), 2: ((3, 2), (1, 11)), 3: ((3, 2, 2), (1, 9, 10))}
 _LARGER = ((9, 7), (5, 12))  # for a block with convolutions
 # Samples, and a plane: more of both than in the other trials, and a single sample.
 _ELSEWHERE = (9, (33, 34)), (1, (8, 9))
+_ELSEWHERE_WIDE = (9, (8, 9)), (1, (33, 34))  # of many channels a fifth of the numbers
+_WIDE = 256
 _SCALES = (1.0, 6.0)  # of the numbers: gates in the middle of their range, and at its ends
+_LONGEST = 60  # seconds of a trial
 _POOLS = {nn.AdaptiveAvgPool1d: 1, nn.AdaptiveAvgPool2d: 2, nn.AdaptiveAvgPool3d: 3}
 _USUAL = {*nn.Module().__dict__}  # attributes: parameters, buffers, submodules, hooks, the mode
 
 _FOUND: weakref.WeakKeyDictionary[Any, dict[Any, str | None]] = weakref.WeakKeyDictionary()
-"""What was found out, by accelerated class and configuration."""
+"""What was found out, by class; there by adapter and configuration, with sizes and without."""
+
+_PERIOD = 4093  # a prime: rows of any usual length differ
 
 
 LAZY = "its parameters get their sizes in the first call: accelerate after it"
@@ -53,67 +66,107 @@ def difference(module: Any, accelerated: Any) -> str | None:
     outputs, gradients and buffers must agree, nothing may be left in an attribute, and the input
     may not change. Then once more with another type, more samples and a larger map, without
     gradients: a forward may look at those. Neither the module nor the global random state changes,
-    and no hook runs. Modules of one class that differ in their numbers alone are tried out once.
+    and no hook runs. Modules of one class that differ in their numbers alone are tried out once;
+    those that differ in sizes, too, in float64 on one small map in each mode.
     """
     if is_lazy(module):
         return LAZY
     key = configuration(module)
     if key is None:
-        return _try_out(module, accelerated)
-    found = _FOUND.setdefault(accelerated, {})
+        return _tried(module, accelerated, brief=False)
+    key = accelerated._accelerated_as, key
+    found, alike = _FOUND.setdefault(accelerated._accelerated_from, {}), _without_sizes(key)
     if key not in found:
-        found[key] = _try_out(module, accelerated)
+        brief = alike in found
+        found[key] = _tried(module, accelerated, brief)
+        if found[key] is None:
+            found[alike] = None
     return found[key]
 
 
-def _try_out(module: Any, accelerated: Any) -> str | None:
-    with undisturbed():
-        try:
-            plain = plain_copy(module)
-            fused = copy.deepcopy(plain)
-            fused.__class__ = accelerated
-            fused.backend = "reference"
-        except Exception as error:
-            return f"it is built like the block, but no copy can be made to try it out: {error}"
-        try:
-            return _difference(plain, fused)
-        except Exception as error:
-            return f"it is built like the block, but fails on a small map: {error}"
+def undisturbed(function: Callable[..., _Result]) -> Callable[..., _Result]:
+    """Let ``function`` run as in a new process, whatever modes it is called in.
 
+    A thread of its own has none of its caller's: autocast, gradients, default device, modes for
+    functions and dispatch. It computes on one thread, which is faster for small maps.
+    """
 
-@contextlib.contextmanager
-def undisturbed() -> Iterator[None]:
-    """Whatever mode it is called in; on one thread, which is faster for small maps."""
-    threads = torch.get_num_threads()
-    modes = torch.inference_mode(False), torch.enable_grad(), torch.device("cpu")
-    with torch.random.fork_rng(devices=[]), modes[0], modes[1], modes[2]:
-        torch.default_generator.manual_seed(0)
-        torch.set_num_threads(1)
+    @functools.wraps(function)
+    def alone(*arguments: Any, **options: Any) -> _Result:
+        thread = futures.ThreadPoolExecutor(1)
         try:
-            yield
+            return thread.submit(_run_as_usual, function, arguments, options).result(_LONGEST)
+        except (
+            futures.TimeoutError
+        ):  # a forward that imports what its caller is importing waits for ever
+            raise TimeoutError(f"it takes longer than {_LONGEST} s") from None
         finally:
-            torch.set_num_threads(threads)
+            thread.shutdown(wait=False)
+
+    return alone
 
 
-def _difference(plain: Any, fused: Any) -> str | None:
+def _run_as_usual(function: Any, arguments: Any, options: Any) -> Any:
+    """Without what is set for all threads: default type, warnings, float32 in 16 bits."""
+    threads, dtype = torch.get_num_threads(), torch.get_default_dtype()
+    with (
+        warnings.catch_warnings(),
+        torch.random.fork_rng(devices=[]),
+        torch.autograd.set_detect_anomaly(False),
+    ):
+        warnings.simplefilter("ignore")
+        with torch.backends.mkldnn.flags(enabled=False):
+            try:
+                torch.default_generator.manual_seed(0)
+                torch.set_num_threads(1)
+                torch.set_default_dtype(torch.float32)
+                return function(*arguments, **options)
+            finally:
+                torch.set_default_dtype(dtype)
+                torch.set_num_threads(threads)
+
+
+def _tried(module: Any, accelerated: Any, brief: bool) -> str | None:
+    try:
+        return _try_out(module, accelerated, brief)
+    except TimeoutError as error:
+        return f"it is built like the block, but cannot be tried out: {error}"
+
+
+@undisturbed
+def _try_out(module: Any, accelerated: Any, brief: bool) -> str | None:
+    try:
+        plain = plain_copy(module)
+        fused = copy.deepcopy(plain)
+        fused.__class__ = accelerated
+        fused.backend = "reference"
+    except Exception as error:
+        return f"it is built like the block, but no copy can be made to try it out: {error}"
+    try:
+        return _difference(plain, fused, brief)
+    except Exception as error:
+        return f"it is built like the block, but fails on a small map: {error}"
+
+
+def _difference(plain: Any, fused: Any, brief: bool) -> str | None:
     channels = max(p.shape[0] for p in plain.parameters())
     if hasattr(fused, "fused_layers"):
         channels = fused.fused_layers().second.weight.shape[0]
+    planes, count = sizes(plain), 1 if brief else len(_SCALES)
     if hasattr(fused, "probe_channels"):  # the input has others than the gate
-        channels = fused.probe_channels()
-    planes = _LARGER if hasattr(fused, "probe_channels") else sizes(plain)
+        channels, planes = fused.probe_channels(), planes if brief else _LARGER
     before = _attributes(plain)
     for training in (False, True):
         plain.train(training), fused.train(training)
-        for size, scale in zip(planes, _SCALES, strict=True):
-            x = scale * torch.randn(2, channels, *size, dtype=torch.float64)
+        for size, scale in tuple(zip(planes, _SCALES, strict=True))[:count]:
+            x = scale * _randn(2, channels, *size)
             with _ExactGradients():  # fused, it may run its own forward, too
                 expected, found = _run(plain, x), _run(fused, x)
-            for a, b in zip(expected, found, strict=True):
-                if not torch.allclose(a, b, rtol=1e-9, atol=1e-12):
+            for a, b in zip(found, expected, strict=True):
+                if not _is_close(a, b, rtol=1e-9, atol=1e-12):
                     return "it is built like the block, but computes something else"
         planes = planes[::-1]
-    if _differs_elsewhere(plain, fused, channels, planes):
+    if not brief and _differs_elsewhere(plain, fused, channels, planes):
         return "it is built like the block, but computes something else for other maps"
     for name, value in _attributes(plain).items():
         if name not in before or before[name] is not value:
@@ -125,17 +178,31 @@ def _differs_elsewhere(
     plain: Any, fused: Any, channels: int, planes: tuple[tuple[int, ...], ...]
 ) -> bool:
     """In inference in float32, on more samples and a larger map, and on one sample."""
-    same = True
     plain.eval().float(), fused.eval().float()
-    for samples, plane in _ELSEWHERE:
-        x = torch.randn(samples, channels, *(plane if len(planes[0]) == 2 else planes[0]))
+    for samples, plane in _ELSEWHERE if channels <= _WIDE else _ELSEWHERE_WIDE:
+        x = _randn(samples, channels, *(plane if len(planes[0]) == 2 else planes[0])).float()
         given = x.clone()
         with torch.no_grad():
             expected = plain(given)
-            same = same and torch.allclose(expected, fused(x), rtol=1e-3, atol=1e-4)
-        same = same and torch.equal(given, x)
-    plain.double(), fused.double()
-    return not same
+            same = _is_close(fused(x), expected, rtol=1e-3, atol=1e-4)
+        if not same or not torch.equal(given, x):
+            return True
+    return False
+
+
+def _is_close(actual: Tensor, expected: Tensor, rtol: float, atol: float) -> bool:
+    """As torch.allclose, in a quarter of its time; not for infinite numbers."""
+    if actual.shape != expected.shape or actual.dtype != expected.dtype:
+        return False
+    excess = (actual - expected).abs_().sub_(expected.abs(), alpha=rtol)
+    return excess.numel() == 0 or bool(excess.max() <= atol)
+
+
+def _randn(*shape: int) -> Tensor:
+    """Random numbers, of which many repeat: it is these that take their time."""
+    count = math.prod(shape)
+    values = torch.randn(min(count, _PERIOD), dtype=torch.float64)
+    return values.repeat(-(-count // _PERIOD))[:count].view(shape)
 
 
 class _ExactGradients(TorchFunctionMode):
@@ -158,17 +225,30 @@ def _attributes(module: Any) -> dict[str, Any]:
 
 
 def configuration(module: Any) -> Any:
-    """All that the outcome depends on beside the class; None where that cannot be told."""
+    """All that the outcome depends on beside the class itself; None where that cannot be told."""
     parts: list[Any] = [
         (name, None if m is module else weakref.ref(type(m))) for name, m in module.named_modules()
     ]
     try:
         parts += [(name, as_key(value)) for name, value in _attributes(module).items()]
-    except TypeError:
+        parts += [methods.key_of(cls) for cls in classes_inside(module)]
+    except TypeError:  # what may change, or a method that is no function
         return None
     for name, t in (*module.named_parameters(), *module.named_buffers()):
-        parts.append((name, tuple(t.shape), t.is_floating_point()))
+        parts.append((name, as_key(tuple(t.shape)), t.is_floating_point()))
     return tuple(parts)
+
+
+def classes_inside(module: Any) -> list[Any]:
+    """Those of a module and all in it that are not torch's, each once."""
+    return [c for c in dict.fromkeys(map(type, module.modules())) if not methods.is_fixed(c)]
+
+
+def _without_sizes(key: Any) -> Any:
+    """A key without its whole numbers, those in strings included: the same for other widths."""
+    if isinstance(key, tuple):
+        return "a size" if key[:1] == (int,) else tuple(map(_without_sizes, key))
+    return re.sub(r"\d+", "", key) if isinstance(key, str) else key
 
 
 def as_key(value: Any) -> Any:
@@ -188,7 +268,7 @@ def as_key(value: Any) -> Any:
 
 def _numbers(shape: Any) -> Tensor:
     """Random ones for a parameter, of the size that layers start with."""
-    return torch.randn(shape, dtype=torch.float64) / max(1, shape[1:].numel()) ** 0.5
+    return _randn(*shape).div_(max(1, math.prod(shape[1:])) ** 0.5)
 
 
 def plain_copy(module: Any, numbers: Callable[[Any], Tensor] = _numbers) -> Any:

@@ -84,13 +84,14 @@ class Recording(NamedTuple):
     axes: str
 
 
+@probe.undisturbed
 def record(module: Any) -> Recording:
     """Run the forward, of a copy, on a small map.
 
     Raises:
         Exception: It fails there.
     """
-    with probe.undisturbed(), torch.no_grad():
+    with torch.no_grad():
         copy = probe.plain_copy(module, _numbers).eval()
         first: Exception | None = None  # of the map that is most usual
         for axes, shape in _shapes(copy):

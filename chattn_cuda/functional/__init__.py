@@ -12,6 +12,7 @@ from chattn_cuda.functional.common import (
 )
 from chattn_cuda.functional.decision import Decision
 from chattn_cuda.functional.eca import efficient_channel_attention
+from chattn_cuda.functional.grn import global_response_norm
 from chattn_cuda.functional.se import constants, squeeze_excite
 from chattn_cuda.functional.se_relatives import (
     effective_squeeze_excite,
@@ -34,6 +35,7 @@ __all__ = [
     "efficient_channel_attention",
     "exported_plainly",
     "from_map",
+    "global_response_norm",
     "run",
     "run_selective_kernel",
     "selective_kernel",

@@ -25,6 +25,7 @@ Found = tuple[str, tuple[Any, ...]]
 """The namespace of the operators and their constants."""
 
 _MOST = 4096
+_KEPT = frozenset((str, bool, float))
 _found: dict[Key, Found] = {}
 backends.when_registered(_found.clear)
 
@@ -47,8 +48,7 @@ def repeat(
     if torch.compiler.is_compiling() or channel_dim != 1:
         return None, None
     for value in call:
-        kind = type(value)
-        if kind is not str and kind is not bool:
+        if type(value) not in _KEPT:
             return None, None
     key, found = find(call, x, tensors)
     if found is None:
@@ -56,7 +56,9 @@ def repeat(
     return key, ops.apply_eagerly(call[0], found[0], x, *tensors, *found[1])
 
 
-def find(call: Hashable, x: Tensor, tensors: Sequence[Any]) -> tuple[Key | None, Found | None]:
+def find(
+    call: Hashable, x: Tensor, tensors: Sequence[Any], maps: Sequence[Any] = ()
+) -> tuple[Key | None, Found | None]:
     """What was found for a call like this one.
 
     Not for where something is compiled.
@@ -65,11 +67,12 @@ def find(call: Hashable, x: Tensor, tensors: Sequence[Any]) -> tuple[Key | None,
         call: The block with everything that is no tensor.
         x: The map.
         tensors: The others, or None.
+        maps: Others like x, of any strides.
 
     Returns:
         The key, None where calls of this kind are not kept: subclasses of tensors, transforms of
         torch.func, forward-mode differentiation, weights with gaps or on another device, other
-        ranks, empty planes. And what was kept under it, or None.
+        ranks, empty planes, maps that differ. And what was kept under it, or None.
     """
     kind = type(x)
     if (kind is not Tensor and kind is not nn.Parameter) or x.is_nested:
@@ -79,6 +82,14 @@ def find(call: Hashable, x: Tensor, tensors: Sequence[Any]) -> tuple[Key | None,
     shape, dtype, device, strided = x.shape, x.dtype, x.device, torch.strided
     if len(shape) != 4 or shape[2] == 0 or shape[3] == 0 or x.layout is not strided:
         return None, None
+    for u in maps:
+        kind = type(u)
+        if (kind is not Tensor and kind is not nn.Parameter) or u.is_nested:
+            return None, None
+        if u.shape != shape or u.dtype is not dtype or u.device != device:
+            return None, None
+        if u.layout is not strided:
+            return None, None
     key, mixed = [call, dtype, device, shape[1]], False
     for t in tensors:
         if t is None:

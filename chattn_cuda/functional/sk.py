@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from chattn_cuda import activations, backends, ops, reference, validation
 from chattn_cuda.activations import ActivationSpec
 from chattn_cuda.explanation import register_explainer
+from chattn_cuda.functional import checked
 from chattn_cuda.functional.common import why_not_fused
 from chattn_cuda.functional.decision import Decision
 from chattn_cuda.hooks import own_behaviour
@@ -90,9 +91,19 @@ def selective_kernel(
         >>> y = selective_kernel(u, torch.randn(32, 64), None, torch.randn(128, 32), None)
     """
     layers = w_reduce, b_reduce, w_select, b_select
+    key = found = None
+    if norm is None and prologue is None and _may_be_known(branches, act, backend):
+        call = "selective_kernel", len(branches), act, backend
+        key, found = checked.find(call, branches[0], layers, branches[1:])
+    if found is not None:
+        known = ops.Network(len(branches), *layers, None, *found[1])
+        y, z = ops.sk.attend(found[0], branches, 1, known)
+        return (y, torch.softmax(z, 1)) if return_gate else y
     decision = _decide(branches, *layers, norm, act, prologue, backend)
     x, name = decision.x, decision.backend
     network = _network(len(branches), x, decision.tensors, norm, act)
+    if type(network) is ops.Network and decision.as_given and not decision.takes_formulas:
+        checked.remember(key, name, network.relu)
     before = None
     if prologue is not None:
         acc = reference.accumulation_dtype(x.dtype)
@@ -120,8 +131,16 @@ def _decide(
 
     uncovered = why_not_fused(x, (*branches[1:], *weights))
     return Decision(
-        "selective_kernel", backend, x, uncovered, tensors=weights, fusible=False, notes=notes
-    )
+        "selective_kernel", backend, x, uncovered, tensors=weights, fusible=False, notes=notes,
+        as_given=weights is given,
+    )  # fmt: skip
+
+
+def _may_be_known(branches: Any, act: Any, backend: Any) -> bool:
+    """Whether `checked` may know a call: nothing that may change is in its key."""
+    if torch.compiler.is_compiling() or not (type(act) is str and type(backend) is str):
+        return False
+    return type(branches) in (list, tuple) and 0 < len(branches) <= validation.MAX_BRANCHES
 
 
 def _network(

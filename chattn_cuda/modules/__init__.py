@@ -7,6 +7,7 @@ from chattn_cuda.modules.efficient_channel_attention import (
     EfficientChannelAttentionNS,
     adaptive_kernel_size,
 )
+from chattn_cuda.modules.global_response_norm import GlobalResponseNorm
 from chattn_cuda.modules.se_relatives import (
     EffectiveSqueezeExcite,
     GatherExcite,
@@ -32,6 +33,7 @@ __all__ = [
     "EfficientChannelAttention",
     "EfficientChannelAttentionNS",
     "GatherExcite",
+    "GlobalResponseNorm",
     "SEVar1",
     "SEVar2",
     "SEVar3",

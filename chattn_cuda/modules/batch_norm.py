@@ -16,6 +16,7 @@ __all__ = ["BATCH_NORMS", "as_prologue", "fold_batch_norm"]
 #: Of maps.
 BATCH_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
 _WITH_ACTIVATION = ("timm.layers.norm_act", "BatchNormAct2d")  # calls its submodules drop and act
+_AFFINE, _STATISTICS = {"weight", "bias"}, {"running_mean", "running_var"}
 _DROPOUTS = (nn.Dropout, nn.Dropout2d)
 
 
@@ -58,7 +59,10 @@ def as_prologue(stages: Sequence[Sequence[Any]]) -> ops.Prologue | None:
             rest = [norm._modules["drop"], norm._modules["act"], *rest]
         elif kind not in BATCH_NORMS:
             return None
-        mean, var = norm._buffers["running_mean"], norm._buffers["running_var"]
+        own, buffers = norm._parameters, norm._buffers
+        if not own.keys() >= _AFFINE or not buffers.keys() >= _STATISTICS:
+            return None  # somebody put something else there
+        mean, var = buffers["running_mean"], buffers["running_var"]
         if norm.training or mean is None or var is None:
             return None
         modules += (norm, *rest)
@@ -71,5 +75,5 @@ def as_prologue(stages: Sequence[Sequence[Any]]) -> ops.Prologue | None:
                 return None
         if relus == 0:
             return None
-        norms.append((norm._parameters["weight"], norm._parameters["bias"], mean, var, norm.eps))
+        norms.append((own["weight"], own["bias"], mean, var, norm.eps))
     return ops.Prologue(None, norms) if are_as_their_classes(*modules) else None

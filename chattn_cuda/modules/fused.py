@@ -88,6 +88,7 @@ class FusedForward:
     _channel_dim = 1  # or -1
     _reads: tuple[str, ...] = ()  # its attributes, besides the backend, that the result depends on
     _fusible = False  # whether the rule of `chattn_cuda.compiled` is for it
+    _complete: Any = None  # a method (x, y): what follows the operators, whose result is y
 
     @property
     def backend(self) -> str:
@@ -175,8 +176,11 @@ class FusedForward:
     def fused_forward(self, x: Tensor) -> Tensor | None:
         """The block by the operators, or None where it must run its submodules."""
         y = self._repeat(x)
-        if y is not None:
-            return y
+        return self._fuse(x) if y is None else y
+
+    @torch.jit.unused
+    def _fuse(self, x: Tensor) -> Tensor | None:
+        """`fused_forward` for a call that may be the first of its kind."""
         found = self.operands()
         if isinstance(found, str):
             if isinstance(x, Tensor):
@@ -193,23 +197,27 @@ class FusedForward:
         if call.eps is not None:
             tensors = fold_batch_norm(call.eps, *tensors)
         y = functional.run(call.block, backend, m, tensors[: call.tensors], call.constants)[0]
-        return y.movedim(1, -1) if self._channel_dim == -1 else y
+        y = y.movedim(1, -1) if self._channel_dim == -1 else y
+        return y if self._complete is None else self._complete(x, y)
 
     @torch.jit.unused
     def _fused_or_eager(self, x: Tensor) -> Tensor:
+        y = self._repeat(x)
+        if y is not None:
+            return y
         if isinstance(x, Proxy):  # nothing may depend on a shape
             return self.eager_forward(x)
         if self._unbatched and isinstance(x, Tensor) and x.dim() == 3:
             return self.eager_forward(x)
         if self._any_rank and isinstance(x, Tensor) and x.dim() in (3, 5):
             return self._on_map(x)
-        y = None if self._is_plain(x) else self.fused_forward(x)
+        y = None if self._is_plain(x) else self._fuse(x)
         return self.eager_forward(x) if y is None else y
 
     @torch.jit.unused
     def _repeat(self, x: Any) -> Tensor | None:
-        """Y, where a call like this one was remembered; else None."""
-        if torch.compiler.is_compiling():
+        """Y, where a call like this one was remembered; else None, as in a graph that is made."""
+        if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
             return None
         known = memory.recall(self)
         if known is None:
@@ -224,7 +232,8 @@ class FusedForward:
             tensors = fold_batch_norm(call.eps, *tensors)
         del tensors[call.tensors :]
         y = ops.apply_eagerly(call.block, found[0], m, *tensors, *found[1])[0]
-        return y.movedim(1, -1) if last else y
+        y = y.movedim(1, -1) if last else y
+        return y if self._complete is None else self._complete(x, y)
 
     @torch.jit.unused
     def _remember(

@@ -15,14 +15,13 @@ from typing import Any
 
 from torch import nn
 
-from chattn_cuda.hooks import has_own_forward
+from chattn_cuda.hooks import has_hooks, has_own_forward
+from chattn_cuda.methods import Member, behaviour, is_fixed, is_plain
 
 __all__ = ["recall", "remember"]
 
 Place = tuple[Any, str]
 """A layer (None: there is none) and the name of its parameter or buffer."""
-
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 #: The settings of layers that are looked at; of other classes it is every plain attribute.
 _SETTINGS: dict[type, tuple[str, ...]] = {
@@ -46,24 +45,35 @@ _SETTINGS: dict[type, tuple[str, ...]] = {
                     nn.Sigmoid, nn.Hardsigmoid, nn.Tanh, nn.Sequential, nn.ModuleList)
     },
 }  # fmt: skip
-_PLAIN = (bool, int, float, str, type(None))
+
+
+#: Attributes of every module, looked at elsewhere.
+_MODULES = {*nn.Module().__dict__} - {"training"}
 
 
 class _Memory:
     """How a module was when its layers were looked at, and what was found."""
 
-    __slots__ = ("cls", "found", "names", "own", "owner", "places", "steps", "values")
+    __slots__ = (
+        "cls", "found", "inner", "members", "names", "own", "owner", "places", "steps", "values",
+    )  # fmt: skip
 
     def __init__(self, owner: Any, reads: Sequence[str], found: Any) -> None:
         self.owner: Any = None
         self.cls = type(owner)
         self.found = found
-        self.own = ("_backend", *reads)
+        self.own = ("_backend", *(name for name in reads if "." not in name))
+        #: what is read of layers, by their paths
+        self.inner: dict[str, list[str]] = {}
+        for path, _, name in (name.rpartition(".") for name in reads if "." in name):
+            self.inner.setdefault(path, []).append(name)
         self.values = tuple(map(owner.__dict__.get, self.own))
         self.names = tuple(owner._modules)
-        #: (place of the parent, name, class, getter of hooks and settings, what it gave, names of
-        #: its children or None), a parent before its children
-        self.steps: list[tuple[int, str, type, Any, Any, Any]] = []
+        #: (place of the parent, name, class, getter of settings or None, what it gave, names of its
+        #: children or None, how many attributes it has or None), a parent before its children
+        self.steps: list[tuple[int, str, type, Any, Any, Any, Any]] = []
+        #: what the forwards of layers that are not torch's find in their classes
+        self.members: dict[Member, None] = {}
         #: (place of the layer, "_parameters" or "_buffers", name), or None
         self.places: list[tuple[int, str, str] | None] = []
 
@@ -80,12 +90,13 @@ def remember(owner: Any, places: Sequence[Place], reads: Sequence[str], found: A
     Args:
         owner: The module.
         places: The tensors that `recall` shall return.
-        reads: The owner's attributes that ``found`` depends on, besides its backend.
+        reads: The owner's attributes that ``found`` depends on, besides its backend; those of
+            layers with their paths.
         found: Anything that keeps no module and no tensor.
     """
     memory = _Memory(owner, reads, found)
     index = {id(owner): 0}
-    if not all(map(_is_plain, memory.values)) or not _add_steps(memory, owner, index):
+    if not all(map(is_plain, memory.values)) or not _add_steps(memory, owner, index):
         return
     for layer, name in places:
         if layer is None:
@@ -105,36 +116,35 @@ def remember(owner: Any, places: Sequence[Place], reads: Sequence[str], found: A
     _memories[key] = memory
 
 
-def _add_steps(memory: _Memory, parent: Any, index: dict[int, int]) -> bool:
+def _add_steps(memory: _Memory, parent: Any, index: dict[int, int], prefix: str = "") -> bool:
     """Add what lies in ``parent``, a layer under each of its names; False: it cannot be kept."""
     at = index[id(parent)]
     for name, layer in parent._modules.items():
         if layer is None:
-            memory.steps.append((at, name, type(None), None, None, None))
+            memory.steps.append((at, name, type(None), None, None, None, None))
             continue
         own, settings = layer.__dict__, _SETTINGS.get(type(layer))
+        read, count = memory.inner.get(prefix + name), None
+        if settings is None or read is not None:  # what comes later may be read, too
+            count = len(own)
         if settings is None:
-            settings = tuple(n for n, v in own.items() if n[0] != "_" and _is_plain(v))
-        elif not all(n in own and _is_plain(own[n]) for n in settings):
+            settings = tuple(n for n, v in own.items() if n not in _MODULES and is_plain(v))
+        elif not all(n in own and is_plain(own[n]) for n in settings):
             return False
-        if has_own_forward(own) or any(own[hooks] for hooks in _HOOKS):
+        settings += tuple(n for n in read or () if n in own)
+        cls = type(layer).__dict__.get("_accelerated_from", type(layer))
+        if not is_fixed(cls):
+            memory.members |= dict.fromkeys(behaviour(cls))
+        if has_own_forward(own) or has_hooks(layer):
             return False
         if id(layer) in index and (own["_parameters"] or own["_buffers"]):
             return False  # whoever replaces it in one place leaves it in the other
-        get, names = itemgetter(*_HOOKS, *settings), tuple(layer._modules) or None
-        # Not the layer's own dictionaries of hooks: those will have the hooks that come.
-        values = ({},) * len(_HOOKS) + get(own)[len(_HOOKS) :]
-        memory.steps.append((at, name, type(layer), get, values, names))
+        get, names = itemgetter(*settings) if settings else None, tuple(layer._modules) or None
+        memory.steps.append((at, name, type(layer), get, get and get(own), names, count))
         index[id(layer)] = len(memory.steps)
-        if names and not _add_steps(memory, layer, index):
+        if names and not _add_steps(memory, layer, index, f"{prefix}{name}."):
             return False
     return True
-
-
-def _is_plain(value: Any) -> bool:
-    if type(value) is tuple:
-        return all(type(v) in _PLAIN for v in value)
-    return type(value) in _PLAIN
 
 
 def recall(owner: Any) -> tuple[Any, list[Any]] | None:
@@ -142,23 +152,35 @@ def recall(owner: Any) -> tuple[Any, list[Any]] | None:
     memory = _memories.get(id(owner))
     if memory is None or memory.owner() is not owner or type(owner) is not memory.cls:
         return None
-    if tuple(map(owner.__dict__.get, memory.own)) != memory.values:
-        return None
-    if tuple(owner._modules) != memory.names:
-        return None
-    layers = [owner]
+    attributes = [owner.__dict__]
     try:
-        for parent, name, cls, get, values, names in memory.steps:
-            layer = layers[parent]._modules[name]
-            layers.append(layer)
+        if tuple(map(owner.__dict__.get, memory.own)) != memory.values:
+            return None
+        if tuple(owner._modules) != memory.names:
+            return None
+        for parent, name, cls, settings, values, names, count in memory.steps:
+            layer = attributes[parent]["_modules"][name]
             if type(layer) is not cls:
                 return None
             if layer is None:
+                attributes.append({})
                 continue
             own = layer.__dict__
-            if get(own) != values or "forward" in own or "_conv_forward" in own:
-                return None  # as has_own_forward, without a call
+            attributes.append(own)
+            # As has_hooks and has_own_forward, without a call.
+            if own["_forward_hooks"] or own["_forward_pre_hooks"] or own["_backward_hooks"]:
+                return None
+            if own["_backward_pre_hooks"] or "forward" in own or "_conv_forward" in own:
+                return None
+            if settings is not None and settings(own) != values:
+                return None
             if names is not None and tuple(own["_modules"]) != names:
+                return None
+            if count is not None and len(own) != count:
+                return None
+        for cls, name, value, code in memory.members:
+            now = getattr(cls, name, None)
+            if now is not value or getattr(now, "__code__", None) is not code:
                 return None
         tensors: list[Any] = []
         for place in memory.places:
@@ -166,7 +188,7 @@ def recall(owner: Any) -> tuple[Any, list[Any]] | None:
                 tensors.append(None)
             else:
                 at, kept, name = place
-                tensors.append(layers[at].__dict__[kept][name])
-    except KeyError:  # something is not there any more
+                tensors.append(attributes[at][kept][name])
+    except (KeyError, RuntimeError, ValueError):  # it is gone, or a tensor or array came for it
         return None
     return memory.found, tensors

@@ -338,10 +338,9 @@ class SpatialChannelSqueezeExciteForward(SqueezeExciteForward):
         return x * self.cSE(x) + x * self.sSE(x)
 
     @torch.jit.unused
-    def fused_forward(self, x: Tensor) -> Tensor | None:
-        """The channel half by the operators, or None where it must run its submodules."""
-        y = super().fused_forward(x)
-        return None if y is None else y + x * self.sSE(x)
+    def _complete(self, x: Tensor, y: Tensor) -> Tensor:
+        """The channel half, by the operators, and the spatial half."""
+        return y + x * self.sSE(x)
 
 
 class SpatialChannelSqueezeExcite(SpatialChannelSqueezeExciteForward, nn.Module):

@@ -14,7 +14,7 @@ from chattn_cuda.hooks import are_as_their_classes, own_behaviour
 from chattn_cuda.modules import memory
 from chattn_cuda.modules.batch_norm import as_prologue
 from chattn_cuda.modules.fused import FusedForward, children
-from chattn_cuda.modules.inner_network import NetworkForm, inner_network, network_form
+from chattn_cuda.modules.inner_network import inner_network, network_form
 
 __all__ = [
     "SelectiveKernelAttn",
@@ -81,18 +81,17 @@ def before_norm(
     Returns:
         The maps, and their prologue; or finished maps and None.
     """
-    maps, layers = [], []
-    for (stage, behind), x in zip(stages, inputs, strict=True):
-        maps.append(stage(x))
-        layers.append(behind)
+    prologue = None
     if not torch.is_grad_enabled():
-        prologue = as_prologue(layers)
-        if prologue is not None:
-            return maps, prologue
-    for m, behind in enumerate(layers):
-        for layer in behind:
-            maps[m] = layer(maps[m])
-    return maps, None
+        prologue = as_prologue([behind for _, behind in stages])
+    maps = []
+    for (stage, behind), x in zip(stages, inputs, strict=True):
+        u = stage(x)
+        # A stage after the other, as the modules would: checkpoints compare what is saved.
+        for layer in behind if prologue is None else ():
+            u = layer(u)
+        maps.append(u)
+    return maps, prologue
 
 
 class SelectiveKernelAttnForward(FusedForward):
@@ -113,7 +112,7 @@ class SelectiveKernelAttnForward(FusedForward):
         return torch.softmax(z.view(x.shape[0], self.num_paths, x.shape[2], 1, 1), dim=1)
 
     @torch.jit.unused
-    def fused_forward(self, x: Tensor) -> Tensor | None:
+    def _fuse(self, x: Tensor) -> Tensor | None:
         """The gate, with the squeeze by its operator."""
         self._check_stacked(x)
         name = backends.select(self.backend, x.device.type, x.dtype)
@@ -247,12 +246,9 @@ class SelectiveKernelForward(FusedForward):
         return None if are_as_their_classes(attn) else f"attn {own_behaviour(attn)}"
 
     @torch.jit.unused
-    def fused_forward(self, x: Tensor) -> Tensor | None:
+    def _fuse(self, x: Tensor) -> Tensor | None:
         """The block, with what follows the paths by the operators."""
         validation.check_map(x, self.in_channels)
-        known = None if torch.compiler.is_compiling() else memory.recall(self)
-        if known is not None:
-            return self._as_known(x, *known)
         if self.obstacle() is not None:
             backends.select(self._backend, x.device.type)
             return ops.in_format_of(x, self.eager_forward(x))  # stacked maps lose it
@@ -264,7 +260,7 @@ class SelectiveKernelForward(FusedForward):
 
     @torch.jit.unused
     def _remember_layers(self) -> None:
-        """Let `_as_known` run for as long as the layers are these; see `memory`."""
+        """Let `_repeat` run for as long as the layers are these; see `memory`."""
         layers = children(self._modules["attn"], *_LAYERS)
         form = network_form(*layers)
         if form is None or type(self).branches is not SelectiveKernelForward.branches:
@@ -280,15 +276,21 @@ class SelectiveKernelForward(FusedForward):
         memory.remember(self, places, ("in_channels", "num_paths", "split_input"), (form, eps))
 
     @torch.jit.unused
-    def _as_known(self, x: Tensor, found: tuple[NetworkForm, Any], tensors: list[Any]) -> Tensor:
+    def _repeat(self, x: Any) -> Tensor | None:
         """The block by what an earlier call found; in inference as `before_norm`."""
-        (form, eps), count = found, self.num_paths
+        if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
+            return None
+        known = memory.recall(self)
+        if known is None or not isinstance(x, Tensor):
+            return None
+        validation.check_map(x, self.in_channels)
+        ((form, eps), tensors), count = known, self.num_paths
         maps = list(torch.chunk(x, count, 1) if self.split_input else [x] * count)
         paths, prologue = self._modules["paths"]._modules.values(), None
         first = len(tensors) - 4 * len(eps)  # of the paths' norms
         # Without running statistics a norm takes those of the batch.
-        known = all(t is not None for i in (2, 3) for t in tensors[first + i :: 4])
-        if eps and known and not torch.is_grad_enabled():
+        tracked = all(t is not None for i in (2, 3) for t in tensors[first + i :: 4])
+        if eps and tracked and not torch.is_grad_enabled():
             norms: list[ops.Norm] = []
             for m, path in enumerate(paths):
                 maps[m] = path._modules["conv"](maps[m])

@@ -70,7 +70,7 @@ class SplitAttnForward(FusedForward):
         return None if are_as_their_classes(softmax) else f"rsoftmax {own_behaviour(softmax)}"
 
     @torch.jit.unused
-    def fused_forward(self, x: Tensor) -> Tensor | None:
+    def _fuse(self, x: Tensor) -> Tensor | None:
         """The block, with what follows act0 by the operators."""
         validation.check_map(x)
         if self.obstacle() is not None:

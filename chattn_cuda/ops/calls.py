@@ -24,7 +24,10 @@ def operator_of(namespace: str, name: str) -> Any:
     return getattr(getattr(torch.ops, namespace), name).default
 
 
-_known_operator = functools.cache(operator_of)  # torch.compile warns of caches
+@functools.cache  # of which torch.compile would warn
+def _function_of(namespace: str, name: str) -> Any:
+    """What the operator's ``__call__`` calls: a function of Python less."""
+    return operator_of(namespace, name)._op
 
 
 def call(namespace: str, name: str, *args: Any) -> Any:
@@ -38,9 +41,9 @@ def call_eager(namespace: str, name: str, *args: Any) -> Any:
     """The same where it is known that nothing is compiled: without a gradient."""
     if torch._C._len_torch_dispatch_stack() > 0:  # somebody may count the operations
         register_flops(namespace)
-    operator = _known_operator(namespace, name)
+    function = _function_of(namespace, name)
     with _BelowAutograd():
-        return operator(*args)
+        return function(*args)
 
 
 def call_with_gradient(namespace: str, name: str, *args: Any) -> Any:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from tests.cases.triton import Triton
 from tests.cuda_host.kernels import Kernels
+
+Error = tuple[Callable[[], Any], type[Exception], tuple[str, ...]]
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,32 @@ class ByHand:
 
 
 @dataclass(frozen=True)
+class DropIn:
+    """A module of ours that has the constructor, keys and results of another library's.
+
+    Attributes:
+        ours: Its name in `chattn_cuda.modules`.
+        theirs: The qualified name of the other.
+        settings: Keywords for both.
+        obstacles: Why the operators do not cover theirs with these attributes.
+    """
+
+    ours: str
+    theirs: str
+    settings: tuple[dict[str, Any], ...] = ({},)
+    obstacles: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    @property
+    def library(self) -> str:
+        return self.theirs.partition(".")[0]
+
+    def load(self) -> Any:
+        """Their class."""
+        module, _, name = self.theirs.rpartition(".")
+        return getattr(importlib.import_module(module), name)
+
+
+@dataclass(frozen=True)
 class Block:
     """One block.
 
@@ -90,6 +119,10 @@ class Block:
         by_hand: Of a block with operators of its own, as are those that follow.
         kernels: Its CUDA kernels.
         triton: Its Triton kernels.
+        samples: ``samples[name](cls, channels)`` makes a class of ours, or a peer by its qualified
+            name, where that takes more than its channels.
+        drop_ins: Modules in the place of other libraries'.
+        errors: By name, calls that cannot be, with the kind and words of their errors.
     """
 
     name: str
@@ -118,6 +151,9 @@ class Block:
     by_hand: tuple[ByHand, ...] = ()
     kernels: tuple[Kernels, ...] = ()
     triton: Triton | None = None
+    samples: dict[str, Callable[[Any, int], nn.Module]] = field(default_factory=dict)
+    drop_ins: tuple[DropIn, ...] = ()
+    errors: dict[str, Error] = field(default_factory=dict)
 
     @property
     def op(self) -> str:

@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from chattn_cuda import activations, functional, reference
 from chattn_cuda.modules import adaptive_kernel_size
-from tests.cases.block import Block, ByHand, Config, Variant, name_of
+from tests.cases.block import Block, ByHand, Config, DropIn, Variant, name_of
 from tests.cases.calls import Call, Calls, Make
 from tests.cases.triton import SMALL, Compiled, Triton
 from tests.cuda_host.kernels import Bytes, Kernels, Plans, floors_of_one_map
@@ -360,4 +360,16 @@ BLOCK = Block(
     by_hand=_BY_HAND,
     kernels=(_KERNELS,),
     triton=_TRITON,
+    drop_ins=(
+        DropIn(
+            "EfficientChannelAttention",
+            "timm.layers.eca.EcaModule",
+            obstacles={"the kernels do not know gate (SiLU)": {"gate": nn.SiLU()}},
+        ),
+        DropIn("CircularEfficientChannelAttention", "timm.layers.eca.CecaModule"),
+    ),
+    samples={
+        "SEGC": lambda cls, channels: cls(channels, 2),
+        "SEVar1": lambda cls, channels: cls(),
+    },
 )

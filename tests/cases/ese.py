@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from chattn_cuda import activations, functional
-from tests.cases.block import Block, Config, Variant, name_of
+from tests.cases.block import Block, Config, DropIn, Variant, name_of
 
 
 def _parameters(config: Config, random: Callable[..., Tensor]) -> dict[str, Tensor | None]:
@@ -84,4 +85,26 @@ BLOCK = Block(
     constants=((0, 0.0, 11), (0, 0.0, 10)),
     operator="se",
     operator_tensors=lambda tensors: [tensors[0], None, None, *tensors[1:]],
+    errors={
+        "effective: add_maxpool": (
+            lambda: functional.effective_squeeze_excite(
+                torch.ones(2, 6, 3, 5), torch.ones(6, 6), add_maxpool="no"
+            ),
+            TypeError,
+            ("add_maxpool must be True or False", "got 'no'"),
+        ),
+    },
+    drop_ins=(
+        DropIn(
+            "EffectiveSqueezeExcite",
+            "timm.layers.squeeze_excite.EffectiveSEModule",
+            ({}, {"gate_layer": "sigmoid"}),
+        ),
+    ),
+    samples={
+        # with a gate that is smooth
+        "timm.layers.squeeze_excite.EffectiveSEModule": lambda cls, channels: cls(
+            channels, gate_layer="sigmoid"
+        ),
+    },
 )

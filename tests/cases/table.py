@@ -207,6 +207,8 @@ def make_inputs(case: Case, seed: int = 0) -> Inputs:
     c, block = case.config.shape[1], BLOCKS[case.block]
     parameters = block.parameters(case.config, random)
     x = random(*case.config.shape) + random(1, c, 1, 1) + case.config.options.get("offset", 0.0)
+    if case.config.options.get("zeros", False):  # a plane, and all samples but the first
+        x[0, -1] = x[1:] = 0.0
     parameters = {k: None if p is None else rounded(p) for k, p in parameters.items()}
     # An expanded map has the values of its layout.
     for name, p in parameters.items():

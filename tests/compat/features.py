@@ -88,13 +88,19 @@ functions: a global mean (a pooling module, also one of a class of your own; `me
 the size, `einsum`, ...), one or two layers (Linear or 1x1 convolution, with a batch norm between or
 none) or a convolution over the channels, a gate, a product, and perhaps a residual (`x + x * s`).
 It leaves those that do anything else, and tries the others out: in float64 on small maps, forward
-and backward, in both modes; in float32 under `no_grad` on 9 samples of 33x34 and on one of 8x9. A
-forward that changes at other types, sizes or modes than these is not told apart, nor is a helper
-function that is replaced later, or the class of a layer inside. It leaves forwards that read a
-buffer, a list or the class of the module, a global object, or a variable of the function around
-them: what is there may change. So it knows the `SEModule` of pretrained-models and
-segmentation_models_pytorch, MobileOne's `SEBlock`, BangguWu's `eca_layer`, and those with a
-`squeeze` and an `excitation`.
+and backward, in both modes; in float32 under `no_grad` on 9 samples of 33x34 and on one of 8x9
+(with more than 256 channels, on 9 of 8x9 and on one of 33x34). Blocks of one class that differ in
+widths alone share these, and each width runs in float64 on one small map in each mode. It does not
+matter what the caller has set: default type and device, autocast, modes, warnings. A forward that
+changes at other types, sizes or modes than these is not told apart.
+
+What may change later is looked at in every call: the attributes that the forward reads, of the
+module and of its layers; its methods, and the functions of its own package that it calls, with
+their code; the class, methods and attributes of each layer that is not torch's. Other libraries'
+functions and torch's layers are taken to stay as they are. Forwards that read a buffer, a list or
+the class of the module, a global object, or a variable of the function around them are left. So it
+knows the `SEModule` of pretrained-models and segmentation_models_pytorch, MobileOne's `SEBlock`,
+BangguWu's `eca_layer`, and those with a `squeeze` and an `excitation`.
 
 Left alone, and named in the report with what to do:
 

@@ -113,22 +113,42 @@ def test_reparameterize() -> None:
     SECTION,
     "patched classes (`EcaModule.forward = ...`)",
     "plain",
-    "what is patched runs, before and after `accelerate`",
+    "what is patched runs, before and after `accelerate`; that goes for classes of layers inside, "
+    "too, but for torch's",
 )
 def test_patched_classes(monkeypatch: pytest.MonkeyPatch) -> None:
-    module = timm.layers.EcaModule(16)
+    module, x = timm.layers.EcaModule(16), torch.randn(2, 16, 5, 5)
     accelerate(module)
+    gated = timm.layers.SEModule(16, gate_layer=timm.layers.activations.HardSigmoid)
+    accelerate(gated)
+    gated(x)
     monkeypatch.setattr(timm.layers.EcaModule, "forward", lambda self, x: x + 1)
-    x = torch.randn(2, 16, 5, 5)
+    monkeypatch.setattr(type(gated.gate), "forward", lambda self, s: 0 * s + 2)
+    assert torch.equal(module(x), x + 1) and torch.equal(gated(x), 2 * x)
+
+
+@feature(
+    SECTION,
+    "code that is reloaded in place (IPython's autoreload)",
+    "plain",
+    "runs behind `accelerate`, which leaves such a class; what had been reloaded before the first "
+    "block of its class was seen, passes for the class's own",
+)
+def test_reloaded_classes(monkeypatch: pytest.MonkeyPatch) -> None:
+    module, x = timm.layers.EcaModule(16), torch.randn(2, 16, 5, 5)
+    accelerate(module)
+    code = (lambda self, x: x + 1).__code__
+    monkeypatch.setattr(timm.layers.EcaModule.forward, "__code__", code)
     assert torch.equal(module(x), x + 1)
+    assert not accelerate(timm.layers.EcaModule(16)).changed
 
 
 @feature(
     SECTION,
     "patched layers of torch (`nn.Conv2d.forward = ...`)",
     "no",
-    "a fused block reads its layers' weights and calls none of them; a hook on a layer, or a layer "
-    "of a class of your own, is called",
+    "a fused block reads its layers' weights and calls none of them; a block with a hook on a "
+    "layer, or a layer of your own subclass of these, calls them all",
 )
 def test_patched_layers(monkeypatch: pytest.MonkeyPatch) -> None:
     module = timm.layers.SEModule(16)

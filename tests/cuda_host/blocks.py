@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import re
 from pathlib import Path
 
 from tests.cases import BLOCKS
@@ -18,6 +19,26 @@ PROBLEMS: dict[str, tuple[Problem, ...]] = {name: k.problems for name, k in KERN
 BUGS: tuple[Mutant, ...] = tuple(
     dataclasses.replace(bug, shown_by=name) for name, k in KERNELS.items() for bug in k.bugs
 )
+#: What a pass reads at a position of the map, by the fold or gate in a kernel's name: so many maps,
+#: and as many as the number there.
+_INPUTS = {
+    r"SumOp<\w+, (\d)": 0,
+    r"PrologueSumOp<\w+, (\d)": 0,
+    r"DotOp<\w+, (\d)": 1,
+    r"SpreadGate<": 1,
+    **{name: maps for kernels in KERNELS.values() for name, maps in kernels.reads.items()},
+}
+
+
+def inputs_of(kernel: str) -> int | None:
+    """How many maps a kernel reads at a position, from its name; None: it is no pass."""
+    found = [
+        more + int(match[1] if match.re.groups else 0)
+        for pattern, more in _INPUTS.items()
+        if (match := re.search(rf"(?:^|[ <]){pattern}", kernel))
+    ]
+    assert len(found) <= 1
+    return found[0] if found else None
 
 
 def build(block: str, csrc: Path, variant: str = "plain") -> Path:

@@ -74,6 +74,7 @@ class Kernels:
         gate: A gate of the apply pass that only this source has.
         reads: By a regular expression for kernels' names, how many maps each of them reads at a
             place, beside the number that is in the name.
+        serial: Passes in float64 whose sums the compiler makes word by word, as loads come.
     """
 
     name: str
@@ -90,3 +91,4 @@ class Kernels:
     many_blocks: tuple[str, ...] = ()
     gate: str | None = None
     reads: dict[str, int] = field(default_factory=dict)
+    serial: tuple[str, ...] = ()

@@ -101,10 +101,10 @@ TAKEN += [
     _pooled_by(lambda: SelectAdaptivePool2d(pool_type="avg", flatten=True)),
     _pooled_by(lambda: SelectAdaptivePool2d(pool_type="fast", flatten=True)),
     _pooled_by(FastAdaptiveAvgPool),
+    _pooled_by(PrivatePool),
 ]
 NAMED += [
     (_pooled_by(ScaledPool), "computes something else"),
-    (_pooled_by(PrivatePool), "its forward reads pool._power"),
     (_pooled_by(lambda: nn.AdaptiveMaxPool2d(1)), "squeezes with AdaptiveMaxPool2d, not the mean"),
     (_pooled_by(lambda: nn.AvgPool2d(7)), "make it nn.AdaptiveAvgPool2d(1)"),
     (_pooled_by(lambda: SelectAdaptivePool2d(pool_type="avgmax")), "computes something else"),

@@ -61,7 +61,7 @@ def attend(
         return y, logits
     recorded = torch.is_grad_enabled()
     if type(network) is Network and maps[0].shape[0] > 0:
-        if not is_whole(namespace, network):
+        if not is_whole(namespace, network.cardinality):
             network = network.in_type(reference.accumulation_dtype(maps[0].dtype))
         if recorded:
             tensors = network.tensors

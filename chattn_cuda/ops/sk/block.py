@@ -23,7 +23,7 @@ from chattn_cuda.ops.sk.operators import (
 )
 from chattn_cuda.ops.sk.prologue import Prologue
 
-__all__ = ["SelectiveKernelFunction", "evaluate", "has_block", "is_whole"]
+__all__ = ["SelectiveKernelFunction", "evaluate", "is_whole"]
 
 
 class SelectiveKernelFunction(torch.autograd.Function):
@@ -63,15 +63,10 @@ class SelectiveKernelFunction(torch.autograd.Function):
 _TENSORS = 6  # of a Network: every other one is a bias
 
 
-def is_whole(namespace: str, network: Network) -> bool:
-    """Whether one operator of the backend runs the passes and this network in between."""
-    return network.cardinality == 1 and has_block(namespace)
-
-
 @functools.cache
-def has_block(namespace: str) -> bool:
-    """Whether the backend has an operator of the passes and a network of one group."""
-    return hasattr(getattr(torch.ops, namespace), "sk_forward")
+def is_whole(namespace: str, cardinality: int) -> bool:
+    """Whether one operator of the backend runs the passes and such a network in between."""
+    return cardinality == 1 and hasattr(getattr(torch.ops, namespace), "sk_forward")
 
 
 def evaluate(
@@ -83,7 +78,7 @@ def evaluate(
 ) -> tuple[Any, ...]:
     """Y, the logits, and what the gradients need; updates the running statistics."""
     branches = split(maps, slices) if slices > 1 else list(maps)
-    if not is_whole(namespace, network):
+    if not is_whole(namespace, network.cardinality):
         numbers = None if prologue is None else prologue.numbers(branches[0].dtype)
         pooled = call_eager(namespace, "sk_squeeze", branches, numbers)
         z, rest = network.evaluate(pooled)
@@ -117,7 +112,7 @@ def _gradients(
     *args: Any,
 ) -> tuple[Any, ...]:  # fmt: skip
     """The gradients of the network's tensors and of the maps that are needed."""
-    if is_whole(namespace, network):
+    if is_whole(namespace, network.cardinality):
         return _whole_gradients(namespace, slices, network, needs, dy, dlogits, *args)
     tensors, maps = args[:_TENSORS], args[_TENSORS : len(needs)]
     pooled, *saved, logits = args[len(needs) :]

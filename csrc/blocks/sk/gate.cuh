@@ -7,13 +7,6 @@
 
 namespace chattn::cuda {
 
-// Calls body(sample, channel) for the gates of a block's tile.
-template <class Body>
-CHATTN_DEVICE void for_gates(const TilePlace& p, Body&& body) {
-  for (int t = static_cast<int>(threadIdx.x); t < p.samples * kApplyChannels; t += kThreads)
-    if (t % kApplyChannels < p.channels) body(t / kApplyChannels, t % kApplyChannels);
-}
-
 // s = softmax over the M logits that start at `logits`, c apart.
 template <int M, class A>
 CHATTN_DEVICE void softmax(const A* logits, int c, A (&s)[M]) {

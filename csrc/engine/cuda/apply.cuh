@@ -40,6 +40,13 @@ struct TilePlace {
   int part;
 };
 
+// Calls body(sample, channel) for the gates of a block's tile.
+template <class Body>
+CHATTN_DEVICE void for_gates(const TilePlace& p, Body&& body) {
+  for (int t = static_cast<int>(threadIdx.x); t < p.samples * kApplyChannels; t += kThreads)
+    if (t % kApplyChannels < p.channels) body(t / kApplyChannels, t % kApplyChannels);
+}
+
 struct ApplyShape {
   int n = 0, c = 0, hw = 0, samples = 1, channels = kApplyChannels, parts = 1;
   index_t sample = 0;  // elements of one

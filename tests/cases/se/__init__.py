@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from chattn_cuda import activations, functional
-from tests.cases.block import Block, Config, Variant, name_of
+from tests.cases.block import Block, Config, DropIn, Variant, name_of
 from tests.cases.se.by_hand import BY_HAND
 from tests.cases.se.cuda import KERNELS
 from tests.cases.se.triton import TRITON
@@ -140,4 +140,22 @@ BLOCK = Block(
     by_hand=BY_HAND,
     kernels=(KERNELS,),
     triton=TRITON,
+    drop_ins=(
+        DropIn(
+            "SqueezeExcite",
+            "timm.layers.squeeze_excite.SEModule",
+            ({}, {"rd_channels": 6, "norm_layer": nn.BatchNorm2d}),
+        ),
+        DropIn(
+            "SqueezeExciteCl",
+            "timm.layers.squeeze_excite.SqueezeExciteCl",
+            ({"rd_channels": 6}, {"rd_ratio": 0.25, "bias": False, "act_layer": "silu"}),
+        ),
+    ),
+    samples={
+        "SqueezeExciteScaleBias": lambda cls, channels: cls(channels, 2),
+        "SpatialChannelSqueezeExcite": lambda cls, channels: cls(channels, 4),
+        "timm.models.senet.SEModule": lambda cls, channels: cls(channels, 4),
+        "torchvision.ops.misc.SqueezeExcitation": lambda cls, channels: cls(channels, 4),
+    },
 )

@@ -161,4 +161,11 @@ BLOCK = Block(
     by_hand=BY_HAND,
     kernels=(KERNELS, NETWORK),
     triton=TRITON,
+    samples={
+        "SKConv": lambda cls, channels: cls(channels, 32, 2, 1, 2),
+        **dict.fromkeys(
+            ("SplitAttn", "timm.layers.split_attn.SplitAttn"),
+            lambda cls, channels: cls(channels, norm_layer=nn.BatchNorm2d),
+        ),
+    },
 )

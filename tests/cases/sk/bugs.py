@@ -11,7 +11,7 @@ _ELEMENTS = "engine/cuda/elements.cuh"
 BUGS = (
     # ---- gates
     in_csrc(
-        "one-gate-too-many", _SELECT,
+        "one-gate-too-many", "engine/cuda/apply.cuh",
         "if (t % kApplyChannels < p.channels)", "if (t % kApplyChannels <= p.channels)",
         PLACE + "(race|out-of-bounds)",
     ),

@@ -1,0 +1,194 @@
+"""What the methods of a class are now, and what their code names.
+
+Whoever computes what a class's forward would must notice when it is another one: when somebody
+patches the class, or puts other code into its functions, as IPython's autoreload does.
+"""
+
+from __future__ import annotations
+
+import dis
+import functools
+import inspect
+import sys
+import types
+import weakref
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from torch import nn
+
+__all__ = [
+    "Member",
+    "Names",
+    "bases_with",
+    "behaviour",
+    "code_of",
+    "functions_in",
+    "helpers",
+    "is_fixed",
+    "is_own",
+    "is_plain",
+    "key_of",
+    "methods_called",
+    "names_in",
+    "names_of",
+]
+
+_PLAIN = (bool, int, float, str, type(None))
+
+
+class Names(NamedTuple):
+    """What code names: attributes and globals, strings for getattr, and which it loads globally."""
+
+    named: frozenset[str]
+    quoted: frozenset[str]
+    globals: frozenset[str]
+
+
+class Member(NamedTuple):
+    """What a forward finds in its class, or in a module: ``getattr(owner, name)``, and its code."""
+
+    owner: Any
+    name: str
+    value: Any
+    code: Any
+
+
+def behaviour(cls: Any) -> tuple[Member, ...]:
+    """The forward of ``cls`` as it is now, the methods and values of the class that it names.
+
+    Those of its bases, too, which super() may call, but for what `is_fixed`; and `helpers`.
+    """
+    found = []
+    named = {name for n in names_in(cls) for name in n.named | n.quoted}
+    for name in ("forward", *sorted(named - {"forward"})):
+        if name != "forward" and hasattr(nn.Module, name):
+            continue
+        bases = bases_with(cls, name)
+        for owner in dict.fromkeys((cls, *bases)) if bases else ():
+            value = getattr(owner, name)
+            known = isinstance(value, (types.FunctionType, property)) or is_plain(value)
+            if known and not is_fixed(owner):
+                found.append(Member(owner, name, value, code_of(value)))
+    return (*found, *helpers(cls))
+
+
+def key_of(cls: Any) -> tuple[Any, ...]:
+    """A key for `behaviour`, which keeps no class and no function alive."""
+    found: list[Any] = []
+    for owner, name, value, code in behaviour(cls):
+        value = value.fget if isinstance(value, property) else value
+        kept = (value if is_plain(value) else weakref.ref(value), code and weakref.ref(code))
+        found.append((weakref.ref(owner), name, *kept))
+    return tuple(found)
+
+
+def code_of(function: Any) -> Any:
+    """The code of a function; None for what has none."""
+    return getattr(function, "__code__", None)
+
+
+def is_plain(value: Any) -> bool:
+    """Whether it is a number, a string, or a tuple of such: it cannot change in place."""
+    if type(value) is tuple:
+        return all(type(v) in _PLAIN for v in value)
+    return type(value) in _PLAIN
+
+
+def is_fixed(cls: Any) -> bool:
+    """Whether nobody patches it: torch's layers (docs/compatibility.md) and this package's."""
+    return bool(cls.__module__.startswith(("torch.nn.", "chattn_cuda.")))
+
+
+def is_own(cls: Any, name: str) -> bool:
+    """Whether a method is the one in the source of the class that defines it."""
+    owner = next(base for base in cls.__mro__ if name in base.__dict__)
+    function, module = owner.__dict__[name], sys.modules.get(owner.__module__)
+    return (
+        isinstance(function, types.FunctionType)
+        and function.__globals__ is getattr(module, "__dict__", None)
+        and function.__qualname__ == f"{owner.__qualname__}.{name}"
+        and _first_codes.setdefault(function, function.__code__) is function.__code__
+    )
+
+
+_first_codes: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
+"""The code that functions had when they were looked at first."""
+
+
+def bases_with(cls: Any, name: str) -> list[Any]:
+    """``cls`` and those of its bases, up to ``nn.Module``, that define a method."""
+    mro = cls.__mro__
+    end = mro.index(nn.Module) if nn.Module in mro else len(mro)
+    return [base for base in mro[:end] if name in base.__dict__]
+
+
+def methods_called(cls: Any, name: str = "forward") -> tuple[str, ...]:
+    """``name`` and the methods of ``cls`` that it calls, and they call, through super() too."""
+    found = [name]
+    for method in found:
+        for other in {o for f in _functions(cls, method) for n in names_of(f) for o in n.named}:
+            function = getattr(cls, other, None)
+            own = isinstance(function, types.FunctionType) and not hasattr(nn.Module, other)
+            if own and other not in found:
+                found.append(other)
+    return tuple(found[:1] + sorted(found[1:]))
+
+
+def helpers(cls: Any) -> list[Member]:
+    """The functions of its own package that the forward of ``cls`` calls, and those that they call.
+
+    By global names, and as attributes of modules.
+    """
+    package = cls.__module__.partition(".")[0]
+    found: dict[Any, Member] = {}
+    todo = [f for method in methods_called(cls) for f in _functions(cls, method)]
+    for function in todo:
+        scope = function.__globals__
+        here = sys.modules.get(scope.get("__name__", ""))
+        for n in names_of(function):
+            places = [(here, name) for name in n.globals if here and vars(here) is scope]
+            modules = [m for m in map(scope.get, n.globals) if isinstance(m, types.ModuleType)]
+            for owner, name in (*places, *((m, name) for m in modules for name in n.named)):
+                value = vars(owner).get(name)
+                if isinstance(value, types.FunctionType) and value not in found:
+                    if (value.__module__ or "").partition(".")[0] == package:
+                        found[value] = Member(owner, name, value, value.__code__)
+                        todo.append(inspect.unwrap(value))
+    return sorted(found.values(), key=lambda member: member.name)
+
+
+def names_in(cls: Any) -> Iterator[Names]:
+    """What the forward of ``cls``, the methods that it calls and its helpers name."""
+    for function in functions_in(cls):
+        yield from names_of(function)
+
+
+def functions_in(cls: Any) -> Iterator[Any]:
+    """All functions of the forward of ``cls``: its methods, those that they override, helpers."""
+    for method in methods_called(cls):
+        yield from _functions(cls, method)
+    for helper in helpers(cls):
+        yield inspect.unwrap(helper.value)
+
+
+def _functions(cls: Any, method: str) -> Iterator[Any]:
+    for value in (getattr(cls, method), *(b.__dict__[method] for b in bases_with(cls, method))):
+        function = inspect.unwrap(getattr(value, "__func__", value))
+        if isinstance(function, types.FunctionType):
+            yield function
+
+
+def names_of(function: Any) -> list[Names]:
+    """What a function names, and the functions inside it."""
+    found = [function.__code__]
+    for code in found:
+        found += [c for c in code.co_consts if isinstance(c, types.CodeType)]
+    return list(map(_names, found))
+
+
+@functools.lru_cache(maxsize=1024)
+def _names(code: Any) -> Names:
+    strings = (c for c in code.co_consts if isinstance(c, str) and c.isidentifier())
+    loads = (i.argval for i in dis.get_instructions(code) if i.opname == "LOAD_GLOBAL")
+    return Names(frozenset(code.co_names), frozenset(strings), frozenset(loads))

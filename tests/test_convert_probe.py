@@ -1,0 +1,213 @@
+"""How a block is tried out: the same whatever the caller has set, and quickly."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import importlib
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from chattn_cuda import accelerate
+from chattn_cuda.convert import probe
+from tests import peers
+
+C = 256  # small products would not be in 16 bits
+
+
+class Mine(nn.Module):
+    """An SE block whose forward warns, as old functions do."""
+
+    def __init__(self, channels: int = C, reduction: int = 4) -> None:
+        super().__init__()
+        self.channels = channels
+        self.one = nn.Conv2d(channels, channels // reduction, 1)
+        self.two = nn.Conv2d(channels // reduction, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        warnings.warn("an old function", DeprecationWarning, stacklevel=2)
+        s = torch.relu(self.one(x.mean((2, 3)).view(-1, self.channels, 1, 1)))
+        return x * torch.sigmoid(self.two(s))
+
+
+# ---- what the caller has set --------------------------------------------------------------------
+
+
+class _Functions(TorchFunctionMode):
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.sigmoid:
+            raise RuntimeError("sigmoid in the caller's mode")
+        return func(*args, **(kwargs or {}))
+
+
+class _Operators(TorchDispatchMode):
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        raise RuntimeError(f"{func} in the caller's mode")
+
+
+@contextlib.contextmanager
+def _set(setter: Callable[[Any], Any], value: Any, before: Any) -> Iterator[None]:
+    setter(value)
+    try:
+        yield
+    finally:
+        setter(before)
+
+
+@contextlib.contextmanager
+def _errors() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        yield
+
+
+def _precision(name: str) -> None:
+    torch.backends.mkldnn.matmul.fp32_precision = name
+    torch.backends.mkldnn.conv.fp32_precision = name
+
+
+SURROUNDINGS: dict[str, Callable[[], Any]] = {
+    "default dtype float64": lambda: _set(
+        torch.set_default_dtype, torch.float64, torch.get_default_dtype()
+    ),
+    "default dtype bfloat16": lambda: _set(
+        torch.set_default_dtype, torch.bfloat16, torch.get_default_dtype()
+    ),
+    "default device": lambda: _set(torch.set_default_device, "meta", None),
+    "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
+    "no_grad": torch.no_grad,
+    "inference_mode": torch.inference_mode,
+    "deterministic": lambda: _set(torch.use_deterministic_algorithms, True, False),
+    "anomaly mode": torch.autograd.detect_anomaly,
+    "float32 in 16 bits": lambda: _set(_precision, "bf16", "none"),
+    "warnings as errors": _errors,
+    "function mode": _Functions,
+    "dispatch mode": _Operators,
+    "fake tensors": FakeTensorMode,
+    "saved tensors": lambda: torch.autograd.graph.saved_tensors_hooks(
+        lambda t: t.clone().zero_(), lambda t: t
+    ),
+}
+
+
+def _state() -> list[Any]:
+    return [
+        torch.get_default_dtype(), torch.get_num_threads(), torch.is_grad_enabled(),
+        torch.is_anomaly_enabled(), torch.backends.mkldnn.matmul.fp32_precision,
+        torch._C._get_mkldnn_enabled(), list(warnings.filters),
+    ]  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore:Anomaly Detection")
+@pytest.mark.parametrize("base", [Mine, peers.SELayer])
+@pytest.mark.parametrize("name", SURROUNDINGS)
+def test_the_callers_modes_do_not_matter(name: str, base: Any) -> None:
+    """The verdict would last."""
+    taken, refused = type("Taken", (base,), {})(C), peers.MaxPooled(C)
+    random = torch.get_rng_state()
+    with SURROUNDINGS[name]():
+        before = _state()
+        report, left = accelerate(taken), accelerate(refused).left
+        assert _state() == before
+    assert report.changed and not report.left, str(report)
+    assert len(left) == 1 and torch.equal(random, torch.get_rng_state())
+
+
+def test_copies_are_made_in_any_mode() -> None:
+    """A structure is tried out again where it is copied."""
+    module = accelerate(peers.SELayer(C)).model
+    for context in (torch.autocast("cpu", torch.bfloat16), torch.no_grad()):
+        with context:
+            assert type(copy.deepcopy(module)) is type(module)
+
+
+# ---- blocks of many widths ----------------------------------------------------------------------
+
+
+class WideOnly(Mine):
+    """Another block where it is wide: in one mode, or for its gradients."""
+
+    def __init__(self, channels: int, what: str) -> None:
+        super().__init__(channels)
+        self.what = what
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = super().forward(x)
+        if x.shape[1] < 64:
+            return y
+        if self.what == "gradients":
+            return y + (x - x.detach())
+        return y + x if self.training == (self.what == "train") else y
+
+
+@pytest.mark.parametrize("wide_first", [False, True])
+@pytest.mark.parametrize("what", ["train", "eval", "gradients"])
+@pytest.mark.filterwarnings("ignore:an old function")
+def test_every_width_is_tried_out(what: str, wide_first: bool) -> None:
+    class Fresh(WideOnly):
+        pass
+
+    widths = [64, 128, 16, 32] if wide_first else [16, 32, 64, 128]
+    report = accelerate(nn.Sequential(*(Fresh(c, what) for c in widths)))
+    assert [int(e.name) for e in report.changed] == [i for i, c in enumerate(widths) if c < 64]
+    assert len(report.left) == 2
+
+
+@pytest.mark.parametrize(
+    "build",
+    [Mine, lambda c: peers.SELayer(c, 16), lambda c: peers.MMSELayer(c, 16)],
+    ids=["dataflow", "structure", "conv modules"],
+)
+@pytest.mark.parametrize(
+    "widths", [range(32, 992, 32), range(192, 2112, 64), [2048]], ids=["32-960", "192-2048", "2048"]
+)
+@pytest.mark.filterwarnings("ignore:an old function")
+def test_many_widths_take_two_seconds(build: Callable[[int], nn.Module], widths: Any) -> None:
+    model = nn.Sequential(*map(build, widths))
+    start = time.process_time()
+    assert len(accelerate(model).changed) == len(widths)
+    assert time.process_time() - start < (2 if len(widths) > 1 else 0.5)
+
+
+def test_numbers_of_a_trial_are_random_where_they_repeat() -> None:
+    values = probe._randn(64, 128)
+    assert len(values.unique()) == probe._PERIOD
+    assert len(torch.unique(values, dim=0)) == 64
+    assert torch.linalg.matrix_rank(values) == 64
+    assert probe._randn(0, 3).shape == (0, 3) and probe._randn().shape == ()
+
+
+def test_a_forward_that_imports_what_is_being_imported_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its thread waits for the importing one, which waits for the trial."""
+    (tmp_path / "importing_block.py").write_text(
+        """
+from torch import nn
+from chattn_cuda import accelerate
+from tests import peers
+
+class Block(peers.SELayer):
+    def forward(self, x):
+        import importing_block
+        return super().forward(x)
+
+model = nn.Sequential(Block(16))
+report = accelerate(model)
+"""
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(probe, "_LONGEST", 0.5)
+    found = importlib.import_module("importing_block")
+    assert not found.report.changed
+    assert "takes longer than 0.5 s" in found.report.left[0].note
