@@ -404,14 +404,15 @@ def test_functions_check_what_is_new() -> None:
 def test_a_selective_kernel_checks_what_is_new() -> None:
     call, other = functional.selective_kernel, X.cos()
     w1, w2 = torch.randn(4, C), torch.randn(2 * C, 4)
-    y = call([X, other], w1, None, w2, None)
+    b1 = torch.tensor([-9.0, 9.0, -9.0, 9.0])  # values on both sides of the ReLU
+    y = call([X, other], w1, b1, w2, None)
     assert any(key[0][0] == "selective_kernel" for key in checked._found)
-    assert torch.equal(call((X, other), w1, None, w2, None), y)
+    assert torch.equal(call((X, other), w1, b1, w2, None), y)
     strided = [u.contiguous(memory_format=torch.channels_last) for u in (X, other)]
-    torch.testing.assert_close(call(strided, w1, None, w2, None), y)
-    assert torch.equal(call([X, other], w1, None, w2, None, return_gate=True)[0], y)  # type: ignore[index]
-    assert not torch.equal(call([X, other], w1, None, w2, None, act="identity"), y)
-    assert not torch.equal(call([X, other], w1, None, w2, None, norm=torch.tanh), y)
+    torch.testing.assert_close(call(strided, w1, b1, w2, None), y)
+    assert torch.equal(call([X, other], w1, b1, w2, None, return_gate=True)[0], y)  # type: ignore[index]
+    assert not torch.equal(call([X, other], w1, b1, w2, None, act="identity"), y)
+    assert not torch.equal(call([X, other], w1, b1, w2, None, norm=torch.tanh), y)
     for branches, message in (
         ([X, other[1:]], "branches"),
         ([X, other.double()], "branches"),
@@ -422,9 +423,9 @@ def test_a_selective_kernel_checks_what_is_new() -> None:
         ([], "branches"),
     ):
         with pytest.raises((TypeError, ValueError), match=message):
-            call(branches, w1, None, w2, None)  # type: ignore[arg-type]
+            call(branches, w1, b1, w2, None)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="w_select must have shape"):
-        call([X, other], w1, None, w2[1:], None)
+        call([X, other], w1, b1, w2[1:], None)
 
 
 def test_a_gate_that_changes_is_asked_again() -> None:
