@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import dis
 import functools
-import inspect
 import sys
+import sysconfig
 import types
 import weakref
 from collections.abc import Iterator
@@ -136,9 +136,10 @@ def methods_called(cls: Any, name: str = "forward") -> tuple[str, ...]:
 
 
 def helpers(cls: Any) -> list[Member]:
-    """The functions of its own package that the forward of ``cls`` calls, and those that they call.
+    """The functions of its own code that the forward of ``cls`` calls, and those that they call.
 
-    By global names, and as attributes of modules.
+    By global names, and as attributes of modules. Its own code is its package, and what is not
+    installed: files that lie beside each other.
     """
     package = cls.__module__.partition(".")[0]
     found: dict[Any, Member] = {}
@@ -152,10 +153,21 @@ def helpers(cls: Any) -> list[Member]:
             for owner, name in (*places, *((m, name) for m in modules for name in n.named)):
                 value = vars(owner).get(name)
                 if isinstance(value, types.FunctionType) and value not in found:
-                    if (value.__module__ or "").partition(".")[0] == package:
+                    if _is_of(package, value):
                         found[value] = Member(owner, name, value, value.__code__)
-                        todo.append(inspect.unwrap(value))
+                        todo += _unwrapped(value)
     return sorted(found.values(), key=lambda member: member.name)
+
+
+def _is_of(package: str, function: Any) -> bool:
+    home = (function.__module__ or "").partition(".")[0]
+    installed = function.__code__.co_filename.startswith(_INSTALLED)
+    return home == package or not (installed or home in ("torch", "chattn_cuda"))
+
+
+_INSTALLED = tuple(
+    {sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")}
+)
 
 
 def names_in(cls: Any) -> Iterator[Names]:
@@ -169,14 +181,20 @@ def functions_in(cls: Any) -> Iterator[Any]:
     for method in methods_called(cls):
         yield from _functions(cls, method)
     for helper in helpers(cls):
-        yield inspect.unwrap(helper.value)
+        yield from _unwrapped(helper.value)
 
 
 def _functions(cls: Any, method: str) -> Iterator[Any]:
     for value in (getattr(cls, method), *(b.__dict__[method] for b in bases_with(cls, method))):
-        function = inspect.unwrap(getattr(value, "__func__", value))
+        yield from _unwrapped(getattr(value, "__func__", value))
+
+
+def _unwrapped(function: Any) -> Iterator[Any]:
+    """A function, and what its decorators wrap."""
+    while function is not None:
         if isinstance(function, types.FunctionType):
             yield function
+        function = getattr(function, "__wrapped__", None)
 
 
 def names_of(function: Any) -> list[Names]:

@@ -5,7 +5,12 @@ from __future__ import annotations
 from gpu_results import Times, emit, emit_row, left
 
 TABLE = "blocks"
-SIZES = {"se": ((256, 56), (2048, 7)), "eca": ((256, 56), (2048, 7)), "sk": ((128, 56), (1024, 7))}
+SIZES = {
+    "se": ((256, 56), (2048, 7)),
+    "eca": ((256, 56), (2048, 7)),
+    "sk": ((128, 56), (1024, 7)),
+    "grn": ((256, 56), (2048, 7)),
+}
 
 
 def rows(rehearse: bool) -> list[tuple[str, tuple[int, int, int, int], str]]:

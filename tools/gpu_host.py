@@ -20,7 +20,7 @@ WAYS = ("inference", "inference, autocast", "training")
 
 def rows() -> list[str]:
     """What is measured."""
-    return [f"{block} {way}" for block in ("se", "eca", "sk") for way in WAYS]
+    return [f"{block} {way}" for block in ("se", "eca", "sk", "grn") for way in WAYS]
 
 
 def variants(rehearse: bool) -> tuple[str, ...]:

@@ -30,7 +30,7 @@ COLD_BYTES = 1 << 27  # more than any second-level cache
 def cases(rehearse: bool) -> list[tuple[str, str, int, int, int]]:
     """(block, layout, batch, C, H), those of SE first."""
     stages, batches = (((32, 7),), (2,)) if rehearse else (STAGES, BATCHES)
-    found = itertools.product(("se", "eca", "sk"), LAYOUTS, batches, stages)
+    found = itertools.product(("se", "eca", "sk", "grn"), LAYOUTS, batches, stages)
     # Two branches of half the channels are as many bytes.
     return [(b, layout, n, c // 2 if b == "sk" else c, h) for b, layout, n, (c, h) in found]
 

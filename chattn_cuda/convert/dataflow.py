@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import re
 import weakref
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,9 +20,9 @@ from chattn_cuda.convert.adapter import Adapter
 from chattn_cuda.convert.matching import NotTaken, Recipe, match, tree_of, values_of
 from chattn_cuda.convert.reads import attributes_read, unknown_source
 from chattn_cuda.convert.recording import DROPOUTS, record
-from chattn_cuda.functional import Decision
 from chattn_cuda.modules.efficient_channel_attention import EfficientChannelAttentionForward
 from chattn_cuda.modules.fused import Operands
+from chattn_cuda.modules.own_forward import OwnForward
 from chattn_cuda.modules.squeeze_excite import SqueezeExciteForward, SqueezeExciteLayers
 from chattn_cuda.peers.eca import conv_obstacle
 
@@ -106,31 +106,10 @@ def _layers(recipe: Recipe, module: Any) -> SqueezeExciteLayers:
     )
 
 
-class _Recorded:
+class _Recorded(OwnForward):
     """A block over the submodules that a recording has shown, in front of its forward."""
 
-    if TYPE_CHECKING:
-        eager_forward: Any
-        backend: str
-        modules: Any
-
-    _block = ""
     _recipe: Any = None
-
-    @torch.jit.unused
-    def _fused_or_eager(self, x: Tensor) -> Tensor:
-        """The own forward may take anything; it was recorded on a map."""
-        if isinstance(x, Tensor) and x.dim() == 4:
-            return super()._fused_or_eager(x)  # type: ignore[misc]
-        return self.eager_forward(x)
-
-    @torch.jit.unused
-    def decide(self, x: Tensor) -> Decision:
-        """What ``forward(x)`` comes to."""
-        if x.dim() == 4:
-            return super().decide(x)  # type: ignore[misc]
-        found = "x is not a map (N, C, H, W)"
-        return Decision(self._block, self.backend, x, found, fallback="eager")
 
     @torch.jit.unused
     def fused_layers(self) -> SqueezeExciteLayers:

@@ -6,7 +6,9 @@ import collections
 import copy
 import functools
 import math
+import random
 import re
+import sys
 import types
 import warnings
 import weakref
@@ -23,6 +25,7 @@ from chattn_cuda import methods
 
 __all__ = [
     "LAZY",
+    "POOLS",
     "as_key",
     "configuration",
     "difference",
@@ -42,7 +45,7 @@ _ELSEWHERE_WIDE = (9, (8, 9)), (1, (33, 34))  # of many channels a fifth of the 
 _WIDE = 256
 _SCALES = (1.0, 6.0)  # of the numbers: gates in the middle of their range, and at its ends
 _LONGEST = 60  # seconds of a trial
-_POOLS = {nn.AdaptiveAvgPool1d: 1, nn.AdaptiveAvgPool2d: 2, nn.AdaptiveAvgPool3d: 3}
+POOLS = {nn.AdaptiveAvgPool1d: 1, nn.AdaptiveAvgPool2d: 2, nn.AdaptiveAvgPool3d: 3}
 _USUAL = {*nn.Module().__dict__}  # attributes: parameters, buffers, submodules, hooks, the mode
 
 _FOUND: weakref.WeakKeyDictionary[Any, dict[Any, str | None]] = weakref.WeakKeyDictionary()
@@ -161,7 +164,11 @@ def _difference(plain: Any, fused: Any, brief: bool) -> str | None:
         for size, scale in tuple(zip(planes, _SCALES, strict=True))[:count]:
             x = scale * _randn(2, channels, *size)
             with _ExactGradients():  # fused, it may run its own forward, too
-                expected, found = _run(plain, x), _run(fused, x)
+                state = _random_state()
+                expected = _run(plain, x)
+                if _random_state() != state:
+                    return "it is built like the block, but its forward draws random numbers"
+                found = _run(fused, x)
             for a, b in zip(found, expected, strict=True):
                 if not _is_close(a, b, rtol=1e-9, atol=1e-12):
                     return "it is built like the block, but computes something else"
@@ -188,6 +195,15 @@ def _differs_elsewhere(
         if not same or not torch.equal(given, x):
             return True
     return False
+
+
+def _random_state() -> tuple[Any, ...]:
+    """Of torch, Python and NumPy."""
+    found = torch.default_generator.get_state().tolist(), random.getstate()
+    if (numpy := sys.modules.get("numpy")) is None:
+        return found
+    _, keys, *place = numpy.random.get_state()
+    return *found, keys.tolist(), *place
 
 
 def _is_close(actual: Tensor, expected: Tensor, rtol: float, atol: float) -> bool:
@@ -290,7 +306,7 @@ def plain_copy(module: Any, numbers: Callable[[Any], Tensor] = _numbers) -> Any:
 
 def sizes(module: Any) -> tuple[tuple[int, ...], ...]:
     """Of the planes of some small maps that it may take."""
-    return _SIZES[next((_POOLS[type(m)] for m in module.modules() if type(m) in _POOLS), 2)]
+    return _SIZES[next((POOLS[type(m)] for m in module.modules() if type(m) in POOLS), 2)]
 
 
 def _run(module: Any, x: Tensor) -> list[Tensor]:

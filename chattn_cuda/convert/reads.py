@@ -6,14 +6,16 @@ it found them, and what must therefore still be the same when the operators stan
 
 from __future__ import annotations
 
+import enum
 import inspect
 import types
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import nn
 
-from chattn_cuda.methods import bases_with, functions_in, names_in, names_of
+from chattn_cuda.methods import bases_with, functions_in, is_plain, names_in, names_of
 
 __all__ = ["attributes_read", "unknown_source"]
 
@@ -21,8 +23,12 @@ _MISSING = object()
 # Globals that hold no numbers of their own.
 _CODE = (
     types.ModuleType, types.FunctionType, types.BuiltinFunctionType, type,
-    types.MethodDescriptorType, torch.jit.ScriptFunction,
+    types.MethodDescriptorType, torch.jit.ScriptFunction, staticmethod, classmethod, property,
 )  # fmt: skip
+# Globals that may have numbers in their attributes, unless they are of these packages.
+_HOLDERS = (types.ModuleType, types.FunctionType, type)
+_CONSTANT = frozenset(("torch", "math", "builtins"))
+_MOST = 16  # of them, one in another
 
 
 def attributes_read(module: Any, cls: Any) -> set[str]:
@@ -44,8 +50,14 @@ def unknown_source(module: Any, cls: Any) -> str | None:
 
     Numbers there may change without a trace in ``module``. None: there is nothing such.
     """
-    if any("__class__" in n.named for n in names_in(cls)):
-        return "its own class"
+    for n in names_in(cls):
+        if "__class__" in n.named or "type" in n.globals:
+            return "its own class"
+        for name in ("requires_grad", "__dict__"):
+            if name in n.named:
+                return name
+    if bases_with(cls, "__getattr__") or bases_with(cls, "__getattribute__"):
+        return "attributes that its class computes"
     for name in sorted({name for n in names_in(cls) for name in n.named | n.quoted}):
         if name in module.__dict__ or hasattr(nn.Module, name) or name.startswith("__"):
             continue
@@ -53,13 +65,41 @@ def unknown_source(module: Any, cls: Any) -> str | None:
         if value is _MISSING or isinstance(value, (types.FunctionType, staticmethod)):
             continue
         return f"the {'property' if isinstance(value, property) else 'class attribute'} {name}"
-    for function in functions_in(cls):
-        scope = function.__globals__
-        for name, value in inspect.getclosurevars(function).nonlocals.items():
-            if name != "__class__" and not isinstance(value, _CODE):
-                return f"the variable {name} of the function around it"
-        for name in sorted({name for n in names_of(function) for name in n.globals}):
-            value = scope.get(name, _MISSING)
-            if value is not _MISSING and not isinstance(value, _CODE):
-                return f"the global {name}"
+    own = (module.__dict__.get(name) for name in attributes_read(module, cls))
+    functions = (f for f in own if isinstance(f, types.FunctionType) and not _is_constant(f))
+    for function in (*functions_in(cls), *functions):
+        for found in _sources_of(function):
+            return found
     return None
+
+
+def _sources_of(function: Any) -> Iterator[str]:
+    """Of what is in neither a module nor a class: variables around it, globals, defaults."""
+    for name, value in inspect.getclosurevars(function).nonlocals.items():
+        if name != "__class__" and not isinstance(value, _CODE):
+            yield f"the variable {name} of the function around it"
+    defaults = (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values())
+    if not all(is_plain(value) or isinstance(value, (*_CODE, torch.dtype)) for value in defaults):
+        yield f"a default of {function.__name__}"
+    named = {name for n in names_of(function) for name in n.named}
+    values = {name: function.__globals__.get(name, _MISSING) for n in names_of(function)
+              for name in sorted(n.globals)}  # fmt: skip
+    for path, value in values.items():
+        if value is _MISSING:
+            continue
+        if not isinstance(value, _CODE):
+            yield f"the global {path}"
+        holders = [(path, value)] if isinstance(value, _HOLDERS) else []
+        for holder_path, holder in holders:
+            for name in () if _is_constant(holder) else sorted(named & {*vars(holder)}):
+                inner = vars(holder)[name]
+                if isinstance(inner, (types.ModuleType, type)) and len(holders) < _MOST:
+                    holders.append((f"{holder_path}.{name}", inner))
+                elif not isinstance(inner, (*_CODE, enum.Enum)):
+                    yield f"the global {holder_path}.{name}"
+
+
+def _is_constant(holder: Any) -> bool:
+    """Whether it belongs to torch or the interpreter, whose attributes stay as they are."""
+    home = holder.__name__ if isinstance(holder, types.ModuleType) else holder.__module__
+    return (home or "").partition(".")[0] in _CONSTANT

@@ -58,6 +58,13 @@ _ACTIVATIONS: dict[Any, str] = {
     **dict.fromkeys((Tensor.tanh, Tensor.tanh_), "=tanh"),
     **{function: f"={name}" for function, name in activations._FUNCTIONS.items()},
 }
+#: What tells numbers or strides of a map: the forward may do something else for others.
+_LOOKS = frozenset(
+    """
+    item tolist numpy __array__ __bool__ __float__ __int__ __index__ __contains__ is_contiguous
+    stride data_ptr is_nonzero allclose equal
+    """.split()
+)
 #: What changes no number of its input.
 _REARRANGING = frozenset(
     """
@@ -185,12 +192,16 @@ class _Recorder(TorchFunctionMode):
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
         given, made = list(_tensors((args, kwargs))), list(_tensors(result))
-        if self.inside or not made:  # other results are sizes and types
+        if self.inside:
             return result
         name = getattr(func, "__name__", repr(func))
         if name == "__get__":  # a property: T, data, ...
             name = func.__self__.__name__
         of_map = [t for t in given if id(t) in self.states]
+        if not made:  # other results are sizes and types
+            if of_map and name in _LOOKS:
+                self.events.append(("other", name))
+            return result
         owners = [self.owners[id(t)] for t in given if id(t) in self.owners]
         states = self._states(of_map)
         if not states:

@@ -13,7 +13,9 @@ from torch import nn
 
 from chattn_cuda.activations import ActivationSpec
 from chattn_cuda.convert.adapter import Adapter
+from chattn_cuda.convert.probe import POOLS
 from chattn_cuda.modules.fused import is_global_average_pool, submodule_obstacle
+from chattn_cuda.modules.own_forward import OwnForward
 from chattn_cuda.modules.se_relatives import SpatialChannelSqueezeExciteForward
 from chattn_cuda.modules.squeeze_excite import SqueezeExciteForward, SqueezeExciteLayers
 from chattn_cuda.peers.se import se_obstacle
@@ -54,7 +56,7 @@ def _layers_of(pool: nn.Module, sequence: nn.Sequential, name: str) -> SqueezeEx
     )
 
 
-class _AvgPoolFc(SqueezeExciteForward):
+class _AvgPoolFc(OwnForward, SqueezeExciteForward):
     """moskomule's SELayer (two Linear without bias) and MONAI's ChannelSELayer (with)."""
 
     if TYPE_CHECKING:
@@ -62,6 +64,12 @@ class _AvgPoolFc(SqueezeExciteForward):
         fc: Any
 
     _any_rank = _eager_any_rank = True
+
+    @torch.jit.unused
+    def _axes(self) -> int:
+        """As its pooling has them."""
+        kind = next((kind for kind in POOLS if isinstance(self.avg_pool, kind)), None)
+        return 4 if kind is None else 2 + POOLS[kind]
 
     @torch.jit.unused
     def fused_layers(self) -> SqueezeExciteLayers:
@@ -72,14 +80,12 @@ class _AvgPoolFc(SqueezeExciteForward):
         return _is_pool_and(module, "fc")
 
 
-class _AvgPoolExcite(SqueezeExciteForward):
+class _AvgPoolExcite(OwnForward, SqueezeExciteForward):
     """pycls's SE."""
 
     if TYPE_CHECKING:
         avg_pool: Any
         f_ex: Any
-
-    _unbatched = True
 
     @torch.jit.unused
     def fused_layers(self) -> SqueezeExciteLayers:
@@ -94,15 +100,13 @@ class _AvgPoolExcite(SqueezeExciteForward):
 _FLAGS = {"with_activation": True, "with_norm": False}
 
 
-class _ConvModules(SqueezeExciteForward):
+class _ConvModules(OwnForward, SqueezeExciteForward):
     """The SELayer of mmpretrain and mmdet: two ConvModules, each with conv and activate."""
 
     if TYPE_CHECKING:
         global_avgpool: Any
         conv1: Any
         conv2: Any
-
-    _unbatched = True
 
     @torch.jit.unused
     def fused_layers(self) -> SqueezeExciteLayers:
@@ -139,7 +143,7 @@ def _named_activation(module: Any) -> ActivationSpec:
     return module
 
 
-class _Scse(SpatialChannelSqueezeExciteForward):
+class _Scse(OwnForward, SpatialChannelSqueezeExciteForward):
     """The SCSEModule of segmentation_models_pytorch."""
 
     @classmethod

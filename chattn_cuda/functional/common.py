@@ -81,7 +81,7 @@ def why_not_fused(
     for t in (x, *weights):
         kind = type(t)
         if kind is not Tensor and kind is not torch.nn.Parameter and kind is not type(None):
-            if hasattr(kind, "__tensor_flatten__"):
+            if hasattr(kind, "__tensor_flatten__") or _computes(kind):
                 return f"an argument is a {kind.__name__}"
     if x.shape[1] == 0 or x.shape[2] == 0 or x.shape[3] == 0:
         return f"x has empty planes, shape {tuple(x.shape)}"
@@ -91,6 +91,14 @@ def why_not_fused(
     elif forward_ad._current_level >= 0:
         return "forward-mode differentiation is active"
     return None
+
+
+def _computes(kind: Any) -> bool:
+    """Whether a subclass of tensors has functions of torch do something of its own."""
+    function = kind.__torch_function__
+    if function is torch._C._disabled_torch_function_impl:
+        return False
+    return getattr(function, "__func__", None) is not Tensor.__torch_function__.__func__  # type: ignore[attr-defined]
 
 
 def run(

@@ -9,10 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from chattn_cuda import validation
+from chattn_cuda.functional import Decision
 from chattn_cuda.functional.grn import check_global_response_norm
 from chattn_cuda.modules.fused import Call, FusedForward, Operands, parameter
 
 __all__ = ["GlobalResponseNorm", "GlobalResponseNormForward", "eps_obstacle"]
+
+
+_MOST_SAMPLES = 16  # with planes of one position
 
 
 def eps_obstacle(module: Any) -> str | None:
@@ -41,6 +45,31 @@ class GlobalResponseNormForward(FusedForward):
         places = (self, "weight"), (self, "bias")
         call = Call("grn", self.backend, 2, (float(self.eps),))
         return Operands(call, places, ("weight", "bias"), parameter(self, "weight").shape[0])
+
+    @torch.jit.unused
+    def _is_left(self: Any, x: Any) -> bool:
+        """Whether PyTorch is faster: on a CPU, for many samples whose planes have one position."""
+        if self._backend != "auto" or not isinstance(x, Tensor) or x.dim() != 4:
+            return False
+        if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
+            return False
+        n, c = x.shape[0], x.shape[self._channel_dim]
+        return x.device.type == "cpu" and n > _MOST_SAMPLES and x.numel() == n * c
+
+    @torch.jit.unused
+    def _fused_or_eager(self: Any, x: Tensor) -> Tensor:
+        run = self.eager_forward if self._is_left(x) else super()._fused_or_eager
+        y: Tensor = run(x)
+        return y
+
+    @torch.jit.unused
+    def _decide(self: Any, x: Tensor, found: Operands | str) -> Decision:
+        if self._is_left(x):
+            found = (
+                f"PyTorch is faster for more than {_MOST_SAMPLES} planes of one position, on a CPU"
+            )
+        decision: Decision = super()._decide(x, found)
+        return decision
 
     @torch.jit.unused
     def check(self, m: Tensor, tensors: Sequence[Any], names: Sequence[str]) -> None:
@@ -82,6 +111,8 @@ class GlobalResponseNorm(GlobalResponseNormForward, nn.Module):
         super().__init__()
         validation.check_positive(dim, "dim")
         validation.check_bool(channels_last, "channels_last")
+        if type(eps) not in (int, float):
+            raise TypeError(f"eps must be a number, got {type(eps).__name__}")
         self.eps = eps
         self.channel_dim = -1 if channels_last else 1
         self.weight = nn.Parameter(torch.zeros(dim, device=device, dtype=dtype))

@@ -137,6 +137,7 @@ inline Tensor new_tensor(const Tensor& like, torch::headeronly::IntHeaderOnlyArr
                          ScalarType type, bool channels_last = false) {
   constexpr std::size_t kRowMajor[] = {3, 2, 1, 0}, kChannelsLast[] = {1, 3, 2, 0};
   std::int64_t strides[4] = {}, step = 1;
+  channels_last = channels_last && sizes.size() == 4 && sizes[2] * sizes[3] > 1;
   for (const std::size_t d : channels_last ? kChannelsLast : kRowMajor) {  // innermost first
     if (d >= sizes.size()) continue;
     strides[d] = step;
@@ -161,10 +162,11 @@ inline const void* pointer(const std::optional<Tensor>& t) { return t ? t->data_
 inline MapShape map_shape(const Tensor& x, bool channels_last) {
   MapShape map;
   map.dtype = dtype(x);
-  map.channels_last = channels_last;
   map.n = x.size(0);
   map.c = x.size(1);
   map.hw = x.size(2) * x.size(3);
+  // A map of one position lies in both formats: as rows of C numbers, not as planes of one.
+  map.channels_last = channels_last || map.hw == 1;
   return map;
 }
 

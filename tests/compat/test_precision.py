@@ -33,8 +33,8 @@ def types(model: nn.Module) -> tuple[list[torch.dtype], Callable[[], None]]:
     SECTION,
     "`torch.autocast`, float16 and bfloat16",
     "yes",
-    "maps keep the types that they have in eager PyTorch; sums and gates are float32, which is "
-    "more exact",
+    "maps keep the types that they have in eager PyTorch (GRN's result that of its map); sums and "
+    "gates are float32, which is more exact",
 )
 @pytest.mark.parametrize("dtype", LOW, ids=str)
 def test_autocast(dtype: torch.dtype) -> None:

@@ -1,0 +1,155 @@
+"""Home-made blocks that read something which may change without a trace, or draw numbers: left."""
+
+from __future__ import annotations
+
+import enum
+import functools
+import random
+import types
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from chattn_cuda import accelerate
+
+CONFIG = types.SimpleNamespace(scale=1.0)
+SETTINGS = types.ModuleType("settings")
+SETTINGS.SCALE = 1.0  # type: ignore[attr-defined]
+SETTINGS.inner = types.ModuleType("inner")  # type: ignore[attr-defined]
+SETTINGS.inner.FACTOR = 1.0  # type: ignore[attr-defined]
+FACTOR = 1.0
+OPTIONS = {"scale": 1.0}
+
+
+class Switch:
+    on = True
+
+
+class Mode(enum.Enum):
+    PLAIN = 1
+
+
+class Block(nn.Module):
+    """SE; subclasses read more."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc1, self.fc2 = nn.Linear(16, 4), nn.Linear(4, 16)
+
+    def gate(self, x: Tensor) -> Tensor:
+        return torch.sigmoid(self.fc2(F.relu(self.fc1(x.mean((2, 3))))))[:, :, None, None]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.gate(x)
+
+
+def with_forward(forward: Callable[[Any, Tensor], Tensor]) -> nn.Module:
+    return type("Home", (Block,), {"forward": forward, "__module__": __name__})()
+
+
+def helper(x: Tensor, options: Any = OPTIONS) -> Tensor:
+    return x * options["scale"]
+
+
+def remembering(x: Tensor) -> Tensor:
+    return x * remembering.scale  # type: ignore[attr-defined, no-any-return]
+
+
+remembering.scale = 1.0  # type: ignore[attr-defined]
+
+
+def scaled_gate(x: Tensor) -> Tensor:
+    return torch.sigmoid(x) * FACTOR
+
+
+def with_a_function() -> nn.Module:
+    module = with_forward(
+        lambda self, x: x * self.own(self.fc2(F.relu(self.fc1(x.mean((2, 3))))))[:, :, None, None]
+    )
+    module.own = scaled_gate
+    return module
+
+
+def decorated(function: Any) -> Any:
+    @functools.wraps(function)
+    def wrapper(self: Any, x: Tensor) -> Any:
+        return function(self, x) if CONFIG.scale == 1 else x
+
+    return wrapper
+
+
+class Computed(Block):
+    def __getattr__(self, name: str) -> Any:
+        return 1.0 if name == "boost" else super().__getattr__(name)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.gate(x) * self.boost
+
+
+LEFT: dict[str, tuple[Callable[[], nn.Module], str]] = {
+    "stochastic": (
+        lambda: with_forward(
+            lambda s, x: x if s.training and torch.rand(()) < 0.1 else x * s.gate(x)
+        ),
+        "draws random numbers",
+    ),
+    "stochastic, by Python": (
+        lambda: with_forward(
+            lambda s, x: x if s.training and random.random() < 0.1 else x * s.gate(x)
+        ),
+        "draws random numbers",
+    ),
+    "a module's number": (
+        lambda: with_forward(lambda s, x: x * s.gate(x) * SETTINGS.SCALE), "SETTINGS.SCALE",
+    ),
+    "a module's in a module": (
+        lambda: with_forward(lambda s, x: x * s.gate(x) * SETTINGS.inner.FACTOR),
+        "SETTINGS.inner.FACTOR",
+    ),
+    "a class's": (
+        lambda: with_forward(lambda s, x: x * s.gate(x) if Switch.on else x), "Switch.on",
+    ),
+    "a function's": (
+        lambda: with_forward(lambda s, x: remembering(x) * s.gate(x)), "remembering.scale",
+    ),
+    "a default": (lambda: with_forward(lambda s, x: helper(x) * s.gate(x)), "a default of helper"),
+    "a function in an attribute": (with_a_function, "the global FACTOR"),
+    "a decorator": (
+        lambda: with_forward(decorated(lambda s, x: x * s.gate(x))), "the global CONFIG",
+    ),
+    "its type": (
+        lambda: with_forward(lambda s, x: x * s.gate(x) if type(s) is not Block else x),
+        "its own class",
+    ),
+    "what requires gradients": (
+        lambda: with_forward(lambda s, x: x * s.gate(x) if s.fc1.weight.requires_grad else x),
+        "requires_grad",
+    ),
+    "computed attributes": (Computed, "attributes that its class computes"),
+    "a number of the map": (
+        lambda: with_forward(lambda s, x: x if x[0, 0, 0, 0].item() == 0 else x * s.gate(x)),
+        "calls item",
+    ),
+    "strides of the map": (
+        lambda: with_forward(lambda s, x: x * s.gate(x) if x.is_contiguous() else x),
+        "calls is_contiguous",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LEFT)
+def test_left_and_named(name: str) -> None:
+    make, reason = LEFT[name]
+    module = make()
+    report = accelerate(nn.Sequential(module))
+    assert not report.changed
+    assert reason in report.left[0].note
+
+
+def test_constants_are_no_reason() -> None:
+    module = with_forward(lambda s, x: x * s.gate(x) if Mode.PLAIN is Mode.PLAIN else x)
+    assert accelerate(nn.Sequential(module)).changed
