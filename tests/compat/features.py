@@ -95,12 +95,15 @@ matter what the caller has set: default type and device, autocast, modes, warnin
 changes at other types, sizes or modes than these is not told apart.
 
 What may change later is looked at in every call: the attributes that the forward reads, of the
-module and of its layers; its methods, and the functions of its own package that it calls, with
-their code; the class, methods and attributes of each layer that is not torch's. Other libraries'
-functions and torch's layers are taken to stay as they are. Forwards that read a buffer, a list or
-the class of the module, a global object, or a variable of the function around them are left. So it
-knows the `SEModule` of pretrained-models and segmentation_models_pytorch, MobileOne's `SEBlock`,
-BangguWu's `eca_layer`, and those with a `squeeze` and an `excitation`.
+module and of its layers; its methods, and the functions that it calls of its own package and of
+files that are not installed, with their code; the class, methods and attributes of each layer that
+is not torch's. Other libraries' functions and torch's layers are taken to stay as they are.
+Forwards are left that read a buffer, a list or the class of the module, a global object or an
+attribute of a global module, class or function, a variable of the function around them, a default
+that may change, numbers or strides of the map, or random numbers. Maps of another rank, of other
+channels or types than the operators take go to the module's own forward. So it knows the
+`SEModule` of pretrained-models and segmentation_models_pytorch, MobileOne's `SEBlock`, BangguWu's
+`eca_layer`, and those with a `squeeze` and an `excitation`.
 
 Left alone, and named in the report with what to do:
 
