@@ -16,7 +16,6 @@ __all__ = ["BATCH_NORMS", "as_prologue", "fold_batch_norm"]
 #: Of maps.
 BATCH_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
 _WITH_ACTIVATION = ("timm.layers.norm_act", "BatchNormAct2d")  # calls its submodules drop and act
-_AFFINE, _STATISTICS = {"weight", "bias"}, {"running_mean", "running_var"}
 _DROPOUTS = (nn.Dropout, nn.Dropout2d)
 
 
@@ -60,8 +59,11 @@ def as_prologue(stages: Sequence[Sequence[Any]]) -> ops.Prologue | None:
         elif kind not in BATCH_NORMS:
             return None
         own, buffers = norm._parameters, norm._buffers
-        if not own.keys() >= _AFFINE or not buffers.keys() >= _STATISTICS:
-            return None  # somebody put something else there
+        # Somebody may have put something else there. (torch.compile of 2.11 compares no sets.)
+        if "weight" not in own or "bias" not in own:
+            return None
+        if "running_mean" not in buffers or "running_var" not in buffers:
+            return None
         mean, var = buffers["running_mean"], buffers["running_var"]
         if norm.training or mean is None or var is None:
             return None
