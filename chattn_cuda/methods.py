@@ -12,7 +12,7 @@ import sys
 import sysconfig
 import types
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 from torch import nn
@@ -20,8 +20,10 @@ from torch import nn
 __all__ = [
     "Member",
     "Names",
+    "OF_EVERY_MODULE",
     "bases_with",
     "behaviour",
+    "changed",
     "code_of",
     "functions_in",
     "helpers",
@@ -34,6 +36,8 @@ __all__ = [
     "names_of",
 ]
 
+#: Attributes: parameters, buffers, submodules, hooks, the mode.
+OF_EVERY_MODULE = frozenset(nn.Module().__dict__)
 _PLAIN = (bool, int, float, str, type(None))
 
 
@@ -81,6 +85,14 @@ def key_of(cls: Any) -> tuple[Any, ...]:
         kept = (value if is_plain(value) else weakref.ref(value), code and weakref.ref(code))
         found.append((weakref.ref(owner), name, *kept))
     return tuple(found)
+
+
+def changed(members: Iterable[Member]) -> Iterator[Member]:
+    """Those that are others now, or have other code: reloaded in place."""
+    for member in members:
+        owner, name, known, code = member
+        if getattr(owner, name, None) is not known or code_of(known) is not code:
+            yield member
 
 
 def code_of(function: Any) -> Any:

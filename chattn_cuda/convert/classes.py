@@ -19,7 +19,15 @@ import torch
 
 from chattn_cuda.convert import dataflow, inside, probe
 from chattn_cuda.convert.adapter import ADAPTERS, STRUCTURES, Adapter
-from chattn_cuda.methods import Member, bases_with, code_of, helpers, is_own, methods_called
+from chattn_cuda.methods import (
+    Member,
+    bases_with,
+    changed,
+    code_of,
+    helpers,
+    is_own,
+    methods_called,
+)
 
 __all__ = [
     "accelerated",
@@ -97,14 +105,7 @@ def _may_be_shared(cls: Any) -> bool:
 
 def is_stale(cls: Any) -> bool:
     """Whether a class has been patched since ``cls`` was made from it."""
-    return next(_patched(cls), None) is not None
-
-
-def _patched(cls: Any) -> Iterator[tuple[Any, str]]:
-    """Class and name of the methods that are others now, or have other code: reloaded in place."""
-    for owner, name, known, code in cls._stands_for:
-        if getattr(owner, name, None) is not known or code_of(known) is not code:
-            yield owner, name
+    return next(changed(cls._stands_for), None) is not None
 
 
 def replaced(key: str, cls: Any) -> str | None:
@@ -189,8 +190,8 @@ def _operands(mixin: Any) -> Any:
     @torch.jit.unused
     def operands(self: Any) -> Any:
         """What the operators take of the layers, or why they do not cover them."""
-        changed = inside.are_patched(type(self)) or inside.why_changed(self, type(self)._inside)
-        return changed or mixin.operands(self)
+        reason = inside.are_patched(type(self)) or inside.why_changed(self, type(self)._inside)
+        return reason or mixin.operands(self)
 
     return operands
 
@@ -269,8 +270,8 @@ def _explain(self: Any, *args: Any, **kwargs: Any) -> Any:
     bound = inspect.signature(own.forward).bind(self, *args, **kwargs)
     explained = adapter_for(cls._accelerated_as).mixin.explain(self, *bound.args[1:2])
     found = dataclasses.replace(explained, cls=own.__name__)
-    on_module = ((o, n) for o, n, *_ in cls._stands_for if o is own and n in self.__dict__)
-    for owner, name in (*_patched(cls), *on_module):
+    on_module = (m for m in cls._stands_for if m.owner is own and m.name in self.__dict__)
+    for owner, name, *_ in (*changed(cls._stands_for), *on_module):
         reason = f"the {name} of {owner.__name__} was replaced"
         return dataclasses.replace(
             found, backend="reference", path="eager", reasons=(reason,), notes=()

@@ -9,14 +9,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from torch import nn
-
 from chattn_cuda.convert.reads import attributes_read
-from chattn_cuda.methods import Member, behaviour, code_of, is_fixed, is_plain, names_in
+from chattn_cuda.methods import (
+    OF_EVERY_MODULE,
+    Member,
+    behaviour,
+    changed,
+    is_fixed,
+    is_plain,
+    names_in,
+)
 
 __all__ = ["NOTHING", "Inside", "are_patched", "look", "unknown_source", "why_changed"]
-
-_USUAL = {*nn.Module().__dict__}  # attributes: parameters, buffers, submodules, hooks, the mode
 
 
 class _Layer(NamedTuple):
@@ -93,7 +97,7 @@ def _read(module: Any, cls: Any, within: tuple[str, ...]) -> Iterator[tuple[str,
             found = plain | classwide | attributes_read(m, type(m)) | named & own | absent
         else:
             continue
-        yield path, m, sorted(found - _USUAL)
+        yield path, m, sorted(found - OF_EVERY_MODULE)
 
 
 def why_changed(module: Any, known: Inside) -> str | None:
@@ -113,10 +117,8 @@ def why_changed(module: Any, known: Inside) -> str | None:
 
 def are_patched(cls: Any) -> str | None:
     """Which class inside modules of the accelerated ``cls`` is not what it was; None: none."""
-    for owner, name, known, code in cls._inside.members:
-        if getattr(owner, name, None) is not known or code_of(known) is not code:
-            return f"the {name} of {owner.__name__} was replaced"
-    return None
+    member = next(changed(cls._inside.members), None)
+    return None if member is None else f"the {member.name} of {member.owner.__name__} was replaced"
 
 
 are_patched._dynamo_marked_constant = True  # type: ignore[attr-defined]

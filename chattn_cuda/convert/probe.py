@@ -46,7 +46,6 @@ _WIDE = 256
 _SCALES = (1.0, 6.0)  # of the numbers: gates in the middle of their range, and at its ends
 _LONGEST = 60  # seconds of a trial
 POOLS = {nn.AdaptiveAvgPool1d: 1, nn.AdaptiveAvgPool2d: 2, nn.AdaptiveAvgPool3d: 3}
-_USUAL = {*nn.Module().__dict__}  # attributes: parameters, buffers, submodules, hooks, the mode
 
 _FOUND: weakref.WeakKeyDictionary[Any, dict[Any, str | None]] = weakref.WeakKeyDictionary()
 """What was found out, by class; there by adapter and configuration, with sizes and without."""
@@ -247,7 +246,7 @@ def _attributes(module: Any) -> dict[str, Any]:
         f"{prefix}.{name}".lstrip("."): value
         for prefix, m in module.named_modules()
         for name, value in m.__dict__.items()
-        if name not in _USUAL
+        if name not in methods.OF_EVERY_MODULE
     }
 
 

@@ -16,7 +16,7 @@ from typing import Any
 from torch import nn
 
 from chattn_cuda.hooks import has_hooks, has_own_forward
-from chattn_cuda.methods import Member, behaviour, is_fixed, is_plain
+from chattn_cuda.methods import OF_EVERY_MODULE, Member, behaviour, is_fixed, is_plain
 
 __all__ = ["recall", "remember"]
 
@@ -47,8 +47,7 @@ _SETTINGS: dict[type, tuple[str, ...]] = {
 }  # fmt: skip
 
 
-#: Attributes of every module, looked at elsewhere.
-_MODULES = {*nn.Module().__dict__} - {"training"}
+_ELSEWHERE = OF_EVERY_MODULE - {"training"}  # these are looked at there
 
 
 class _Memory:
@@ -128,7 +127,7 @@ def _add_steps(memory: _Memory, parent: Any, index: dict[int, int], prefix: str 
         if settings is None or read is not None:  # what comes later may be read, too
             count = len(own)
         if settings is None:
-            settings = tuple(n for n, v in own.items() if n not in _MODULES and is_plain(v))
+            settings = tuple(n for n, v in own.items() if n not in _ELSEWHERE and is_plain(v))
         elif not all(n in own and is_plain(own[n]) for n in settings):
             return False
         settings += tuple(n for n in read or () if n in own)
