@@ -103,6 +103,12 @@ LEFT: dict[str, tuple[Callable[[], nn.Module], str]] = {
         ),
         "draws random numbers",
     ),
+    "stochastic, without the block": (
+        lambda: with_forward(
+            lambda s, x: x if s.training and random.random() < 1 else x * s.gate(x)
+        ),
+        "draws random numbers",
+    ),
     "a module's number": (
         lambda: with_forward(lambda s, x: x * s.gate(x) * SETTINGS.SCALE), "SETTINGS.SCALE",
     ),

@@ -168,9 +168,10 @@ def _difference(plain: Any, fused: Any, brief: bool) -> str | None:
                 if _random_state() != state and _draws(copy.deepcopy(plain), x):
                     return "it is built like the block, but its forward draws random numbers"
                 found = _run(fused, x)
-            for a, b in zip(found, expected, strict=True):
-                if not _is_close(a, b, rtol=1e-9, atol=1e-12):
-                    return "it is built like the block, but computes something else"
+            if unused := [name for name, value in expected.items() if value is None]:
+                return f"it is built like the block, but its output does not depend on {unused[0]}"
+            if not all(_is_close(found[k], v, rtol=1e-9, atol=1e-12) for k, v in expected.items()):
+                return "it is built like the block, but computes something else"
         planes = planes[::-1]
     if not brief and _differs_elsewhere(plain, fused, channels, planes):
         return "it is built like the block, but computes something else for other maps"
@@ -216,9 +217,9 @@ def _random_state() -> tuple[Any, ...]:
     return *found, keys.tolist(), *place
 
 
-def _is_close(actual: Tensor, expected: Tensor, rtol: float, atol: float) -> bool:
+def _is_close(actual: Any, expected: Tensor, rtol: float, atol: float) -> bool:
     """As torch.allclose, in a quarter of its time; not for infinite numbers."""
-    if actual.shape != expected.shape or actual.dtype != expected.dtype:
+    if actual is None or (actual.shape, actual.dtype) != (expected.shape, expected.dtype):
         return False
     excess = (actual - expected).abs_().sub_(expected.abs(), alpha=rtol)
     return excess.numel() == 0 or bool(excess.max() <= atol)
@@ -319,12 +320,11 @@ def sizes(module: Any) -> tuple[tuple[int, ...], ...]:
     return _SIZES[next((POOLS[type(m)] for m in module.modules() if type(m) in POOLS), 2)]
 
 
-def _run(module: Any, x: Tensor) -> list[Tensor]:
+def _run(module: Any, x: Tensor) -> dict[str, Any]:
+    """The output, its gradients (None: it does not depend on that) and the buffers afterwards."""
     leaf = x.clone().requires_grad_()
     y = module(leaf)
-    parameters = dict(module.named_parameters())
-    grads = torch.autograd.grad(y.sin().sum(), [leaf, *parameters.values()], allow_unused=True)
-    for name, grad in zip(("the map", *parameters), grads, strict=True):
-        if grad is None:
-            raise ValueError(f"y does not depend on {name}")
-    return [y, *grads, *(b.double() for b in module.buffers())]
+    leaves = {"the map": leaf, **dict(module.named_parameters())}
+    grads = torch.autograd.grad(y.sin().sum(), [*leaves.values()], allow_unused=True)
+    buffers = {f"buffer {name}": b.double() for name, b in module.named_buffers()}
+    return {"the output": y, **dict(zip(leaves, grads, strict=True)), **buffers}

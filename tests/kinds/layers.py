@@ -33,7 +33,7 @@ class EinsumLayers(Base):
         return torch.sigmoid(torch.einsum("nd,cd->nc", s, self.fc2.weight).add(self.fc2.bias))
 
 
-@named("y does not depend on fc1.bias")
+@named("its output does not depend on fc1.bias")
 class ForgottenBias(Base):
     def excite(self, s: Tensor) -> Tensor:
         return torch.sigmoid(self.fc2(F.relu(F.linear(s, self.fc1.weight))))
