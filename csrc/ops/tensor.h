@@ -151,9 +151,10 @@ inline Tensor new_tensor(const Tensor& like, torch::headeronly::IntHeaderOnlyArr
       torch::stable::detail::to<std::int32_t>(torch::stable::detail::from(type)), device,
       like.get_device_index(), &handle));
   Tensor made(handle);
-  if (fills_new_tensors() && device == aoti_torch_device_type_cpu() && made.numel() > 0)
-    std::memset(made.data_ptr(), 0xff,
-                static_cast<std::size_t>(made.numel()) * size_of(dtype(made)));
+  if (fills_new_tensors() && device == aoti_torch_device_type_cpu() && made.numel() > 0) {
+    const int size = type == ScalarType::Byte ? 1 : size_of(dtype(made));
+    std::memset(made.data_ptr(), 0xff, static_cast<std::size_t>(made.numel() * size));
+  }
   return made;
 }
 

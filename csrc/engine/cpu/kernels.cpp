@@ -4,6 +4,7 @@
 #include "engine/cpu/matrices.h"
 #include "engine/cpu/passes.h"
 #include "engine/cpu/pointwise.h"
+#include "engine/cpu/tail_passes.h"
 
 #define CHATTN_STRING_(name) #name
 #define CHATTN_STRING(name) CHATTN_STRING_(name)
@@ -27,6 +28,24 @@ void with_count(int count, Body&& body) {
 template <class Body>
 void with_prologue(const Branches& x, Body&& body) {
   x.prologue ? body(std::true_type{}) : body(std::false_type{});
+}
+
+// body(how the inner activation is known, how the outer): the usual pairs at compile time.
+template <class Body>
+void with_functions(const TailFunctions& f, Body&& body) {
+  const auto pair = [&]<Known inner, Known act>() {
+    body(std::integral_constant<Known, inner>{}, std::integral_constant<Known, act>{});
+  };
+  const bool plain = f.act == Act::identity, relu = f.act == Act::relu;
+  if (f.inner == Act::identity) {
+    if (plain) return pair.template operator()<Known::identity, Known::identity>();
+    if (relu) return pair.template operator()<Known::identity, Known::relu>();
+    return pair.template operator()<Known::identity, Known::other>();
+  }
+  if (f.inner == Act::relu && plain) return pair.template operator()<Known::relu, Known::identity>();
+  if (f.inner == Act::relu && relu) return pair.template operator()<Known::relu, Known::relu>();
+  if (f.inner == Act::silu && plain) return pair.template operator()<Known::silu, Known::identity>();
+  pair.template operator()<Known::other, Known::other>();
 }
 
 // Typed functions behind the untyped tables.
@@ -60,7 +79,34 @@ struct Passes {
       CHATTN_ISA::gradient<T, m()>(s, in(g), at, acc(gate), acc(dmean), {s, dx, at.n}, stream);
     });
   }
-  static constexpr cpu::PassKernels table() { return {squeeze, dot, rescale, gradient}; }
+  static void moments(const MapShape& s, const void* x, const Region& at, const void* shift,
+                      void* sums) {
+    CHATTN_ISA::moments<T>(s, in(x), at, acc(shift), acc(sums));
+  }
+  static void tail(const MapShape& s, const TailMaps& maps, const TailFunctions& f,
+                   const TailNumbers& n, const Region& at, void* y, void* mask, bool stream) {
+    with_functions(f, [&](auto inner, auto act) {
+      CHATTN_ISA::tail<T, inner(), act()>(s, maps, f, n, at, static_cast<T*>(y),
+                                          static_cast<std::uint8_t*>(mask), stream);
+    });
+  }
+  static void tail_sums(const MapShape& s, const TailMaps& maps, const TailFunctions& f,
+                        const TailNumbers& n, const Region& at, void* sums) {
+    with_functions(f, [&](auto inner, auto act) {
+      CHATTN_ISA::tail_sums<T, inner(), act()>(s, maps, f, n, at, acc(sums));
+    });
+  }
+  static void tail_gradient(const MapShape& s, const TailMaps& maps, const TailFunctions& f,
+                            const TailNumbers& n, const Region& at, void* dx, void* dresidual,
+                            bool stream) {
+    with_functions(f, [&](auto inner, auto act) {
+      CHATTN_ISA::tail_gradient<T, inner(), act()>(s, maps, f, n, at, static_cast<T*>(dx),
+                                                   static_cast<T*>(dresidual), stream);
+    });
+  }
+  static constexpr cpu::PassKernels table() {
+    return {squeeze, dot, rescale, gradient, moments, tail, tail_sums, tail_gradient};
+  }
 };
 
 template <class W>

@@ -5,6 +5,7 @@
 #include "common/activation.h"
 #include "common/types.h"
 #include "engine/map.h"
+#include "engine/tail.h"
 
 namespace chattn::cpu {
 
@@ -33,6 +34,15 @@ struct PassKernels {
   // dx_m = gate[m][c]*g + dmean[c].
   void (*gradient)(const MapShape&, const void* g, const Region&, const void* gate,
                    const void* dmean, const MutableBranches& dx, bool stream);
+  // sums[0][c] = sum_hw (x - shift[c]), sums[1][c] = sum_hw (x - shift[c])^2.
+  void (*moments)(const MapShape&, const void* x, const Region&, const void* shift, void* sums);
+  // Those of engine/tail.h. Null: `mask` and either gradient, if they are not wanted.
+  void (*tail)(const MapShape&, const TailMaps&, const TailFunctions&, const TailNumbers&,
+               const Region&, void* y, void* mask, bool stream);
+  void (*tail_sums)(const MapShape&, const TailMaps&, const TailFunctions&, const TailNumbers&,
+                    const Region&, void* sums);
+  void (*tail_gradient)(const MapShape&, const TailMaps&, const TailFunctions&, const TailNumbers&,
+                        const Region&, void* dx, void* dresidual, bool stream);
 };
 
 // Products of small row-major matrices, and activations. `w` has the weights' type, everything else

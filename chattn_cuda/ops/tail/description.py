@@ -1,0 +1,111 @@
+"""What a tail computes, and its formulas in plain PyTorch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from chattn_cuda.ops.block import activation_of_code
+from chattn_cuda.ops.blocks import BLOCKS
+from chattn_cuda.reference import accumulation_dtype, in_type, no_autocast
+
+__all__ = ["Gate", "Norm", "Tail"]
+
+_MASKED = (1, 2, 3)  # ReLU, ReLU6, leaky ReLU: one bit tells the derivative
+
+
+@dataclass(slots=True)
+class Norm:
+    """A batch norm of maps.
+
+    Attributes:
+        mean: (C,), running statistics to normalise by; None for those of the batch.
+        var: As mean.
+        eps: Added to the variance.
+    """
+
+    mean: Tensor | None
+    var: Tensor | None
+    eps: float
+
+    @property
+    def of_batch(self) -> bool:
+        """Whether it normalises by the statistics of the batch."""
+        return self.mean is None
+
+
+@dataclass(slots=True)
+class Gate:
+    """The block whose gate it is: its name, and the constants of its operators."""
+
+    block: str
+    constants: tuple[Any, ...]
+
+
+@dataclass(slots=True)
+class Tail:
+    """All that is no differentiable tensor.
+
+    Attributes:
+        norm: The batch norm.
+        gate: The gate; None for none.
+        inner: Code and parameter of the activation between norm and gate.
+        act: Of the one behind the residual.
+        factors: (N, 1), by which samples are multiplied beside the gate, or None.
+    """
+
+    norm: Norm
+    gate: Gate | None
+    inner: tuple[int, float]
+    act: tuple[int, float]
+    factors: Tensor | None = None
+
+    @property
+    def functions(self) -> tuple[int, float, int, float]:
+        """As the operators take them."""
+        return *self.inner, *self.act
+
+    @property
+    def is_masked(self) -> bool:
+        """Whether a bit per position tells the derivative of the activation."""
+        return self.act[0] in _MASKED
+
+    def formula(
+        self, x: Tensor, residual: Tensor | None, weight: Tensor | None, bias: Tensor | None,
+        *of_gate: Tensor | None,
+    ) -> Tensor:  # fmt: skip
+        """Y in plain PyTorch, differentiable to any order."""
+        acc = accumulation_dtype(x.dtype)
+        with no_autocast(x.device.type):
+            u, norm = in_type(x, acc), self.norm
+            if norm.mean is None or norm.var is None:
+                var, mean = torch.var_mean(u, (0, 2, 3), correction=0)
+            else:
+                mean, var = in_type(norm.mean, acc), in_type(norm.var, acc)
+            scale = torch.rsqrt(var + norm.eps)
+            if weight is not None:
+                scale = scale * in_type(weight, acc)
+            v = (u - mean[:, None, None]) * scale[:, None, None]
+            if bias is not None:
+                v = v + in_type(bias, acc)[:, None, None]
+            w = activation_of_code(*self.inner)(v)
+            if self.gate is not None:
+                pooled = w.mean((2, 3), keepdim=True)
+                w = w * self._factor(self.gate_formula(pooled, of_gate))[:, :, None, None]
+            elif self.factors is not None:
+                w = w * self.factors[:, :, None, None]
+            if residual is not None:
+                w = w + in_type(residual, acc)
+            return in_type(activation_of_code(*self.act)(w), x.dtype)
+
+    def _factor(self, gate: Tensor) -> Tensor:
+        return gate if self.factors is None else gate * self.factors
+
+    def gate_formula(self, pooled: Tensor, of_gate: Sequence[Tensor | None]) -> Tensor:
+        """The gate (N, C) for the mean (N, C, 1, 1)."""
+        assert self.gate is not None
+        return BLOCKS[self.gate.block].formulas(pooled, *of_gate, *self.gate.constants)[1]
