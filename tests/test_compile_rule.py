@@ -11,9 +11,11 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._inductor.utils import run_and_get_code
 
 import chattn_cuda
-from chattn_cuda import _native, compiled, modules
+from chattn_cuda import _native, compiled, modules, ops
+from chattn_cuda.ops.registration import registered_namespaces
 from tests import exported
 
 C, RD = 16, 4
@@ -113,6 +115,30 @@ def test_blocks_of_branches_stay_operators(name: str) -> None:
     module = BRANCHES[name]().eval()
     with rule(FORMULA), torch.no_grad():
         assert is_operator(graph_of(module, torch.randn(2, C, 5, 7)))
+
+
+def test_convolutions_hand_over_their_own_layout() -> None:
+    # Inductor has convolutions work in channels_last; copied back, every map would move once more.
+    conv, block = nn.Conv2d(C, 2 * C, 1, bias=False), modules.SelectiveKernelAttn(C)
+
+    def call(x: Tensor) -> Tensor:
+        return block.weigh(conv(x).chunk(2, 1))
+
+    x = torch.randn(2, C, 9, 9)
+    torch._dynamo.reset()
+    with torch.no_grad(), torch._inductor.config.patch(force_disable_caches=True):
+        y, (code,) = run_and_get_code(torch.compile(call, fullgraph=True), x)
+        torch.testing.assert_close(y, call(x))
+    assert re.search(r"sk_squeeze\.default", code)
+    assert not re.search(r"(cpp|triton)_\w*sk_squeeze", code), "a kernel that copies its branches"
+
+
+@pytest.mark.parametrize("name", sorted(registered_namespaces))
+def test_operators_take_maps_of_any_layout(name: str) -> None:
+    operators = getattr(torch.ops, name)
+    for block in ops.BLOCKS:
+        for way in ("forward", "backward"):
+            assert torch.Tag.flexible_layout in getattr(operators, f"{block}_{way}").default.tags
 
 
 @pytest.mark.parametrize("name", MODULES)

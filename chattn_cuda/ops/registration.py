@@ -40,6 +40,9 @@ def register_rules(namespace: str) -> None:
             continue  # Triton has none of whole selective kernels
         qualified = f"{namespace}::{name}"
         operator = operator_of(namespace, name)
+        # The kernels read maps of any strides. Without this, Inductor copies what its convolutions
+        # give in channels_last back into the format of eager PyTorch.
+        operator.tags.append(torch.Tag.flexible_layout)
         torch.library.register_fake(qualified, fake)
         torch.library.register_vmap(qualified, functools.partial(_loop, operator))
         if name in gradients:
