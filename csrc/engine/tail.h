@@ -14,10 +14,8 @@ struct TailFunctions {
   Act inner = Act::identity, act = Act::identity;
   double inner_param = 0, act_param = 0;
 
-  // Whether the derivative of `act` follows from one bit per position.
-  bool is_masked() const {
-    return act == Act::relu || act == Act::relu6 || act == Act::leaky_relu;
-  }
+  // Whether the derivative of `act` is 0 or 1: one bit per position tells it.
+  bool is_masked() const { return act == Act::relu || act == Act::relu6; }
 };
 
 // Maps to read; null ones are not there.

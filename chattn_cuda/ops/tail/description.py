@@ -15,7 +15,7 @@ from chattn_cuda.reference import accumulation_dtype, in_type, no_autocast
 
 __all__ = ["Gate", "Norm", "Tail"]
 
-_MASKED = (1, 2, 3)  # ReLU, ReLU6, leaky ReLU: one bit tells the derivative
+_MASKED = (1, 2)  # ReLU, ReLU6: the derivative is 0 or 1
 
 
 @dataclass(slots=True)
@@ -71,7 +71,7 @@ class Tail:
 
     @property
     def is_masked(self) -> bool:
-        """Whether a bit per position tells the derivative of the activation."""
+        """Whether the derivative of the activation is 0 or 1: a bit per position tells it."""
         return self.act[0] in _MASKED
 
     def formula(

@@ -32,11 +32,15 @@ void with_prologue(const Branches& x, Body&& body) {
 
 // body(how the inner activation is known, how the outer): the usual pairs at compile time.
 template <class Body>
-void with_functions(const TailFunctions& f, Body&& body) {
+void with_functions(const TailFunctions& f, bool masked, Body&& body) {
   const auto pair = [&]<Known inner, Known act>() {
     body(std::integral_constant<Known, inner>{}, std::integral_constant<Known, act>{});
   };
   const bool plain = f.act == Act::identity, relu = f.act == Act::relu;
+  if (masked) {
+    if (f.inner == Act::identity) return pair.template operator()<Known::identity, Known::masked>();
+    return pair.template operator()<Known::other, Known::masked>();
+  }
   if (f.inner == Act::identity) {
     if (plain) return pair.template operator()<Known::identity, Known::identity>();
     if (relu) return pair.template operator()<Known::identity, Known::relu>();
@@ -85,21 +89,21 @@ struct Passes {
   }
   static void tail(const MapShape& s, const TailMaps& maps, const TailFunctions& f,
                    const TailNumbers& n, const Region& at, void* y, void* mask, bool stream) {
-    with_functions(f, [&](auto inner, auto act) {
+    with_functions(f, false, [&](auto inner, auto act) {
       CHATTN_ISA::tail<T, inner(), act()>(s, maps, f, n, at, static_cast<T*>(y),
                                           static_cast<std::uint8_t*>(mask), stream);
     });
   }
   static void tail_sums(const MapShape& s, const TailMaps& maps, const TailFunctions& f,
                         const TailNumbers& n, const Region& at, void* sums) {
-    with_functions(f, [&](auto inner, auto act) {
+    with_functions(f, maps.mask != nullptr, [&](auto inner, auto act) {
       CHATTN_ISA::tail_sums<T, inner(), act()>(s, maps, f, n, at, acc(sums));
     });
   }
   static void tail_gradient(const MapShape& s, const TailMaps& maps, const TailFunctions& f,
                             const TailNumbers& n, const Region& at, void* dx, void* dresidual,
                             bool stream) {
-    with_functions(f, [&](auto inner, auto act) {
+    with_functions(f, maps.mask != nullptr, [&](auto inner, auto act) {
       CHATTN_ISA::tail_gradient<T, inner(), act()>(s, maps, f, n, at, static_cast<T*>(dx),
                                                    static_cast<T*>(dresidual), stream);
     });

@@ -179,17 +179,17 @@ struct Repeated {
   }
 };
 
-// out[r][i] = sum of value(r + m, position, i, count) over the rows that start at positions p0,
-// p0 + fold, ... before p1 and over `parts` maps m, for columns [c0, c1) and r in [0, R).
+// out[r][i] = sum of term r of terms(m, position, i, count), a tile of R, over the rows that start at
+// positions p0, p0 + fold, ... before p1 and over `parts` maps m, for columns [c0, c1).
 //
 // Rows are read from end to end. One at a time, so that the prefetcher of a page follows one stream
 // (two streams in a page cost up to half of the bandwidth), unless rows are longer than a page:
 // then each starts with misses, which four at a time overlap. Partial sums of a chunk of rows stay
 // in the first-level cache; the error grows with the number of chunks and not of positions.
-template <class T, int R, class Value>
+template <class T, int R, class Terms>
 CHATTN_INLINE void row_sums(const MapShape& s, index_t fold, index_t p0, index_t p1, index_t c0,
                             index_t c1, int parts, acc_t<T>* out, index_t stride, bool add,
-                            Value&& value) {
+                            Terms&& terms) {
   using SA = Simd<acc_t<T>>;
   using V = typename SA::V;
   constexpr index_t kL = SA::kLanes, kVectors = 64, kChunk = 64, kPageBytes = 4096;
@@ -207,9 +207,9 @@ CHATTN_INLINE void row_sums(const MapShape& s, index_t fold, index_t p0, index_t
         for (int m = 0; m < parts; ++m)
           for_vectors<kL>(width, [&](index_t i, index_t count) {
             const index_t c = b0 + i;
-            for (int r = 0; r < R; ++r)
-              sums[r][i / kL] += (value(r + m, p, c, count) + value(r + m, p + 1, c, count)) +
-                                 (value(r + m, p + 2, c, count) + value(r + m, p + 3, c, count));
+            auto four = (terms(m, p, c, count) + terms(m, p + 1, c, count)) +
+                        (terms(m, p + 2, c, count) + terms(m, p + 3, c, count));
+            four.each([&](index_t r, V v) CHATTN_INLINE_LAMBDA { sums[r][i / kL] += v; });
           });
       for (; p < q1; p += fold) {
         // The last row may have fewer positions.
@@ -217,7 +217,8 @@ CHATTN_INLINE void row_sums(const MapShape& s, index_t fold, index_t p0, index_t
         const index_t there = fold == 1 || end > width ? width : end;
         for (int m = 0; m < parts; ++m)
           for_vectors<kL>(there, [&](index_t i, index_t count) {
-            for (int r = 0; r < R; ++r) sums[r][i / kL] += value(r + m, p, b0 + i, count);
+            auto one = terms(m, p, b0 + i, count);
+            one.each([&](index_t r, V v) CHATTN_INLINE_LAMBDA { sums[r][i / kL] += v; });
           });
       }
       for_vectors<kL>(width, [&](index_t i, index_t count) {
@@ -232,12 +233,12 @@ CHATTN_INLINE void row_sums(const MapShape& s, index_t fold, index_t p0, index_t
   }
 }
 
-// out[r][c] = sum of value(r + m, position, channel, count) over the region's positions and `parts`
-// maps m: sums of chunks, of spans, of all. `one_map`: rows may be of several positions. Several
+// out[r][c] = sum of term r of terms(m, position, channel, count) over the region's positions and
+// `parts` maps m: sums of chunks, of spans, of all. `one_map`: rows may be of several positions. Several
 // maps never fold, because those that lie in one tensor have gaps, and sums must be the same.
-template <class T, int R, class Value>
+template <class T, int R, class Terms>
 CHATTN_INLINE void column_sums(const MapShape& s, const Region& at, bool one_map, int parts,
-                               acc_t<T>* out, Value&& value) {
+                               acc_t<T>* out, Terms&& terms) {
   const index_t fold = positions_per_row<T>(s, one_map);
   acc_t<T> row[R * kLongestRow];
   if (fold > 1)
@@ -245,11 +246,11 @@ CHATTN_INLINE void column_sums(const MapShape& s, const Region& at, bool one_map
   for (index_t p0 = at.p0; p0 < at.p1; p0 += at.span) {
     const index_t p1 = p0 + at.span < at.p1 ? p0 + at.span : at.p1;
     if (fold == 1) {
-      row_sums<T, R>(s, 1, p0, p1, at.c0, at.c1, parts, out, s.c, p0 > at.p0, value);
+      row_sums<T, R>(s, 1, p0, p1, at.c0, at.c1, parts, out, s.c, p0 > at.p0, terms);
       continue;
     }
     const index_t width = s.c * fold;
-    row_sums<T, R>(s, fold, p0, p1, 0, width, parts, row, width, false, value);
+    row_sums<T, R>(s, fold, p0, p1, 0, width, parts, row, width, false, terms);
     for (int r = 0; r < R; ++r)
       for (index_t c = 0; c < s.c; ++c) {
         acc_t<T> total = row[r * width + c];
@@ -264,6 +265,7 @@ CHATTN_INLINE void column_sums(const MapShape& s, const Region& at, bool one_map
 template <class T, bool kPrologue>
 void squeeze(const MapShape& s, const Branches& x, const Region& at, acc_t<T>* sum) {
   using S = Simd<T>;
+  using V = typename S::V;
   const Prologues<T, kPrologue> prologue(s, x);
   const T* base[kMaxBranches];
   index_t pitch = s.c;
@@ -284,7 +286,7 @@ void squeeze(const MapShape& s, const Branches& x, const Region& at, acc_t<T>* s
     column_sums<T, 1>(s, at, one_map, x.count, sum,
                       [&](int m, index_t p, index_t c, index_t count) {
                         const auto v = S::load_some(base[m] + p * pitch + c, count);
-                        return prologue.of_channels(m, c, count)(v, count);
+                        return tile_of<V, 1>(prologue.of_channels(m, c, count)(v, count));
                       });
   }
 }
@@ -301,8 +303,13 @@ void dot(const MapShape& s, const T* g, const Sample<const T*, M>& u, const Regi
         });
     return;
   }
-  column_sums<T, M>(s, at, M == 1, 1, out, [&](int m, index_t p, index_t c, index_t count) {
-    return S::load_some(g + p * s.c + c, count) * S::load_some(u.base[m] + p * u.pitch + c, count);
+  column_sums<T, M>(s, at, M == 1, 1, out, [&](int, index_t p, index_t c, index_t count) {
+    const auto dy = S::load_some(g + p * s.c + c, count);
+    Tile<typename S::V, M> products;
+    products.each([&](index_t m, typename S::V& v) CHATTN_INLINE_LAMBDA {
+      v = dy * S::load_some(u.base[m] + p * u.pitch + c, count);
+    });
+    return products;
   });
 }
 

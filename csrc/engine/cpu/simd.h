@@ -313,12 +313,24 @@ struct Tile {
     f(index_t{I}, v);
     rest.each(f);
   }
+  CHATTN_INLINE Tile operator+(const Tile& more) const { return {v + more.v, rest + more.rest}; }
 };
 template <class V, int N>
 struct Tile<V, N, N> {
   template <class F>
   CHATTN_INLINE void each(F&&) {}
+  CHATTN_INLINE Tile operator+(const Tile&) const { return {}; }
 };
+
+// A tile of these vectors.
+template <class V, int N, int I = 0, class... More>
+CHATTN_INLINE Tile<V, N, I> tile_of(V first, More... more) {
+  if constexpr (I + 1 == N) {
+    return {first, {}};
+  } else {
+    return {first, tile_of<V, N, I + 1>(more...)};
+  }
+}
 
 // Calls body(first, std::integral_constant<int, R>) for tiles of at most R of [row, rows), the
 // largest first.

@@ -6,8 +6,9 @@
 
 namespace chattn::CHATTN_ISA {
 
-// How a pass knows an activation: the usual ones at compile time, others by a call.
-enum class Known { identity, relu, silu, other };
+// How a pass knows an activation: the usual ones at compile time, others by a call. masked: the bits
+// that the forward left tell where its derivative is 1; elsewhere it is 0.
+enum class Known { identity, relu, silu, masked, other };
 
 template <Known k, class A>
 CHATTN_INLINE typename Simd<A>::V activated(Act f, typename Simd<A>::V z, A param) {
@@ -143,10 +144,10 @@ CHATTN_INLINE void for_runs(const MapShape& s, const Region& at, const acc_t<T>*
   }
 }
 
-// K sums over every plane of value(c, offset, count, v), which adds to v.
-template <class T, int K, class Add>
+// K sums over every plane of the terms(c, offset in the plane, count), a tile.
+template <class T, int K, class Terms>
 CHATTN_INLINE void plane_states(const MapShape& s, index_t c0, index_t c1, acc_t<T>* out,
-                                Add&& add) {
+                                Terms&& terms) {
   using S = Simd<T>;
   using SA = Simd<acc_t<T>>;
   using V = typename S::V;
@@ -159,18 +160,18 @@ CHATTN_INLINE void plane_states(const MapShape& s, index_t c0, index_t c1, acc_t
       index_t i = 0;
       do {
         const index_t end = s.hw - i < part ? s.hw : i + part;
-        V even[K] = {}, odd[K] = {};
+        Tile<V, K> even, odd;
         for (; i + 2 * kL <= end; i += 2 * kL) {
-          add(c + p, i, kL, even);
-          add(c + p, i + kL, kL, odd);
+          even = even + terms(c + p, i, kL);
+          odd = odd + terms(c + p, i + kL, kL);
         }
         if (i + kL <= end) {
-          add(c + p, i, kL, even);
+          even = even + terms(c + p, i, kL);
           i += kL;
         }
-        if (i < end) add(c + p, i, end - i, odd);
+        if (i < end) odd = odd + terms(c + p, i, end - i);
         i = end;
-        for (int k = 0; k < K; ++k) parts[k][p] += even[k] + odd[k];
+        (even + odd).each([&](index_t k, V v) CHATTN_INLINE_LAMBDA { parts[k][p] += v; });
       } while (i < s.hw);
     }
     for (int k = 0; k < K; ++k) SA::store_some(out + k * s.c + c, S::sums(parts[k]), planes);
@@ -188,19 +189,18 @@ void moments(const MapShape& s, const T* x, const Region& at, const acc_t<T>* sh
   using V = typename S::V;
   x += at.n * s.c * s.hw;
   if (!s.channels_last) {
-    plane_states<T, 2>(s, at.c0, at.c1, sums, [&](index_t c, index_t i, index_t count, V(&v)[2]) {
+    plane_states<T, 2>(s, at.c0, at.c1, sums, [&](index_t c, index_t i, index_t count) {
       const V d = S::first(S::load_some(x + c * s.hw + i, count) - S::broadcast(shift[c]), count);
-      v[0] += d;
-      v[1] += d * d;
+      return tile_of<V, 2>(d, d * d);
     });
     return;
   }
   const index_t fold = positions_per_row<T>(s, true);
   const acc_t<T>* const rows[1] = {shift};
   const Rows<acc_t<T>, 1> shifts(rows, s.c, fold);
-  column_sums<T, 2>(s, at, true, 1, sums, [&](int r, index_t p, index_t c, index_t count) {
+  column_sums<T, 2>(s, at, true, 1, sums, [&](int, index_t p, index_t c, index_t count) {
     const V d = S::load_some(x + p * s.c + c, count) - SA::load_some(shifts.at[0] + c, count);
-    return r == 0 ? d : d * d;
+    return tile_of<V, 2>(d, d * d);
   });
 }
 
@@ -210,7 +210,6 @@ struct Tail {
   using A = acc_t<T>;
   using S = Simd<T>;
   using V = typename S::V;
-  static constexpr bool kMasked = kAct == Known::relu;
   TailFunctions f;
   const T *x, *residual, *dy;
   const std::uint8_t* mask;
@@ -237,10 +236,11 @@ struct Tail {
   CHATTN_INLINE V act(V z) const {
     return activated<kAct, A>(f.act, z, static_cast<A>(f.act_param));
   }
-  // Where the derivative of `act` is not its other value.
+  // Where the derivative of a masked activation is 1.
   CHATTN_INLINE auto on(V z) const {
-    if (f.act == Act::relu6) return (z > A(0)) & (z < A(6));
-    return f.act == Act::relu ? ~(z <= A(0)) : z > A(0);
+    const auto positive = ~(z <= A(0));
+    if (kAct == Known::relu || f.act == Act::relu) return positive;
+    return (z > A(0)) & (z < A(6));
   }
   // act' * dy; with a mask from its bits, else from z().
   template <class Z>
@@ -249,11 +249,9 @@ struct Tail {
     const V g = S::load_some(dy + offset, count);
     if constexpr (kAct == Known::identity) {
       return g;
+    } else if constexpr (kAct == Known::masked) {
+      return Bits<A>::lanes(Bits<A>::load(bits, i, count)) ? g : V{};
     } else {
-      if (bits) {
-        const V other = f.act == Act::leaky_relu ? g * static_cast<A>(f.act_param) : V{};
-        return Bits<A>::lanes(Bits<A>::load(bits, i, count)) ? g : other;
-      }
       return through<kAct, A>(f.act, z(), static_cast<A>(f.act_param), g);
     }
   }
@@ -296,44 +294,34 @@ void tail_sums(const MapShape& s, const TailMaps& maps, const TailFunctions& f,
   const index_t sample = at.n * s.c * s.hw, bytes = at.n * (shape.bytes() / s.n);
   // The terms of the sums at a vector.
   const auto terms = [&](index_t offset, const std::uint8_t* bits, index_t i, index_t count,
-                         const V(&v)[4], V(&t)[kSums]) CHATTN_INLINE_LAMBDA {
+                         const V(&v)[4]) CHATTN_INLINE_LAMBDA {
     const V x = S::load_some(tail.x + offset, count), d = x - v[3];
     const V u = v[0] * x + v[1], w = tail.inner(u);
     const V g = tail.gradient(offset, bits, i, count,
                               [&] { return tail.before_act(w, v[2], offset, count); });
     if constexpr (kSums == 2) {
-      t[0] = g;
-      t[1] = g * d;
+      return tile_of<V, 2>(g, g * d);
     } else {
       const V m = tail.through_inner(u, S::first(S::broadcast(A(1)), count)), mg = m * g;
-      t[0] = g * w;
-      t[1] = mg;
-      t[2] = mg * d;
-      t[3] = m;
-      t[4] = m * d;
+      return tile_of<V, 5>(g * w, mg, mg * d, m, m * d);
     }
-  };
-  const auto row = [&](index_t byte) CHATTN_INLINE_LAMBDA {
-    return tail.mask ? tail.mask + bytes + byte : nullptr;
   };
   if (!s.channels_last) {
     plane_states<T, kSums>(
-        s, at.c0, at.c1, sums, [&](index_t c, index_t i, index_t count, V(&v)[kSums]) {
-          V same[4], t[kSums];
+        s, at.c0, at.c1, sums, [&](index_t c, index_t i, index_t count) {
+          V same[4];
           for (int r = 0; r < 4; ++r) same[r] = S::broadcast(rows[r][c]);
-          terms(sample + c * s.hw + i, row(c * shape.pitch), i, count, same, t);
-          for (int k = 0; k < kSums; ++k) v[k] += t[k];
+          return terms(sample + c * s.hw + i, tail.mask + bytes + c * shape.pitch, i, count, same);
         });
     return;
   }
   const index_t fold = tail_positions<T>(s);
   const Rows<A, 4> repeated(rows, s.c, fold);
   column_sums<T, kSums>(
-      s, at, s.c % 8 == 0, 1, sums, [&](int k, index_t p, index_t c, index_t count) {
-        V v[4], t[kSums];
+      s, at, s.c % 8 == 0, 1, sums, [&](int, index_t p, index_t c, index_t count) {
+        V v[4];
         for (int r = 0; r < 4; ++r) v[r] = SA::load_some(repeated.at[r] + c, count);
-        terms(sample + p * s.c + c, row(p * shape.pitch), c, count, v, t);
-        return t[k];
+        return terms(sample + p * s.c + c, tail.mask + bytes + p * shape.pitch, c, count, v);
       });
 }
 
@@ -350,7 +338,7 @@ void tail_gradient(const MapShape& s, const TailMaps& maps, const TailFunctions&
       static_cast<const A*>(n.dpooled), static_cast<const A*>(n.constant),
       static_cast<const A*>(n.slope)};
   for_runs<T>(s, at, rows, [&](index_t offset, index_t byte, index_t length, auto&& numbers) {
-    const std::uint8_t* const bits = tail.mask ? tail.mask + byte : nullptr;
+    const std::uint8_t* const bits = tail.mask + byte;
     const auto gradient = [&](index_t i, index_t count, const V(&v)[7],
                               V u) CHATTN_INLINE_LAMBDA {
       return tail.gradient(offset + i, bits, i, count, [&] {
@@ -370,7 +358,7 @@ void tail_gradient(const MapShape& s, const TailMaps& maps, const TailFunctions&
         V v[7];
         numbers(i, count, v);
         V u{};
-        if (!bits) u = v[0] * S::load_some(tail.x + offset + i, count) + v[1];
+        if (kAct != Known::masked) u = v[0] * S::load_some(tail.x + offset + i, count) + v[1];
         return gradient(i, count, v, u);
       });
   });
