@@ -32,8 +32,7 @@ Tensor sk_select(std::vector<Tensor> x, Tensor logits, std::optional<Tensor> pro
   p.map = map_shape(x[0], is_channels_last(x[0]));
   const index_t n = p.map.n, c = p.map.c, m = static_cast<index_t>(x.size());
   check_like(logits, x[0], acc_type(x[0].scalar_type()), n * m * c, "logits");
-  Tensor y =
-      new_tensor(x[0], {n, c, x[0].size(2), x[0].size(3)}, x[0].scalar_type(), p.map.channels_last);
+  Tensor y = new_map(x[0]);
   if (n > 0) {
     p.x = in_place(x, p.map);
     set_prologue(p.x, prologue, x[0]);

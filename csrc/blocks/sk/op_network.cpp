@@ -137,8 +137,7 @@ SkOutputs sk_forward(std::vector<Tensor> x, Tensor w_reduce, OptionalTensor b_re
   const SkRows rows(n, p.network.norm);
   STD_TORCH_CHECK(n > 1 || !of_batch, "chattn_cuda::sk: statistics of fewer than two samples");
 
-  Tensor y =
-      new_tensor(x[0], {n, c, x[0].size(2), x[0].size(3)}, x[0].scalar_type(), p.map.channels_last);
+  Tensor y = new_map(x[0]);
   Tensor pooled = new_tensor(x[0], {n, c}, acc);
   Tensor hidden = new_tensor(x[0], {rows.count, d}, acc);
   Tensor logits = new_tensor(x[0], {n, m, c}, acc);
