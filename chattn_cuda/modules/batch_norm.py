@@ -25,17 +25,22 @@ def fold_batch_norm(
     """The SE weights with a normalisation by running statistics folded into the first layer.
 
     Differentiable in the weights and in the norm's. Computed in float32 for 16-bit weights, and
-    then all four are float32, which the operators take with a 16-bit map. The graph keeps a
-    copy of b1, which may change before the backward.
+    then all four are float32, which the operators take with a 16-bit map. The graph keeps no
+    bias, which may change before the backward.
     """
-    acc = torch.float64 if w1.dtype == torch.float64 else torch.float32
-    scale, shift = reference.affine_of_norm(weight, bias, mean, var, eps, acc)
-    return [
-        w1.to(acc) * (scale[:, None] if w1.dim() == 2 else scale[:, None, None, None]),
-        shift if b1 is None else shift + b1.to(acc, copy=torch.is_grad_enabled()) * scale,
-        w2.to(acc),
-        None if b2 is None else b2.to(acc),
-    ]
+    acc = reference.accumulation_dtype(w1.dtype)
+    # Every operation counts: the numbers are few.
+    w1, b1, w2, b2, weight, bias, mean, var = (
+        t if t is None or t.dtype == acc else t.to(acc)
+        for t in (w1, b1, w2, b2, weight, bias, mean, var)
+    )
+    scale = torch.rsqrt(var + eps)
+    if weight is not None:
+        scale = scale * weight
+    if b1 is not None:
+        mean = mean - b1
+    shift = -mean * scale if bias is None else torch.addcmul(bias, mean, scale, value=-1)
+    return [w1 * scale.view(-1, *(1,) * (w1.dim() - 1)), shift, w2, b2]
 
 
 def as_prologue(stages: Sequence[Sequence[Any]]) -> ops.Prologue | None:
