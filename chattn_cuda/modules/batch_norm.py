@@ -29,11 +29,11 @@ def fold_batch_norm(
     bias, which may change before the backward.
     """
     acc = reference.accumulation_dtype(w1.dtype)
-    # Every operation counts: the numbers are few.
-    w1, b1, w2, b2, weight, bias, mean, var = (
-        t if t is None or t.dtype == acc else t.to(acc)
-        for t in (w1, b1, w2, b2, weight, bias, mean, var)
-    )
+    # Every operation and every call counts: the numbers are few.
+    numbers = []
+    for t in (w1, b1, w2, b2, weight, bias, mean, var):
+        numbers.append(t if t is None or t.dtype == acc else t.to(acc))
+    w1, b1, w2, b2, weight, bias, mean, var = numbers
     scale = torch.rsqrt(var + eps)
     if weight is not None:
         scale = scale * weight
