@@ -156,7 +156,7 @@ constexpr index_t kLongestRow = 2048;
 template <class T>
 CHATTN_INLINE index_t positions_per_row(const MapShape& s, bool dense) {
   constexpr index_t kL = Simd<T>::kLanes, kShortest = 16 * kL;
-  if (!dense || s.c > cpu::kWholeRow) return 1;
+  if (!dense || s.c > cpu::kWholeRow || s.hw == 1) return 1;
   const index_t twos = s.c & -s.c;  // the largest power of two in C
   index_t fold = twos < kL ? kL / twos : 1;
   while (s.c * fold < kShortest) fold *= 2;
@@ -241,7 +241,7 @@ CHATTN_INLINE void column_sums(const MapShape& s, const Region& at, bool one_map
   const index_t fold = positions_per_row<T>(s, one_map);
   acc_t<T> row[R * kLongestRow];
   if (fold > 1)
-    std::fill_n(row, R * kLongestRow, acc_t<T>(0));  // GCC cannot see that it is written
+    std::fill_n(row, R * s.c * fold, acc_t<T>(0));  // GCC cannot see that it is written
   for (index_t p0 = at.p0; p0 < at.p1; p0 += at.span) {
     const index_t p1 = p0 + at.span < at.p1 ? p0 + at.span : at.p1;
     if (fold == 1) {
