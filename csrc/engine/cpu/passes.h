@@ -240,8 +240,7 @@ CHATTN_INLINE void column_sums(const MapShape& s, const Region& at, bool one_map
                                acc_t<T>* out, Value&& value) {
   const index_t fold = positions_per_row<T>(s, one_map);
   acc_t<T> row[R * kLongestRow];
-  if (fold > 1)
-    std::fill_n(row, R * s.c * fold, acc_t<T>(0));  // GCC cannot see that it is written
+  if (fold > 1) std::fill_n(row, R * s.c * fold, acc_t<T>(0));  // GCC cannot see that it is written
   for (index_t p0 = at.p0; p0 < at.p1; p0 += at.span) {
     const index_t p1 = p0 + at.span < at.p1 ? p0 + at.span : at.p1;
     if (fold == 1) {
