@@ -8,7 +8,6 @@ first, and a stacked gradient is put together from its parts.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,7 +15,6 @@ from torch import Tensor
 from chattn_cuda.reference import accumulation_dtype
 
 from . import host
-from .kernels import elements
 from .kernels import sk as kernels
 from .plan import UNLIMITED, PassPlan, plan_pass
 from .program import Operator
@@ -28,7 +26,6 @@ SCHEMAS = (
     "sk_gradient(Tensor dy, Tensor logits, Tensor? dpooled, bool channels_last, bool stacked) "
     "-> Tensor[] dbranches",
 )
-_RELU = 1
 _PLANES = 256  # of a program of the kernels that have no map
 
 
@@ -66,15 +63,7 @@ def squeeze_launches(
     pooled = x.new_empty((n, c), dtype=accumulation_dtype(x.dtype))
     if n == 0:
         return pooled, []
-    maps, tiles = tuple(branches), _tiles(len(branches))
-    if prologue is None:
-        parts, squeeze = host.squeeze(maps, channels_last, tiles)
-    else:
-        element, given = elements.add_activated, (_RELU, 0.0)
-        parts, squeeze = host.fold(
-            maps, channels_last, element, tiles=tiles, numbers=prologue, given=given
-        )
-        parts = parts[0]
+    parts, squeeze = host.squeeze(tuple(branches), prologue, channels_last, _tiles(len(branches)))
     mean = (parts, pooled, n * c, hw, len(parts), _PLANES)
     return pooled, [squeeze, host.Launch(kernels.mean_kernel, _programs(n * c), mean)]
 
@@ -97,10 +86,7 @@ def select_launches(
         return y, []
     maps = tuple(branches)
     p = _select_plan(x, m, channels_last)
-    how: tuple[Any, ...] = (elements.weigh, None, 0)
-    if prologue is not None:
-        how = (elements.weigh_activated, (_RELU, 0.0), 2 * m)
-    args = (maps, prologue, y, logits, *host.sizes(p, n), m, *how, *host.constants(p))
+    args = (maps, prologue, y, logits, *host.sizes(p, n), m, *host.constants(p))
     return y, [host.Launch(kernels.select_kernel, p.programs, args)]
 
 

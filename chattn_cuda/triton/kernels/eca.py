@@ -13,9 +13,8 @@ import triton
 import triton.language as tl
 
 from .activations import activate, gate_gradient, to_storage
-from .elements import spread, weigh
 from .parts import load_weight, merge_sum
-from .passes import SIZES, channels_and_length, emit_tile, last_first, locate
+from .passes import SIZES, channels_and_length, last_first, locate, rescale_tile, spread_tile
 
 _CONV_SIZES = ("hw", "parts", "taps")
 
@@ -49,7 +48,7 @@ def merged_gate_gradient(part_ds, dgate, gate, where, mask, parts, stride, GATE:
 
 @triton.jit(do_not_specialize=(*SIZES, *_CONV_SIZES))
 def conv_rescale_kernel(
-    x,
+    xs,
     y,
     part_sum,
     weight,
@@ -91,7 +90,7 @@ def conv_rescale_kernel(
     p = merge_sum(part_sum, where, mask, parts, N * C) / hw
     tl.store(pooled + where, p, mask=mask & (split == 0))
     tl.store(gate + where, s, mask=mask & (split == 0))
-    emit_tile((x,), (s,), (y,), n, c, split, steps, n_size, C, L, weigh, CL, TN, TC, TL)
+    rescale_tile(xs, None, (s,), y, n, c, split, steps, n_size, C, L, CL, TN, TC, TL)
 
 
 @triton.jit(do_not_specialize=(*SIZES, *_CONV_SIZES))
@@ -101,7 +100,7 @@ def conv_spread_kernel(
     dgate,
     gate,
     weight,
-    dx,
+    dxs,
     n_size,
     mid_size,
     inner_units,
@@ -136,7 +135,7 @@ def conv_spread_kernel(
         dp += dz * tap(weight, there, j, taps, exists, PER_CHANNEL, ACC)
     mask = rows & (c < C)[None, :]
     s = tl.load(gate + (n[:, None] * C + c[None, :]), mask=mask, other=0.0)
-    emit_tile((dy,), (s, dp / hw), (dx,), n, c, split, steps, n_size, C, L, spread, CL, TN, TC, TL)
+    spread_tile(dy, (s,), dp / hw, dxs, n, c, split, steps, n_size, C, L, CL, TN, TC, TL)
 
 
 @triton.jit(do_not_specialize=("n_size", "c_size", "rows", "parts", "taps"))
