@@ -42,11 +42,8 @@ _LARGER = ((9, 7), (5, 12))  # for a block with convolutions
 # Samples, and a plane: more of both than in the other trials, a single sample, a single position.
 _POSITION = (1, 1)
 _ELSEWHERE = (9, (33, 34)), (1, (8, 9)), (2, _POSITION)
-_ELSEWHERE_WIDE = (
-    (9, (8, 9)),
-    (1, (33, 34)),
-    (2, _POSITION),
-)  # of many channels a fifth of the numbers
+# Of many channels a fifth of the numbers.
+_ELSEWHERE_WIDE = (9, (8, 9)), (1, (33, 34)), (2, _POSITION)
 _WIDE = 256
 _SCALES = (1.0, 6.0)  # of the numbers: gates in the middle of their range, and at its ends
 _LONGEST = 60  # seconds of a trial
