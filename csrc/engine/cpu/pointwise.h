@@ -1,60 +1,18 @@
 // Activations over arrays of accumulators. Compiled per instruction set: sigmoid, which every gate
 // runs over (N, C), as vectors by hand; the others as the compiler can.
 #pragma once
-#include <math.h>
-
-#include <type_traits>
-
-#include "common/activation.h"
-#include "engine/cpu/simd.h"
+#include "engine/cpu/activations.h"
 
 namespace chattn::CHATTN_ISA {
-
-typedef std::int32_t I32 __attribute__((vector_size(kVectorBytes)));
-
-// exp of float32, within 2 ulp: 2^n * p(r), r = x - n ln 2 in [-ln 2 / 2, ln 2 / 2], p of degree 6.
-// Below -87 the result stays 1.6e-38; from 89 on it is infinite.
-CHATTN_INLINE Simd<float>::V exp_vector(Simd<float>::V x) {
-  using S = Simd<float>;
-  using V = S::V;
-  x = x < S::broadcast(-87.f) ? S::broadcast(-87.f) : x;  // keeps NaN
-  x = x > S::broadcast(89.f) ? S::broadcast(89.f) : x;
-  // Adding and subtracting 1.5 * 2^23 rounds to the nearest integer.
-  const V magic = S::broadcast(12582912.f);
-  const V n = (x * S::broadcast(1.44269504088896341f) + magic) - magic;
-  const V r = x - n * S::broadcast(0.693359375f) - n * S::broadcast(-2.12194440e-4f);
-  V p = S::broadcast(1.9875691500e-4f);
-  p = p * r + S::broadcast(1.3981999507e-3f);
-  p = p * r + S::broadcast(8.3334519073e-3f);
-  p = p * r + S::broadcast(4.1665795894e-2f);
-  p = p * r + S::broadcast(1.6666665459e-1f);
-  p = p * r + S::broadcast(5.0000001201e-1f);
-  p = p * r * r + r + S::broadcast(1.f);
-  const I32 exponent = (__builtin_convertvector(n, I32) + 127) << 23;
-  V scale;
-  memcpy(&scale, &exponent, sizeof scale);
-  return p * scale;  // a product, so that NaN stays NaN
-}
-
-// body(a constant equal to f), so that a loop over elements has no switch and can be vectorised.
-template <int I = 0, class Body>
-CHATTN_INLINE void with_constant(Act f, Body&& body) {
-  if (f == static_cast<Act>(I)) {
-    body(std::integral_constant<Act, static_cast<Act>(I)>{});
-  } else if constexpr (I + 1 < kActCount) {
-    with_constant<I + 1>(f, body);
-  }
-}
 
 template <class A>
 void activate_array(Act f, A param, A* values, index_t count) {
   if constexpr (std::is_same_v<A, float>) {
     if (f == Act::sigmoid) {
       using S = Simd<float>;
-      const S::V one = S::broadcast(1.f);
       for_vectors<S::kLanes>(count, [&](index_t i, index_t lanes) {
         const S::V z = S::load_some(values + i, lanes);
-        S::store_some(values + i, one / (one + exp_vector(-z)), lanes);
+        S::store_some(values + i, activate_vector<Act::sigmoid>(z, param), lanes);
       });
       return;
     }
@@ -82,16 +40,6 @@ void gate_backward(Act f, const A* gate, const A* dgate, A* grad, index_t count)
     if constexpr (is_gate(act()))
       for (index_t i = 0; i < count; ++i) grad[i] = gate_gradient(act(), gate[i], grad[i]);
   });
-}
-
-template <class A>
-CHATTN_INLINE typename Simd<A>::V exp_lanes(typename Simd<A>::V x) {
-  if constexpr (std::is_same_v<A, float>) {
-    return exp_vector(x);
-  } else {
-    for (int i = 0; i < Simd<A>::kLanes; ++i) x[i] = exp(x[i]);
-    return x;
-  }
 }
 
 // The largest logit is subtracted first, so that nothing overflows.

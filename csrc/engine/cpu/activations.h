@@ -1,0 +1,212 @@
+// Activations of vectors of accumulators. Compiled per instruction set. In float the exponential is
+// a polynomial and all but erf are vector code; in double the elementary functions go lane by lane.
+#pragma once
+#include <math.h>
+
+#include <type_traits>
+
+#include "common/activation.h"
+#include "engine/cpu/simd.h"
+
+namespace chattn::CHATTN_ISA {
+
+typedef std::int32_t I32 __attribute__((vector_size(kVectorBytes)));
+
+// exp(x) = (rest + 1) * scale of float32: 2^n * p(r), r = x - n ln 2 in [-ln 2 / 2, ln 2 / 2], p of
+// degree 6.
+struct Exponential {
+  Simd<float>::V rest, scale;
+};
+CHATTN_INLINE Exponential exponential(Simd<float>::V x) {
+  using S = Simd<float>;
+  using V = S::V;
+  x = x < S::broadcast(-87.f) ? S::broadcast(-87.f) : x;  // keeps NaN
+  x = x > S::broadcast(89.f) ? S::broadcast(89.f) : x;
+  // Adding and subtracting 1.5 * 2^23 rounds to the nearest integer.
+  const V magic = S::broadcast(12582912.f);
+  const V n = (x * S::broadcast(1.44269504088896341f) + magic) - magic;
+  const V r = x - n * S::broadcast(0.693359375f) - n * S::broadcast(-2.12194440e-4f);
+  V p = S::broadcast(1.9875691500e-4f);
+  p = p * r + S::broadcast(1.3981999507e-3f);
+  p = p * r + S::broadcast(8.3334519073e-3f);
+  p = p * r + S::broadcast(4.1665795894e-2f);
+  p = p * r + S::broadcast(1.6666665459e-1f);
+  p = p * r + S::broadcast(5.0000001201e-1f);
+  const I32 exponent = (__builtin_convertvector(n, I32) + 127) << 23;
+  Exponential e{p * r * r + r, {}};
+  memcpy(&e.scale, &exponent, sizeof e.scale);
+  return e;
+}
+
+// Within 2 ulp. Below -87 the result stays 1.6e-38; from 89 on it is infinite.
+CHATTN_INLINE Simd<float>::V exp_vector(Simd<float>::V x) {
+  const Exponential e = exponential(x);
+  return (e.rest + Simd<float>::broadcast(1.f)) * e.scale;  // a product, so that NaN stays NaN
+}
+
+template <class V, class F>
+CHATTN_INLINE V by_lane(V v, F&& f) {
+  for (unsigned i = 0; i < sizeof v / sizeof v[0]; ++i) v[i] = f(v[i]);
+  return v;
+}
+
+template <class A>
+CHATTN_INLINE typename Simd<A>::V exp_lanes(typename Simd<A>::V x) {
+  if constexpr (std::is_same_v<A, float>) {
+    return exp_vector(x);
+  } else {
+    return by_lane(x, [](A v) CHATTN_INLINE_LAMBDA { return exp(v); });
+  }
+}
+
+// exp(x) - 1 for x <= 0, without cancellation near 0.
+template <class A>
+CHATTN_INLINE typename Simd<A>::V expm1_lanes(typename Simd<A>::V x) {
+  if constexpr (std::is_same_v<A, float>) {
+    const Exponential e = exponential(x);
+    return e.scale * e.rest + (e.scale - A(1));
+  } else {
+    return by_lane(x, [](A v) CHATTN_INLINE_LAMBDA { return expm1(v); });
+  }
+}
+
+// The functions that activations are made of.
+template <class A>
+struct Elementary {
+  using V = typename Simd<A>::V;
+
+  static CHATTN_INLINE V clamp(V v, A low, A high) {  // keeps NaN
+    const V above = v > high ? Simd<A>::broadcast(high) : v;
+    return v < low ? Simd<A>::broadcast(low) : above;
+  }
+  static CHATTN_INLINE V sigmoid(V z) { return A(1) / (A(1) + exp_lanes<A>(-z)); }
+  static CHATTN_INLINE V tanh(V z) {
+    const V t = expm1_lanes<A>(A(-2) * (z < A(0) ? -z : z)), positive = -t / (t + A(2));
+    return z < A(0) ? -positive : positive;
+  }
+  static CHATTN_INLINE V normal_cdf(V z) {
+    return A(0.5) * (A(1) + by_lane(z * A(0.70710678118654752440),
+                                    [](A v) CHATTN_INLINE_LAMBDA { return erf(v); }));
+  }
+  // gelu_tanh is z * sigmoid(2 k (z + c z^3)): 1 + tanh(v) = 2 sigmoid(2 v), without cancellation.
+  static CHATTN_INLINE V twice_gelu_inner(V z) {
+    return A(2 * 0.79788456080286535588) * (z + A(0.044715) * z * z * z);
+  }
+  // t = tanh(softplus(z)) = w / (w + 2) with w = e^z (e^z + 2), and 1 - t. From z = 20 on, t is 1;
+  // it is 0 where exp_vector does not become smaller.
+  struct MishTanh {
+    V t, rest;
+  };
+  static CHATTN_INLINE MishTanh mish_tanh(V z) {
+    constexpr A kLeast = std::is_same_v<A, float> ? -87 : -745;
+    const V e = exp_lanes<A>(z < A(20) ? z : Simd<A>::broadcast(A(20))), w = e * (e + A(2));
+    return {z < kLeast ? V{} : w / (w + A(2)), z < A(20) ? A(2) / (w + A(2)) : V{}};
+  }
+};
+
+// As activate() and activation_gradient(), up to rounding.
+template <Act f, class A>
+CHATTN_INLINE typename Simd<A>::V activate_vector(typename Simd<A>::V z, A param) {
+  using E = Elementary<A>;
+  using V = typename Simd<A>::V;
+  if constexpr (f == Act::relu) {
+    return z < A(0) ? V{} : z;
+  } else if constexpr (f == Act::relu6) {
+    return E::clamp(z, 0, 6);
+  } else if constexpr (f == Act::leaky_relu) {
+    return z > A(0) ? z : z * param;
+  } else if constexpr (f == Act::silu) {
+    return z * E::sigmoid(z);
+  } else if constexpr (f == Act::hard_swish) {
+    return z * E::clamp(z + A(3), 0, 6) / A(6);
+  } else if constexpr (f == Act::gelu) {
+    return z * E::normal_cdf(z);
+  } else if constexpr (f == Act::gelu_tanh) {
+    return z * E::sigmoid(E::twice_gelu_inner(z));
+  } else if constexpr (f == Act::mish) {
+    return z * E::mish_tanh(z).t;
+  } else if constexpr (f == Act::elu) {
+    return z > A(0) ? z : param * expm1_lanes<A>(z > A(0) ? V{} : z);
+  } else if constexpr (f == Act::sigmoid) {
+    return E::sigmoid(z);
+  } else if constexpr (f == Act::hard_sigmoid) {
+    return E::clamp(z + A(3), 0, 6) / A(6);
+  } else if constexpr (f == Act::tanh) {
+    return E::tanh(z);
+  } else {
+    static_assert(f == Act::identity);
+    return z;
+  }
+}
+
+template <Act f, class A>
+CHATTN_INLINE typename Simd<A>::V activation_gradient_vector(typename Simd<A>::V z, A param,
+                                                             typename Simd<A>::V g) {
+  using E = Elementary<A>;
+  using V = typename Simd<A>::V;
+  if constexpr (f == Act::relu) {
+    return z <= A(0) ? V{} : g;
+  } else if constexpr (f == Act::relu6) {
+    return (z > A(0)) & (z < A(6)) ? g : V{};
+  } else if constexpr (f == Act::leaky_relu) {
+    return z > A(0) ? g : g * param;
+  } else if constexpr (f == Act::silu) {
+    const V s = E::sigmoid(z);
+    return g * (s * (A(1) + z * (A(1) - s)));
+  } else if constexpr (f == Act::hard_swish) {
+    return z <= A(-3) ? V{} : z < A(3) ? g * (z / A(3) + A(0.5)) : g;
+  } else if constexpr (f == Act::gelu) {
+    const V pdf = by_lane(A(-0.5) * z * z, [](A v) CHATTN_INLINE_LAMBDA { return exp(v); });
+    return g * (E::normal_cdf(z) + z * A(0.39894228040143267794) * pdf);
+  } else if constexpr (f == Act::gelu_tanh) {
+    const V v = E::twice_gelu_inner(z), s = E::sigmoid(v), rest = E::sigmoid(-v);
+    const V slope = A(2 * 0.79788456080286535588) * (A(1) + A(3 * 0.044715) * z * z);
+    return g * (s + z * s * rest * slope);
+  } else if constexpr (f == Act::mish) {
+    const auto [t, rest] = E::mish_tanh(z);
+    return g * (t + z * rest * (A(1) + t) * E::sigmoid(z));
+  } else if constexpr (f == Act::elu) {
+    return z > A(0) ? g : g * (param * exp_lanes<A>(z > A(0) ? V{} : z));
+  } else if constexpr (f == Act::sigmoid) {
+    const V s = E::sigmoid(z);
+    return g * (s * (A(1) - s));
+  } else if constexpr (f == Act::hard_sigmoid) {
+    return (z > A(-3)) & (z < A(3)) ? g / A(6) : V{};
+  } else if constexpr (f == Act::tanh) {
+    const V t = E::tanh(z);
+    return g * (A(1) - t * t);
+  } else {
+    static_assert(f == Act::identity);
+    return g;
+  }
+}
+
+// body(a constant equal to f), so that a loop over elements has no switch and can be vectorised.
+template <int I = 0, class Body>
+CHATTN_INLINE void with_constant(Act f, Body&& body) {
+  if (f == static_cast<Act>(I)) {
+    body(std::integral_constant<Act, static_cast<Act>(I)>{});
+  } else if constexpr (I + 1 < kActCount) {
+    with_constant<I + 1>(f, body);
+  }
+}
+
+// With f known at run time. Called, lest every loop over a map hold all activations.
+template <class A>
+__attribute__((noinline)) typename Simd<A>::V activate_vector(Act f, typename Simd<A>::V z,
+                                                              A param) {
+  with_constant(f, [&](auto act) CHATTN_INLINE_LAMBDA { z = activate_vector<act()>(z, param); });
+  return z;
+}
+template <class A>
+__attribute__((noinline)) typename Simd<A>::V activation_gradient_vector(Act f,
+                                                                         typename Simd<A>::V z,
+                                                                         A param,
+                                                                         typename Simd<A>::V g) {
+  with_constant(f, [&](auto act) CHATTN_INLINE_LAMBDA {
+    g = activation_gradient_vector<act()>(z, param, g);
+  });
+  return g;
+}
+
+}  // namespace chattn::CHATTN_ISA
