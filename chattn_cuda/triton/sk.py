@@ -8,6 +8,7 @@ first, and a stacked gradient is put together from its parts.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from torch import Tensor
 from chattn_cuda.reference import accumulation_dtype
 
 from . import host
+from .kernels import elements
 from .kernels import sk as kernels
 from .plan import UNLIMITED, PassPlan, plan_pass
 from .program import Operator
@@ -26,6 +28,7 @@ SCHEMAS = (
     "sk_gradient(Tensor dy, Tensor logits, Tensor? dpooled, bool channels_last, bool stacked) "
     "-> Tensor[] dbranches",
 )
+_RELU = 1
 _PLANES = 256  # of a program of the kernels that have no map
 
 
@@ -63,7 +66,15 @@ def squeeze_launches(
     pooled = x.new_empty((n, c), dtype=accumulation_dtype(x.dtype))
     if n == 0:
         return pooled, []
-    parts, squeeze = host.squeeze(tuple(branches), prologue, channels_last, _tiles(len(branches)))
+    maps, tiles = tuple(branches), _tiles(len(branches))
+    if prologue is None:
+        parts, squeeze = host.squeeze(maps, channels_last, tiles)
+    else:
+        element, given = elements.add_activated, (_RELU, 0.0)
+        parts, squeeze = host.fold(
+            maps, channels_last, element, tiles=tiles, numbers=prologue, given=given
+        )
+        parts = parts[0]
     mean = (parts, pooled, n * c, hw, len(parts), _PLANES)
     return pooled, [squeeze, host.Launch(kernels.mean_kernel, _programs(n * c), mean)]
 
@@ -86,7 +97,10 @@ def select_launches(
         return y, []
     maps = tuple(branches)
     p = _select_plan(x, m, channels_last)
-    args = (maps, prologue, y, logits, *host.sizes(p, n), m, *host.constants(p))
+    how: tuple[Any, ...] = (elements.weigh, None, 0)
+    if prologue is not None:
+        how = (elements.weigh_activated, (_RELU, 0.0), 2 * m)
+    args = (maps, prologue, y, logits, *host.sizes(p, n), m, *how, *host.constants(p))
     return y, [host.Launch(kernels.select_kernel, p.programs, args)]
 
 
