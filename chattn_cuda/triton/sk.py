@@ -22,13 +22,14 @@ from .plan import UNLIMITED, PassPlan, plan_pass
 from .program import Operator
 
 SCHEMAS = (
-    "sk_squeeze(Tensor[] branches, Tensor? prologue=None) -> Tensor pooled",
-    "sk_select(Tensor[] branches, Tensor logits, Tensor? prologue=None) -> Tensor y",
+    "sk_squeeze(Tensor[] branches, Tensor? prologue=None, int act=1, float act_param=0.0) "
+    "-> Tensor pooled",
+    "sk_select(Tensor[] branches, Tensor logits, Tensor? prologue=None, int act=1, "
+    "float act_param=0.0) -> Tensor y",
     "sk_dot(Tensor dy, Tensor logits, Tensor[] branches) -> Tensor dlogits",
     "sk_gradient(Tensor dy, Tensor logits, Tensor? dpooled, bool channels_last, bool stacked) "
     "-> Tensor[] dbranches",
 )
-_RELU = 1
 _PLANES = 256  # of a program of the kernels that have no map
 
 
@@ -52,13 +53,15 @@ def _programs(planes: int) -> int:
 
 
 def squeeze_launches(
-    branches: Sequence[Tensor], prologue: Tensor | None = None
+    branches: Sequence[Tensor], prologue: Tensor | None = None, act: int = 1, act_param: float = 0.0
 ) -> tuple[Tensor, list[host.Launch]]:
     """Plan of ``sk_squeeze``: the mean (N, C) of the branches' sum, in accumulators; launches.
 
     Args:
         branches: 1 to 4 maps (N, C, H, W) of one shape and type, any strides.
         prologue: scale and shift (2, M, C) in the accumulation type, or None.
+        act: The code of the prologue's activation.
+        act_param: Its parameter.
     """
     x = branches[0]
     channels_last = host.is_channels_last(x)
@@ -70,7 +73,7 @@ def squeeze_launches(
     if prologue is None:
         parts, squeeze = host.squeeze(maps, channels_last, tiles)
     else:
-        element, given = elements.add_activated, (_RELU, 0.0)
+        element, given = elements.add_activated, (act, act_param)
         parts, squeeze = host.fold(
             maps, channels_last, element, tiles=tiles, numbers=prologue, given=given
         )
@@ -80,14 +83,17 @@ def squeeze_launches(
 
 
 def select_launches(
-    branches: Sequence[Tensor], logits: Tensor, prologue: Tensor | None = None
-) -> tuple[Tensor, list[host.Launch]]:
+    branches: Sequence[Tensor], logits: Tensor, prologue: Tensor | None = None, act: int = 1,
+    act_param: float = 0.0,
+) -> tuple[Tensor, list[host.Launch]]:  # fmt: skip
     """Plan of ``sk_select``: y in the first branch's format, and the launch.
 
     Args:
         branches: as above.
         logits: (N, M, C) in the accumulation type.
-        prologue: as above.
+        prologue: as above, like what follows.
+        act: of the prologue.
+        act_param: of the prologue.
     """
     x, m = branches[0], len(branches)
     channels_last = host.is_channels_last(x)
@@ -99,7 +105,7 @@ def select_launches(
     p = _select_plan(x, m, channels_last)
     how: tuple[Any, ...] = (elements.weigh, None, 0)
     if prologue is not None:
-        how = (elements.weigh_activated, (_RELU, 0.0), 2 * m)
+        how = (elements.weigh_activated, (act, act_param), 2 * m)
     args = (maps, prologue, y, logits, *host.sizes(p, n), m, *how, *host.constants(p))
     return y, [host.Launch(kernels.select_kernel, p.programs, args)]
 
