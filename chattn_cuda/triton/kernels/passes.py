@@ -128,24 +128,18 @@ def zero_tile(
 
 
 @triton.jit
-def load_map(x, offs, mask, ACC: tl.constexpr):
-    """Elements of a map in the accumulation type: the one place where maps are read."""
-    return tl.load(x + offs, mask=mask, other=0.0).to(ACC)
+def read(x, at, ACC: tl.constexpr):
+    """A tile of a map in the accumulation type, 0 outside of it: the one place where maps are read.
+
+    at: the tile's offsets, and which of its elements exist.
+    """
+    return tl.load(x + at[0], mask=at[1], other=0.0).to(ACC)
 
 
 @triton.jit
 def store_map(y, offs, mask, v):
     """Round once and store: the one place where maps are written."""
     tl.store(y + offs, to_storage(v, y.dtype.element_ty), mask=mask)
-
-
-@triton.jit
-def load_maps(xs, offs, mask, ACC: tl.constexpr):
-    """The same tile of several maps, as a tuple."""
-    values = ()
-    for m in tl.static_range(len(xs)):
-        values = values + (load_map(xs[m], offs, mask, ACC),)
-    return values
 
 
 @triton.jit
@@ -204,12 +198,12 @@ def fold_kernel(
         pos = step * TL + tl.arange(0, TL)
         offs = offsets(n, c, pos, C, L, CL)
         mask = inside(n, c, pos, n_size, C, L, CL)
-        state = FOLD(state, load_maps(xs, offs, mask, ACC), rows, mask, CONSTANTS)
-    merged = MERGE(state, CL)
+        state = FOLD(state, xs, rows, (offs, mask), CONSTANTS)
     where = (split * n_size + n)[:, None] * C + c[None, :]
     exists = (n < n_size)[:, None] & (c < C)[None, :]
     for k in tl.static_range(STATES):
-        tl.store(parts + k * splits * n_size * C + where, merged[k], mask=exists)
+        merged = MERGE(state, k, CL)  # stored at once: all together they may not fit in registers
+        tl.store(parts + k * splits * n_size * C + where, merged, mask=exists)
 
 
 @triton.jit
@@ -235,13 +229,12 @@ def emit_tile(
 
     numbers: tuple of [TN, TC] or [1, TC] tiles, of which the first has the accumulation type.
     """
-    ACC: tl.constexpr = numbers[0].dtype
     tiles = all_over_length(numbers, CL)
     begin, end = step_range(split, steps, L, TL)
     for step in range(begin, end):
         pos = step * TL + tl.arange(0, TL)
         offs = offsets(n, c, pos, C, L, CL)
         mask = inside(n, c, pos, n_size, C, L, CL)
-        made = EMIT(load_maps(xs, offs, mask, ACC), tiles, CONSTANTS)
+        made = EMIT(xs, tiles, (offs, mask), CONSTANTS)
         for o in tl.static_range(len(ys)):
             store_map(ys[o], offs, mask, made[o])
