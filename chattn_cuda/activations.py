@@ -18,7 +18,10 @@ from torch import Tensor, nn
 from chattn_cuda.hooks import own_behaviour
 from chattn_cuda.methods import is_own
 
-__all__ = ["ACTIVATIONS", "Activation", "ActivationSpec", "as_callable", "make_layer", "resolve"]
+__all__ = [
+    "ACTIVATIONS", "Activation", "ActivationSpec", "as_callable", "make_layer", "of_layer",
+    "resolve",
+]  # fmt: skip
 
 ActivationSpec = str | type[nn.Module] | nn.Module | Callable[..., Any]
 """What users may pass: a name, a module class or instance, a partial, a function."""
@@ -278,9 +281,15 @@ _timms._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _resolve_module(module: Any) -> tuple[Activation, float] | None:
+    found = of_layer(module)
+    return found if found is not None and own_behaviour(module) is None else None
+
+
+def of_layer(module: Any) -> tuple[Activation, float] | None:
+    """The activation that the module's class is, with its parameter, whatever hooks there are."""
     cls = type(module)
     name = _MODULES.get(cls) or _timms(cls)
-    if name is None or own_behaviour(module) is not None:
+    if name is None:
         return None
     activation = ACTIVATIONS[name]
     if cls is nn.LeakyReLU:

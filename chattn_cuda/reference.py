@@ -226,20 +226,22 @@ def affine_of_norm(
     return scale, torch.addcmul(bias.to(dtype), mean.to(dtype), scale, value=-1)
 
 
-def after_prologue(maps: Sequence[Tensor], prologue: Tensor, slices: int = 1) -> tuple[Tensor, ...]:
-    """``relu(scale * u + shift)`` of M branches u: a batch norm by running statistics, and ReLU.
+def after_prologue(
+    maps: Sequence[Tensor], prologue: Tensor, act: Callable[[Tensor], Tensor]
+) -> tuple[Tensor, ...]:
+    """``act(scale * u + shift)`` of M branches u: a batch norm by running statistics, and ``act``.
 
     Args:
-        maps: M branches (N, C, H, W) or, with ``slices``, one map (N, M * C, H, W).
+        maps: M branches (N, C, H, W), or one map (N, M * C, H, W) that holds them.
         prologue: scale and shift, (2, M * C) in the accumulation type.
-        slices: How many branches lie in one map.
+        act: The activation.
 
     Returns:
         Maps like ``maps``.
     """
     scale, shift = prologue[:, :, None, None].unbind(0)
     rows = zip(scale.chunk(len(maps)), shift.chunk(len(maps)), maps, strict=True)
-    return tuple(in_type(torch.relu(a * in_type(u, a.dtype) + b), u.dtype) for a, b, u in rows)
+    return tuple(in_type(act(a * in_type(u, a.dtype) + b), u.dtype) for a, b, u in rows)
 
 
 def squeeze_branches(branches: Sequence[Tensor]) -> Tensor:

@@ -82,6 +82,22 @@ def decorated(function: Any) -> Any:
     return wrapper
 
 
+def printing() -> nn.Module:
+    def forward(self: Any, x: Tensor) -> Any:
+        print("called")
+        return x * self.gate(x)
+
+    return with_forward(forward)
+
+
+def labelled() -> nn.Module:
+    def forward(self: Any, x: Tensor) -> Any:
+        with torch.profiler.record_function("se"):
+            return x * self.gate(x)
+
+    return with_forward(forward)
+
+
 class Computed(Block):
     def __getattr__(self, name: str) -> Any:
         return 1.0 if name == "boost" else super().__getattr__(name)
@@ -136,6 +152,32 @@ LEFT: dict[str, tuple[Callable[[], nn.Module], str]] = {
         "requires_grad",
     ),
     "computed attributes": (Computed, "attributes that its class computes"),
+    "another type under autocast": (
+        lambda: with_forward(
+            lambda s, x: (x.float() if torch.is_autocast_enabled("cpu") else x) * s.gate(x)
+        ),
+        "is_autocast_enabled",
+    ),
+    "a path of inference": (
+        lambda: with_forward(
+            lambda s, x: x if torch.is_inference_mode_enabled() else x * s.gate(x)
+        ),
+        "is_inference_mode_enabled",
+    ),
+    "one position": (
+        lambda: with_forward(lambda s, x: x if x.shape[2:] == (1, 1) else x * s.gate(x)),
+        "something else for other maps",
+    ),
+    "a format of its own": (
+        lambda: with_forward(lambda s, x: (x * s.gate(x)).contiguous()),
+        "something else for other maps",
+    ),
+    "a print": (printing, "calls print"),
+    "a label of the profiler": (labelled, "calls record_function"),
+    "a pool in float32": (
+        lambda: with_forward(lambda s, x: x * s.gate(x.float()).type_as(x)),
+        "fails on a small map in float64",
+    ),
     "a number of the map": (
         lambda: with_forward(lambda s, x: x if x[0, 0, 0, 0].item() == 0 else x * s.gate(x)),
         "calls item",

@@ -199,15 +199,15 @@ def test_whole_selective_kernel_moves_what_its_passes_do(
         assert len(calls[direction].report.launches) <= launches
 
 
-@pytest.mark.parametrize("m", [2, 4])
+@pytest.mark.parametrize(("m", "act"), [(2, "relu"), (4, "relu"), (2, "silu")])
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("stage", SK_STAGES, ids=name_of)
-def test_prologue_moves_no_map(stage: tuple[int, int], layout: str, m: int) -> None:
-    """Batch norm and ReLU of the branches, for which eager writes and reads 2M maps."""
+def test_prologue_moves_no_map(stage: tuple[int, int], layout: str, m: int, act: str) -> None:
+    """Batch norm and activation of the branches, for which eager writes and reads 2M maps."""
     c, h = stage
     plain, folded = (
         measure("sk", (1, c, h, h), torch.bfloat16, layout, m=m, prologue=p)["forward"]
-        for p in (False, True)
+        for p in ("", act)
     )
     assert folded.passes == plain.passes == 2 * m + 1
     assert folded.floors.eager.passes == plain.floors.eager.passes + 4 * m

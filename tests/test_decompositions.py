@@ -26,7 +26,8 @@ def variants(ops: Any, name: str, args: tuple[Any, ...]) -> list[tuple[Any, ...]
         found.append((x, None, None, w2.new_ones(4, 4), b2, 0, 0.0, 11))
         found.append((x.contiguous(memory_format=torch.channels_last), *args[1:]))
     if name in ("sk_squeeze", "sk_select"):
-        found.append((*args[:-1], args[0][0].new_ones(2, 2 * 4)))
+        prologue = args[0][0].new_ones(2, 2 * 4)
+        found += [(*args[:-3], prologue, code, 0.3) for code in (1, 3, 9)]
     return found
 
 

@@ -156,6 +156,18 @@ def test_activation_subclass_is_not_taken_for_its_base() -> None:
     assert_trains_alike(ours, theirs, maps())
 
 
+def test_a_norm_is_not_folded_into_more_weights_than_the_map_has_numbers() -> None:
+    ours, theirs = pair(64, rd_channels=16, norm_layer=nn.BatchNorm2d)
+    ours.eval(), theirs.eval()
+    small, large = torch.randn(1, 64, 3, 3), torch.randn(4, 64, 3, 3)
+    for x in (small, large, small):  # whatever is remembered
+        for record in (False, True):
+            with torch.set_grad_enabled(record):
+                torch.testing.assert_close(ours(x), theirs(x))
+                few = x is small and not record
+                assert ("more weights" in str(chattn_cuda.explain(ours, x))) == few
+
+
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("affine", [True, False])
 def test_batch_norm(bias: bool, affine: bool) -> None:

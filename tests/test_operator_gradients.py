@@ -35,8 +35,8 @@ def samples(ops: Any) -> dict[str, tuple[Any, ...]]:
     u = [x, numbers(N, C, 2, 3).mT]
     logits, pooled = numbers(N, M, C), numbers(N, C)
     found: dict[str, tuple[Any, ...]] = {
-        "sk_squeeze": (u, None),
-        "sk_select": (u, logits, None),
+        "sk_squeeze": (u, None, 1, 0.0),
+        "sk_select": (u, logits, None, 1, 0.0),
         "sk_dot": (dy, logits, u),
         "sk_gradient": (dy, logits, pooled, False, False),
     }

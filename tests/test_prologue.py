@@ -1,8 +1,9 @@
-"""Batch norm and ReLU of a selective kernel's branches, folded into its passes in inference."""
+"""Batch norm and activation of a selective kernel's branches, folded into its passes."""
 
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -12,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from chattn_cuda import accelerate, backends, functional
-from chattn_cuda.modules import SelectiveKernel, SelectiveKernelConv
+from chattn_cuda import accelerate, activations, backends, explain, functional
+from chattn_cuda.modules import SelectiveKernel, SelectiveKernelConv, SplitAttn
 from chattn_cuda.reference import accumulation_dtype
 from tests import cases
 from tests.compare import assert_close
@@ -27,9 +28,18 @@ SHAPES = {
     "planes": (2, (1, 9, 23, 24)),
     "parts": (2, (1, 3, 95, 97)),
     "rows": (4, (3, 72, 5, 6)),
+    "two of tiles": (2, (2, 17, 7, 7)),
+    "two of rows": (2, (3, 72, 5, 6)),
     "one position": (2, (2, 16, 1, 1)),
     "one branch": (1, (2, 6, 4, 4)),
     "empty": (2, (0, 6, 4, 4)),
+}
+
+
+ACTS: dict[str, Any] = {
+    **{name: name for name in activations.ACTIVATIONS},
+    "leaky_relu of 0.3": nn.LeakyReLU(0.3),
+    "elu of 0.4": nn.ELU(0.4),
 }
 
 
@@ -44,17 +54,19 @@ def tensors(m: int, shape: Any, dtype: torch.dtype) -> list[Tensor]:
 
 
 def attend(
-    inputs: list[Tensor], dtype: torch.dtype, backend: str, fold: bool, slices: bool = False
-) -> Any:
-    """(y, gate); without ``fold`` the prologue runs before, as a batch norm and a ReLU.
+    inputs: list[Tensor], dtype: torch.dtype, backend: str, fold: bool, slices: bool = False,
+    act: Any = "relu",
+) -> Any:  # fmt: skip
+    """(y, gate); without ``fold`` the prologue runs before, as a batch norm and an activation.
 
     Its variance and eps add up to 1 in every type; an eps of 0 is not for every torch.
     """
     *branches, w1, w2, scale, shift = (t.to(dtype) for t in inputs)
-    affine = {"prologue": (scale, shift)} if fold else {}
+    affine = {"prologue": (scale, shift), "prologue_act": act} if fold else {}
     if not fold:
+        behind = activations.as_callable(act)
         branches = [
-            F.relu(F.batch_norm(u, torch.zeros_like(a), torch.full_like(a, 0.5), a, b, eps=0.5))
+            behind(F.batch_norm(u, torch.zeros_like(a), torch.full_like(a, 0.5), a, b, eps=0.5))
             for u, a, b in zip(branches, scale, shift, strict=True)
         ]
     if slices:
@@ -67,6 +79,23 @@ def attend(
     )
 
 
+def check(backend: str, layout: str, shape: str, dtype: torch.dtype, act: Any = "relu") -> None:
+    """Against float64."""
+    cases.require(backend)
+    m, size = SHAPES[shape]
+    inputs = [
+        t.contiguous(memory_format=LAYOUTS[layout]) if t.dim() == 4 else t
+        for t in tensors(m, size, dtype)
+    ]
+    exact = attend([t.double() for t in inputs], torch.float64, "reference", False, act=act)
+    eager = attend(inputs, dtype, "reference", False, act=act)
+    device = cases.device_of(backend)
+    actual = attend([t.to(device) for t in inputs], dtype, backend, True, act=act)
+    for name, a, b, c in zip(("y", "gate"), actual, exact, eager, strict=True):
+        kind = dtype if name == "y" else accumulation_dtype(dtype)
+        assert_close(name, a, b, c, dtype=kind)
+
+
 @on_fused
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("shape", SHAPES)
@@ -75,19 +104,36 @@ def attend(
 )
 @torch.no_grad()
 def test_against_float64(backend: str, layout: str, shape: str, dtype: torch.dtype) -> None:
-    cases.require(backend)
-    m, size = SHAPES[shape]
-    inputs = [
-        t.contiguous(memory_format=LAYOUTS[layout]) if t.dim() == 4 else t
-        for t in tensors(m, size, dtype)
-    ]
-    exact = attend([t.double() for t in inputs], torch.float64, "reference", False)
-    eager = attend(inputs, dtype, "reference", False)
-    device = cases.device_of(backend)
-    actual = attend([t.to(device) for t in inputs], dtype, backend, True)
-    for name, a, b, c in zip(("y", "gate"), actual, exact, eager, strict=True):
-        kind = dtype if name == "y" else accumulation_dtype(dtype)
-        assert_close(name, a, b, c, dtype=kind)
+    check(backend, layout, shape, dtype)
+
+
+@on_fused
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("shape", ["two of tiles", "two of rows"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize("act", ACTS)
+@torch.no_grad()
+def test_every_activation(
+    backend: str, layout: str, shape: str, dtype: torch.dtype, act: str
+) -> None:
+    check(backend, layout, shape, dtype, ACTS[act])
+
+
+@torch.no_grad()
+def test_an_activation_that_no_kernel_has() -> None:
+    cases.require("cpu")
+    inputs = tensors(2, (2, 5, 4, 4), torch.float64)
+    y, _ = attend(inputs, torch.float64, "cpu", True, act=torch.sin)
+    torch.testing.assert_close(
+        y, attend(inputs, torch.float64, "reference", False, act=torch.sin)[0]
+    )
+    *u, w1, w2, scale, shift = inputs
+    words = {"backend": "cpu", "prologue": (scale, shift)}
+    call = functools.partial(explain, functional.selective_kernel, u, w1, None, w2, None, **words)
+    assert "no such activation" in str(call(prologue_act=torch.sin))
+    assert "no such activation" not in str(call(prologue_act="silu"))
+    with pytest.raises(TypeError, match="prologue_act"):
+        call(prologue_act=1)
 
 
 @on_fused
@@ -127,11 +173,15 @@ def test_opcheck(backend: str) -> None:
     prologue, logits = (torch.randn(s, device=device) for s in ((2, 12), (2, 2, 6)))
     torch.library.opcheck(operators.sk_squeeze.default, (branches, prologue))
     torch.library.opcheck(operators.sk_select.default, (branches, logits, prologue))
+    torch.library.opcheck(operators.sk_squeeze.default, (branches, prologue, 9, 0.3))
+    torch.library.opcheck(operators.sk_select.default, (branches, logits, prologue, 9, 0.3))
     if backend == "triton":
         return  # what it is given is checked before
     for wrong in (prologue[:1], prologue.double()):
         with pytest.raises(RuntimeError, match="prologue"):
             operators.sk_squeeze(branches, wrong)
+    with pytest.raises(RuntimeError, match="activation"):
+        operators.sk_select(branches, logits, prologue, 13)
 
 
 @on_fused
@@ -251,11 +301,73 @@ def test_modules_run_their_layers_where_something_depends_on_it(name: str) -> No
         ).running_mean)  # fmt: skip
 
 
+LAYERS: dict[str, Callable[..., nn.Module]] = {
+    "silu": nn.SiLU,
+    "hard_swish": nn.Hardswish,
+    "gelu": nn.GELU,
+    "gelu_tanh": functools.partial(nn.GELU, "tanh"),
+    "leaky_relu": functools.partial(nn.LeakyReLU, 0.3),
+    "identity": nn.Identity,
+    "timm": timm.layers.activations.HardSwish,
+}
+
+
+@pytest.mark.parametrize("name", LAYERS)
 @torch.no_grad()
-def test_other_activations_run() -> None:
+def test_modules_leave_every_activation_to_the_passes(name: str) -> None:
     cases.require("cpu")
-    module = randomised(SelectiveKernel(8, act_layer="silu", backend="cpu"))
+    act = LAYERS[name]
     x = torch.randn(2, 8, 6, 6, dtype=torch.float64)
+    for made in (
+        SelectiveKernel(8, act_layer=act, backend="cpu"),
+        SplitAttn(8, norm_layer=nn.BatchNorm2d, act_layer=act, backend="cpu"),
+    ):
+        module = randomised(made)
+        for _ in range(2):  # the second time it remembers
+            with Calls() as calls:
+                y = module(x)
+            torch.testing.assert_close(y, plain(module, x))
+            assert calls.count("batch_norm") <= 1  # of the hidden values
+
+
+@torch.no_grad()
+def test_three_branches_behind_another_activation() -> None:
+    """The kernels have it for two: the layers run."""
+    cases.require("cpu")
+    x = torch.randn(2, 8, 6, 6, dtype=torch.float64)
+    for made in (
+        SelectiveKernel(8, kernel_size=(3, 5, 7), split_input=False, act_layer="silu",
+                        backend="cpu"),
+        SplitAttn(8, norm_layer=nn.BatchNorm2d, act_layer="silu", radix=4, backend="cpu"),
+    ):  # fmt: skip
+        module = randomised(made)
+        with Calls() as calls:
+            y = module(x)
+        torch.testing.assert_close(y, plain(module, x))
+        assert calls.count("sk_forward") + calls.count("sk_select") == 1
+        assert calls.count("silu") >= 1
+    inputs = tensors(3, (2, 5, 4, 4), torch.float64)
+    y, _ = attend(inputs, torch.float64, "cpu", True, act="silu")
+    torch.testing.assert_close(y, attend(inputs, torch.float64, "reference", False, act="silu")[0])
+
+
+@torch.no_grad()
+def test_a_changed_activation_is_seen() -> None:
+    cases.require("cpu")
+    module = randomised(SelectiveKernel(8, act_layer=nn.LeakyReLU, backend="cpu"))
+    x = torch.randn(2, 8, 6, 6, dtype=torch.float64)
+    attn = module.attn.act
+    module.attn.act = nn.ReLU()  # a network that is remembered
+    before = module(x)
+    for path in module.paths:
+        path.act.negative_slope = 0.7
+    torch.testing.assert_close(module(x), plain(module, x))
+    assert not torch.allclose(module(x), before)
+    module.paths[0].act = nn.PReLU(dtype=torch.float64)  # which no kernel has
+    torch.testing.assert_close(module(x), plain(module, x))
+    module.paths[0].act = nn.Tanh()  # another than the other path's
+    torch.testing.assert_close(module(x), plain(module, x))
+    module.attn.act = attn
     torch.testing.assert_close(module(x), plain(module, x))
 
 

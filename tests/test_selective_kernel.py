@@ -262,7 +262,7 @@ def test_explain_says_who_copies_slices(backend: str) -> None:
     if backend == "triton":
         from chattn_cuda.triton import sk
 
-        program = sk.sk_squeeze.program((wide.chunk(2, 1), None))
+        program = sk.sk_squeeze.program((wide.chunk(2, 1), None, 1, 0.0))
         assert all(u.memory_format is torch.contiguous_format for u in program.inputs.values())
 
 

@@ -56,6 +56,8 @@ def forward_arguments(u: list[Tensor], norm: str, **changed: Any) -> dict[str, A
         "relu": True,
         "prologue": [],
         "prologue_eps": 0.0,
+        "prologue_act": 1,
+        "prologue_param": 0.0,
     }
     return {**given, **changed}
 
@@ -103,6 +105,7 @@ WRONG: dict[str, dict[str, Any]] = {
     "mixed layer": {"b_reduce": numbers(D).half()},
     "prologue": {"prologue": [numbers(2, 8)]},
     "prologue of three": {"prologue": [numbers(8)] * 3},
+    "prologue's activation": {"prologue": [numbers(2, 3, 8)], "prologue_act": 13},
     "prologue of two norms": {"prologue": [numbers(8)] * 8},
 }
 
@@ -150,8 +153,9 @@ def test_updates_of_the_running_statistics(ops: Any) -> None:
     torch.testing.assert_close(forward["running"], [mean, var, torch.tensor(4)])
 
 
+@pytest.mark.parametrize("act", [(1, 0.0), (3, 0.2)], ids=["relu", "leaky_relu"])
 @pytest.mark.parametrize("joint", [True, False], ids=["one norm", "two norms"])
-def test_norms_as_a_prologue(ops: Any, joint: bool) -> None:
+def test_norms_as_a_prologue(ops: Any, joint: bool, act: tuple[int, float]) -> None:
     """The same as their scale and shift."""
     c = 8
     weight, bias, mean, var = (numbers(2 * c, k)[:, 0] for k in range(1, 5))
@@ -161,7 +165,9 @@ def test_norms_as_a_prologue(ops: Any, joint: bool) -> None:
     parts = [t.chunk(2) for t in (weight, bias, mean, var)]
     norms = [p[m].contiguous() for m in range(2) for p in parts]
     norms = [weight, bias, mean, var] if joint else norms
-    forward = forward_arguments(branches_of(2, (3, c, 4, 6)), "fixed")
+    forward = forward_arguments(
+        branches_of(2, (3, c, 4, 6)), "fixed", prologue_act=act[0], prologue_param=act[1]
+    )
     given = {**forward, "prologue": norms, "prologue_eps": 1e-3}
     expected = ops.sk_forward(**{**forward, "prologue": [numbers_of]})
     for one, two in zip(ops.sk_forward(**given), expected, strict=True):

@@ -30,7 +30,6 @@ from chattn_cuda.triton import (  # noqa: E402
     why_not,
 )
 from chattn_cuda.triton.kernels import activations as device_activations  # noqa: E402
-from chattn_cuda.triton.kernels import passes  # noqa: E402
 from chattn_cuda.triton.kernels.activations import (  # noqa: E402
     activate,
     activation_gradient,
@@ -43,10 +42,10 @@ from chattn_cuda.triton.kernels.activations import (  # noqa: E402
 )
 from chattn_cuda.triton.kernels.passes import (  # noqa: E402
     channels_and_length,
+    emit_tile,
     locate,
     offsets,
-    rescale_tile,
-    spread_tile,
+    sum_length,
 )
 
 DEVICE = "cpu" if interpreting() else "cuda"
@@ -448,52 +447,78 @@ def test_storage_rounds_to_nearest_even(dtype: torch.dtype) -> None:
 
 
 @triton.jit
+def _fold_moments(state, values, numbers, there, CONSTANTS: tl.constexpr):
+    # Welford's count, mean and sum of squared deviations, of the first map
+    count = state[0] + tl.where(there, 1.0, 0.0)
+    deviation = values[0] - state[1]
+    mean = state[1] + tl.where(there, deviation / tl.where(there, count, 1.0), 0.0)
+    return count, mean, state[2] + tl.where(there, deviation * (values[0] - mean), 0.0)
+
+
+@triton.jit
+def _merge_moments(state, CL: tl.constexpr):
+    count = sum_length(state[0], CL)
+    mean = sum_length(state[0] * state[1], CL) / tl.where(count > 0, count, 1.0)
+    apart = state[1] - (mean[:, None, :] if CL else mean[:, :, None])
+    return count, mean, sum_length(state[2] + state[0] * apart * apart, CL)
+
+
+@triton.jit
+def _mix(values, numbers, CONSTANTS: tl.constexpr):
+    return values[0] + values[1] * numbers[0] * CONSTANTS[0], values[0] * numbers[1]
+
+
+@triton.jit
 def _mix_kernel(
-    xs, gates, y, dxs, shift, n_size, mid_size, inner_units, steps, c_tiles, splits,
+    xs, gates, ys, n_size, mid_size, inner_units, steps, c_tiles, splits,
     ALIGN: tl.constexpr, CL: tl.constexpr, TN: tl.constexpr, TC: tl.constexpr, TL: tl.constexpr,
 ):  # fmt: skip
-    # y = sum_m gates_m x_m; dxs_m = y's stand-in xs_0 * gates_m + shift
     C, L = channels_and_length(mid_size, inner_units, ALIGN, CL)
     n, c, split = locate(tl.program_id(0), c_tiles, splits, TN, TC, CL)
     where = n[:, None] * C + c[None, :]
     mask = (n < n_size)[:, None] & (c < C)[None, :]
     s = (tl.load(gates[0] + where, mask=mask), tl.load(gates[1] + where, mask=mask))
-    rescale_tile(xs, None, s, y, n, c, split, steps, n_size, C, L, CL, TN, TC, TL)
-    t = tl.load(shift + where, mask=mask)
-    spread_tile(xs[0], s, t, dxs, n, c, split, steps, n_size, C, L, CL, TN, TC, TL)
+    emit_tile(xs, s, ys, n, c, split, steps, n_size, C, L, _mix, CL, TN, TC, TL, (3.0,))
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("shape", [(2, 17, 5, 5), (2, 8, 30, 41)])
 def test_passes_over_two_maps(shape: tuple[int, int, int, int], layout: str) -> None:
-    """The engine takes M maps: dy is read once for all of them, y is written once."""
+    """The engine takes M maps, and element functions that it has never seen."""
     n, c, h, w = shape
     cl = layout == "nhwc"
     a, b, g = (randn(*shape, seed=i).float() for i in range(3))
     a, b, g = (t.contiguous(memory_format=LAYOUTS[layout]).to(DEVICE) for t in (a, b, g))
 
-    p = plan.plan_pass(n, c, h * w, cl, 4, 2)
-    sizes = (n, p.mid, p.units, p.steps, p.c_tiles, p.splits)
-    tiles = (p.align, cl, p.tile_n, p.tile_c, p.tile_l)
-    parts = a.new_empty((2, p.splits, n, c))
-    passes.reduce_kernel[(p.programs,)](g, (a, b), parts, *sizes, *tiles)
-    for m, u in enumerate((a, b)):
-        want = (g.double() * u.double()).sum((2, 3))
-        torch.testing.assert_close(parts[m].double().sum(0), want, rtol=1e-5, atol=1e-4)
+    def folded(made: tuple[Tensor, host.Launch]) -> Tensor:
+        parts, (kernel, programs, args) = made
+        kernel[(programs,)](*args)
+        return parts.double()
 
-    sums = a.new_empty((p.splits, n, c))
-    passes.squeeze_kernel[(p.programs,)]((a, b), None, sums, *sizes, *tiles)
+    for m, part in enumerate(folded(host.reduce(g, (a, b), cl))):
+        want = (g.double() * (a, b)[m].double()).sum((2, 3))
+        torch.testing.assert_close(part.sum(0), want, rtol=1e-5, atol=1e-4)
     want = (a.double() + b.double()).sum((2, 3))
-    torch.testing.assert_close(sums.double().sum(0), want, rtol=1e-5, atol=1e-4)
+    got = folded(host.squeeze((a, b), cl, 2)).sum(0)
+    torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-4)
 
+    count, mean, squares = folded(
+        host.fold((a + 5,), cl, _fold_moments, merge=_merge_moments, states=3)
+    )
+    assert (count.sum(0) == h * w).all()
+    total = (count * mean).sum(0) / (h * w)
+    torch.testing.assert_close(total, (a.double() + 5).mean((2, 3)), rtol=1e-6, atol=0)
+    variance = (squares + count * (mean - total) ** 2).sum(0) / (h * w)
+    want = a.double().var((2, 3), correction=0)
+    torch.testing.assert_close(variance, want, rtol=1e-5, atol=0)
+
+    p = plan.plan_pass(n, c, h * w, cl, 4, 2)
     gates = tuple(randn(n, c, seed=i).float().to(DEVICE) for i in (3, 4))
-    shift = randn(n, c, seed=5).float().to(DEVICE)
-    y, da, db = (torch.empty_like(a) for _ in range(3))
-    _mix_kernel[(p.programs,)]((a, b), gates, y, (da, db), shift, *sizes, *tiles)
+    y, z = torch.empty_like(a), torch.empty_like(a)
+    _mix_kernel[(p.programs,)]((a, b), gates, (y, z), *host.sizes(p, n), *host.constants(p))
     s, t = (v[:, :, None, None] for v in gates)
-    torch.testing.assert_close(y, a * s + b * t)
-    torch.testing.assert_close(da, a * s + shift[:, :, None, None])
-    torch.testing.assert_close(db, a * t + shift[:, :, None, None])
+    torch.testing.assert_close(y, a + 3 * b * s)
+    torch.testing.assert_close(z, a * t)
 
 
 @triton.jit

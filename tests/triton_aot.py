@@ -111,11 +111,11 @@ def source(launch: host.Launch) -> ASTSource:
     attributes: dict[tuple[int, ...], Any] = {}
 
     def describe(parameter: Any, path: tuple[int, ...], value: Any) -> Any:
-        if isinstance(value, tuple):
-            return tuple(describe(parameter, (*path, i), v) for i, v in enumerate(value))
         if value is None or parameter.is_constexpr:
             constants[path] = value
             return "constexpr"
+        if isinstance(value, tuple):
+            return tuple(describe(parameter, (*path, i), v) for i, v in enumerate(value))
         if isinstance(value, torch.Tensor):  # the allocator aligns to 512 bytes
             attributes[path] = [["tt.divisibility", 16]]
             return "*" + _POINTEES[value.dtype]

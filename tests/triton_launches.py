@@ -432,7 +432,7 @@ def test_hooks_see_every_launch(machine: Machine) -> None:
     for hook in (enter, leave):
         hook.add(seen.append)
         call()
-        assert len(seen) == 3 and seen[0]["name"] == "squeeze_kernel"
+        assert len(seen) == 3 and seen[0]["name"] == "fold_kernel"
         hook.remove(seen.append)
         seen.clear()
         call()
@@ -476,11 +476,11 @@ def test_other_ways_to_change_a_launch(machine: Machine, monkeypatch: pytest.Mon
         knobs.compilation.instrumentation_mode = "fpsan"
         assert through_triton()
     seen = []
-    host.passes.squeeze_kernel.add_pre_run_hook(lambda *args, **kwargs: seen.append(args))
+    host.passes.fold_kernel.add_pre_run_hook(lambda *args, **kwargs: seen.append(args))
     try:
         assert through_triton() and seen
     finally:
-        host.passes.squeeze_kernel.pre_run_hooks.clear()
+        host.passes.fold_kernel.pre_run_hooks.clear()
     torch.use_deterministic_algorithms(True)
     try:
         assert through_triton()

@@ -18,7 +18,7 @@ from torch import Tensor
 from chattn_cuda.convert import candidates, probe
 from chattn_cuda.convert.adapter import Adapter
 from chattn_cuda.convert.matching import NotTaken, Recipe, match, tree_of, values_of
-from chattn_cuda.convert.reads import attributes_read, unknown_source
+from chattn_cuda.convert.reads import attributes_read, side_effect, unknown_source
 from chattn_cuda.convert.recording import DROPOUTS, record
 from chattn_cuda.modules.efficient_channel_attention import EfficientChannelAttentionForward
 from chattn_cuda.modules.fused import Operands
@@ -57,6 +57,8 @@ def _key_of(module: Any) -> str | NotTaken | None:
     except Exception as error:
         if _is_called_like_one(module):
             return NotTaken(f"it is called like a block, but fails on a small map: {error}")
+        if "dtype" in str(error):  # it converts types, and is tried out in float64
+            return NotTaken(f"it may be a block, but fails on a small map in float64: {error}")
         return None
     recipe = match(module, recording)
     return PREFIX + "\n".join(recipe) if isinstance(recipe, Recipe) else recipe
@@ -68,7 +70,9 @@ def _is_called_like_one(module: Any) -> bool:
 
 
 def reads_nothing(module: Any, cls: Any) -> bool:
-    """Whether the forward reads its input and submodules alone."""
+    """Whether the forward reads its input and submodules alone, and does nothing else."""
+    if side_effect(cls) is not None:
+        return False
     return unknown_source(module, cls) is None and not attributes_read(module, cls) - {"training"}
 
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from chattn_cuda.convert import probe
-from chattn_cuda.convert.reads import attributes_read, unknown_source
+from chattn_cuda.convert.reads import attributes_read, side_effect, unknown_source
 from chattn_cuda.convert.recording import (
     CONTAINERS,
     DROPOUTS,
@@ -215,6 +215,8 @@ def _why_unknown(module: Any) -> str | None:
         unknown = unknown_source(m, type(m))
         if unknown is not None:
             return f"its forward reads {unknown}"
+        if (effect := side_effect(type(m))) is not None:
+            return f"its forward calls {effect}, which others see"
     for name in _attributes(module):
         if _may_change(module, name):
             return f"its forward reads {name}"

@@ -39,9 +39,11 @@ _Result = TypeVar("_Result")
 
 _SIZES = {1: ((6,), (13,)), 2: ((3, 2), (1, 11)), 3: ((3, 2, 2), (1, 9, 10))}
 _LARGER = ((9, 7), (5, 12))  # for a block with convolutions
-# Samples, and a plane: more of both than in the other trials, and a single sample.
-_ELSEWHERE = (9, (33, 34)), (1, (8, 9))
-_ELSEWHERE_WIDE = (9, (8, 9)), (1, (33, 34))  # of many channels a fifth of the numbers
+# Samples, and a plane: more of both than in the other trials, a single sample, a single position.
+_POSITION = (1, 1)
+_ELSEWHERE = (9, (33, 34)), (1, (8, 9)), (2, _POSITION)
+# Of many channels a fifth of the numbers.
+_ELSEWHERE_WIDE = (9, (8, 9)), (1, (33, 34)), (2, _POSITION)
 _WIDE = 256
 _SCALES = (1.0, 6.0)  # of the numbers: gates in the middle of their range, and at its ends
 _LONGEST = 60  # seconds of a trial
@@ -184,15 +186,27 @@ def _difference(plain: Any, fused: Any, brief: bool) -> str | None:
 def _differs_elsewhere(
     plain: Any, fused: Any, channels: int, planes: tuple[tuple[int, ...], ...]
 ) -> bool:
-    """In inference in float32, on more samples and a larger map, and on one sample."""
+    """In inference in float32: on more samples, a larger map, one sample, and one position.
+
+    The one sample is channels_last; the output must have the memory format of the module's own.
+    """
     plain.eval().float(), fused.eval().float()
+    rank = len(planes[0])
     for samples, plane in _ELSEWHERE if channels <= _WIDE else _ELSEWHERE_WIDE:
-        x = _randn(samples, channels, *(plane if len(planes[0]) == 2 else planes[0])).float()
+        size = plane if rank == 2 else planes[0]
+        if plane == _POSITION:
+            if _LARGER[0] in planes:  # convolutions may need more
+                continue
+            size = (1,) * rank
+        x = _randn(samples, channels, *size).float()
+        if samples == 1 and rank == 2:
+            x = x.contiguous(memory_format=torch.channels_last)
         given = x.clone()
         with torch.no_grad():
-            expected = plain(given)
-            same = _is_close(fused(x), expected, rtol=1e-3, atol=1e-4)
-        if not same or not torch.equal(given, x):
+            expected, found = plain(given), fused(x)
+        if not _is_close(found, expected, rtol=1e-3, atol=1e-4) or not torch.equal(given, x):
+            return True
+        if plane != _POSITION and found.stride() != expected.stride():
             return True
     return False
 

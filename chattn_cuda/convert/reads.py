@@ -17,7 +17,7 @@ from torch import nn
 
 from chattn_cuda.methods import bases_with, functions_in, is_plain, names_in, names_of
 
-__all__ = ["attributes_read", "unknown_source"]
+__all__ = ["attributes_read", "side_effect", "unknown_source"]
 
 _MISSING = object()
 # Globals that hold no numbers of their own.
@@ -29,6 +29,14 @@ _CODE = (
 _HOLDERS = (types.ModuleType, types.FunctionType, type)
 _CONSTANT = frozenset(("torch", "math", "builtins"))
 _MOST = 16  # of them, one in another
+# What tells the mode that a call is made in; what users see of a call beside its result.
+_MODES = frozenset(
+    """
+    is_autocast_enabled is_autocast_cpu_enabled get_autocast_dtype is_inference_mode_enabled
+    is_inference
+    """.split()
+)
+_EFFECTS = frozenset(("print", "record_function"))
 
 
 def attributes_read(module: Any, cls: Any) -> set[str]:
@@ -56,6 +64,8 @@ def unknown_source(module: Any, cls: Any) -> str | None:
         for name in ("requires_grad", "__dict__"):
             if name in n.named:
                 return name
+        for name in sorted(_MODES & n.named):
+            return f"the mode ({name})"
     if bases_with(cls, "__getattr__") or bases_with(cls, "__getattribute__"):
         return "attributes that its class computes"
     for name in sorted({name for n in names_in(cls) for name in n.named | n.quoted}):
@@ -70,6 +80,14 @@ def unknown_source(module: Any, cls: Any) -> str | None:
     for function in (*functions_in(cls), *functions):
         for found in _sources_of(function):
             return found
+    return None
+
+
+def side_effect(cls: Any) -> str | None:
+    """What the forward of ``cls`` does that others see, beside its result; None: nothing."""
+    for n in names_in(cls):
+        for name in sorted(_EFFECTS & (n.named | n.globals)):
+            return name
     return None
 
 

@@ -12,7 +12,17 @@ from chattn_cuda.functional import checked
 from chattn_cuda.functional.common import to_map, why_not_fused
 from chattn_cuda.functional.decision import Decision
 
-__all__ = ["check_global_response_norm", "global_response_norm"]
+__all__ = ["check_eps", "check_global_response_norm", "global_response_norm"]
+
+
+def check_eps(eps: object) -> None:
+    """Raise unless ``eps`` is a number.
+
+    Raises:
+        TypeError: It is none.
+    """
+    if not isinstance(eps, (int, float)) or isinstance(eps, bool):
+        raise TypeError(f"eps must be a number, got {type(eps).__name__}")
 
 
 def check_global_response_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-6) -> None:
@@ -22,8 +32,7 @@ def check_global_response_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: flo
         TypeError: A weight is not a dense floating-point tensor, or ``eps`` not a number.
         ValueError: One has the wrong shape or is on another device.
     """
-    if not isinstance(eps, (int, float)) or isinstance(eps, bool):
-        raise TypeError(f"eps must be a number, got {type(eps).__name__}")
+    check_eps(eps)
     for w, name in ((weight, "weight"), (bias, "bias")):
         validation.check_weight(x, w, name)
         if tuple(w.shape) != (x.shape[1],):

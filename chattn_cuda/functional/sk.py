@@ -24,6 +24,9 @@ COPIES_OF_SLICES = {
     "and their gradients behind"
 }
 
+#: for `explain`: where the activation of a prologue is none of the kernels'
+UNFUSED_PROLOGUE = "the prologue runs by PyTorch's operations: the kernels have no such activation"
+
 _WEIGHTS = ("w_reduce", "b_reduce", "w_select", "b_select")
 
 
@@ -37,6 +40,7 @@ def selective_kernel(
     norm: Callable[[Tensor], Tensor] | None = None,
     act: ActivationSpec = "relu",
     prologue: tuple[Tensor, Tensor] | None = None,
+    prologue_act: ActivationSpec = "relu",
     return_gate: bool = False,
     backend: str = "auto",
 ) -> Tensor | tuple[Tensor, Tensor]:
@@ -61,9 +65,11 @@ def selective_kernel(
             ``nn.BatchNorm1d``; None for none. Batch statistics need N >= 2.
         act: Activation behind it: a name, a module class or instance, a partial, or any function of
             a tensor.
-        prologue: scale and shift, each (M, C): ``relu(scale[m] * u + shift[m])`` takes the place of
-            branch u, as a batch norm by running statistics and a ReLU would make it. The passes
-            compute it while they read, where no gradients are recorded.
+        prologue: scale and shift, each (M, C): ``prologue_act(scale[m] * u + shift[m])`` takes the
+            place of branch u, as a batch norm by running statistics and an activation would make
+            it. The passes compute it while they read, where no gradients are recorded.
+        prologue_act: Its activation, named as ``act``. Before more than two branches the passes
+            compute ReLU alone.
         return_gate: Also return the gate.
         backend: "auto" or one of "cuda", "triton", "cpu", "reference".
 
@@ -99,7 +105,7 @@ def selective_kernel(
         known = ops.Network(len(branches), *layers, None, *found[1])
         y, z = ops.sk.attend(found[0], branches, 1, known)
         return (y, torch.softmax(z, 1)) if return_gate else y
-    decision = _decide(branches, *layers, norm, act, prologue, backend)
+    decision = _decide(branches, *layers, norm, act, prologue, prologue_act, backend)
     x, name = decision.x, decision.backend
     network = _network(len(branches), x, decision.tensors, norm, act)
     if type(network) is ops.Network and decision.as_given and not decision.takes_formulas:
@@ -107,7 +113,13 @@ def selective_kernel(
     before = None
     if prologue is not None:
         acc = reference.accumulation_dtype(x.dtype)
-        before = ops.Prologue(torch.stack([t.to(acc).flatten() for t in prologue]))
+        numbers = torch.stack([t.to(acc).flatten() for t in prologue])
+        covered = activations.resolve(prologue_act, "prologue_act")
+        if covered is None:
+            behind = activations.as_callable(prologue_act, "prologue_act")
+            branches = reference.after_prologue(branches, numbers, behind)
+        else:
+            before = ops.Prologue(numbers, act=(covered[0].code, covered[1]))
     if decision.takes_formulas:
         name = "reference"
     y, z = run_selective_kernel(name, branches, network, prologue=before)
@@ -117,17 +129,24 @@ def selective_kernel(
 def _decide(
     branches: Sequence[Tensor], w_reduce: Tensor, b_reduce: Tensor | None, w_select: Tensor,
     b_select: Tensor | None, norm: Any, act: ActivationSpec,
-    prologue: tuple[Tensor, Tensor] | None, backend: str,
+    prologue: tuple[Tensor, Tensor] | None, prologue_act: ActivationSpec, backend: str,
 ) -> Decision:  # fmt: skip
     validation.check_branches(branches)
     x, given = branches[0], (w_reduce, b_reduce, w_select, b_select)
     validation.check_selective_kernel(branches, *given, prologue)
     weights = validation.unify_dtypes(x, given, _WEIGHTS)
+    covered = activations.resolve(prologue_act, "prologue_act")
 
     def notes() -> Mapping[str, str]:
         memory_format = ops.memory_format_of(x)
         dense = all(u.is_contiguous(memory_format=memory_format) for u in branches)
-        return {} if dense else COPIES_OF_SLICES
+        found = {} if dense else COPIES_OF_SLICES
+        if prologue is None or covered is not None:
+            return found
+        notes = {name: [UNFUSED_PROLOGUE] for name in backends.names()}
+        for name, note in found.items():
+            notes[name].append(note)
+        return {name: "; ".join(of_backend) for name, of_backend in notes.items()}
 
     uncovered = why_not_fused(x, (*branches[1:], *weights))
     return Decision(
@@ -204,9 +223,12 @@ def run_selective_kernel(
             are recorded.
     """
     namespace = backends.get(backend).namespace
-    if prologue is not None and not (namespace and ops.sk.takes_prologue(branches, slices)):
-        numbers = prologue.numbers(branches[0].dtype)
-        branches = reference.after_prologue(branches, numbers, slices)
+    if prologue is not None and not (
+        namespace and ops.sk.takes_prologue(prologue, branches, slices)
+    ):
+        numbers, code, param = prologue.arguments(branches[0].dtype)
+        act = ops.activation_of_code(code, param)
+        branches = reference.after_prologue(branches, numbers, act)
         prologue = None
     if namespace is not None:
         return ops.sk.attend(namespace, branches, slices, network, prologue)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from chattn_cuda import ops, reference
+from chattn_cuda import activations, ops, reference
 from chattn_cuda.hooks import are_as_their_classes
 
 __all__ = ["BATCH_NORMS", "as_prologue", "fold_batch_norm"]
@@ -17,6 +17,7 @@ __all__ = ["BATCH_NORMS", "as_prologue", "fold_batch_norm"]
 BATCH_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
 _WITH_ACTIVATION = ("timm.layers.norm_act", "BatchNormAct2d")  # calls its submodules drop and act
 _DROPOUTS = (nn.Dropout, nn.Dropout2d)
+_IDENTITY, _RELU = ((activations.ACTIVATIONS[n].code, 0.0) for n in ("identity", "relu"))
 
 
 def fold_batch_norm(
@@ -25,33 +26,40 @@ def fold_batch_norm(
     """The SE weights with a normalisation by running statistics folded into the first layer.
 
     Differentiable in the weights and in the norm's. Computed in float32 for 16-bit weights, and
-    then all four are float32, which the operators take with a 16-bit map. The graph keeps a
-    copy of b1, which may change before the backward.
+    then all four are float32, which the operators take with a 16-bit map. The graph keeps no
+    bias, which may change before the backward.
     """
-    acc = torch.float64 if w1.dtype == torch.float64 else torch.float32
-    scale, shift = reference.affine_of_norm(weight, bias, mean, var, eps, acc)
-    return [
-        w1.to(acc) * (scale[:, None] if w1.dim() == 2 else scale[:, None, None, None]),
-        shift if b1 is None else shift + b1.to(acc, copy=torch.is_grad_enabled()) * scale,
-        w2.to(acc),
-        None if b2 is None else b2.to(acc),
-    ]
+    acc = reference.accumulation_dtype(w1.dtype)
+    # Every operation and every call counts: the numbers are few.
+    numbers = []
+    for t in (w1, b1, w2, b2, weight, bias, mean, var):
+        numbers.append(t if t is None or t.dtype == acc else t.to(acc))
+    w1, b1, w2, b2, weight, bias, mean, var = numbers
+    scale = torch.rsqrt(var + eps)
+    if weight is not None:
+        scale = scale * weight
+    if b1 is not None:
+        mean = mean - b1
+    shift = -mean * scale if bias is None else torch.addcmul(bias, mean, scale, value=-1)
+    return [w1 * scale.view(-1, *(1,) * (w1.dim() - 1)), shift, w2, b2]
 
 
-def as_prologue(stages: Sequence[Sequence[Any]]) -> ops.Prologue | None:
+def as_prologue(stages: Sequence[Sequence[Any]], slices: int = 1) -> ops.Prologue | None:
     """What layers do to maps, those of each stage one after the other, as the prologue of a pass.
 
     Args:
         stages: For each the layers: a normalisation first, of the batch norm classes or timm's with
             an activation; then modules of any kind. Their maps are the branches, or one map holds
             all of those.
+        slices: How many branches lie in one map.
 
     Returns:
         The prologue, or None where the layers do something else: batch statistics, hooks, other
-        classes.
+        classes, several activations (but ReLUs), one that the kernels lack for so many branches.
     """
     norms: list[ops.Norm] = []
     modules: list[Any] = []
+    acts: list[tuple[int, float]] = []
     for norm, *rest in stages:
         kind = type(norm)
         if (kind.__module__, kind.__qualname__) == _WITH_ACTIVATION:
@@ -68,14 +76,21 @@ def as_prologue(stages: Sequence[Sequence[Any]]) -> ops.Prologue | None:
         if norm.training or mean is None or var is None:
             return None
         modules += (norm, *rest)
-        relus = 0
+        act = _IDENTITY
         for layer in rest:
-            other = type(layer)
-            if other is nn.ReLU:
-                relus += 1
-            elif other is not nn.Identity and (other not in _DROPOUTS or layer.training):
+            if type(layer) in _DROPOUTS and not layer.training:
+                continue
+            found = activations.of_layer(layer)
+            if found is None:
                 return None
-        if relus == 0:
-            return None
+            known = found[0].code, found[1]
+            if act == _IDENTITY:
+                act = known
+            elif known != _IDENTITY and (act != _RELU or known != _RELU):
+                return None
+        acts.append(act)
         norms.append((own["weight"], own["bias"], mean, var, norm.eps))
-    return ops.Prologue(None, norms) if are_as_their_classes(*modules) else None
+    if acts.count(acts[0]) < len(acts) or not are_as_their_classes(*modules):
+        return None
+    prologue = ops.Prologue(None, norms, acts[0])
+    return prologue if prologue.fits(max(len(stages), slices)) else None

@@ -29,6 +29,7 @@ __all__ = [
     "are_pointwise",
     "child",
     "children",
+    "folds_more_than",
     "gate_of",
     "is_global_average_pool",
     "must_be_plain",
@@ -51,6 +52,7 @@ class Call(NamedTuple):
             others tell whether the call is still the same.
         constants: The operators' arguments behind the tensors.
         eps: Of a batch norm that is folded into the weights; its four tensors follow them.
+        folded: How many weights it is folded into.
     """
 
     block: str
@@ -58,6 +60,7 @@ class Call(NamedTuple):
     tensors: int
     constants: tuple[Any, ...]
     eps: float | None = None
+    folded: int = 0
 
 
 class Operands(NamedTuple):
@@ -133,7 +136,13 @@ class FusedForward:
     @torch.jit.unused
     def decide(self, x: Tensor) -> functional.Decision:
         """What ``forward(x)`` comes to; its tensors are those of `operands`, a norm's included."""
-        return self._decide(x, self.operands())
+        found = self.operands()
+        decision = self._decide(x, found)
+        if decision.uncovered is not None or isinstance(found, str):
+            return decision
+        return decision._replace(
+            uncovered=_FOLDED if folds_more_than(found.call, decision.x) else None
+        )
 
     @torch.jit.unused
     def explain(self, x: Tensor) -> Explanation:
@@ -195,6 +204,8 @@ class FusedForward:
             self._remember(m, backend, call, found.places)
         tensors = decision.tensors
         if call.eps is not None:
+            if folds_more_than(call, m):
+                return None
             tensors = fold_batch_norm(call.eps, *tensors)
         y = functional.run(call.block, backend, m, tensors[: call.tensors], call.constants)[0]
         y = y.movedim(1, -1) if self._channel_dim == -1 else y
@@ -219,6 +230,11 @@ class FusedForward:
         """Y, where a call like this one was remembered; else None, as in a graph that is made."""
         if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
             return None
+        call = memory.kept(self)
+        if call is None:
+            return None
+        if call.folded > 0 and isinstance(x, Tensor) and x.dim() == 4 and folds_more_than(call, x):
+            return self.eager_forward(x)
         known = memory.recall(self)
         if known is None:
             return None
@@ -319,6 +335,19 @@ def tensors_at(places: Sequence[memory.Place]) -> list[Any]:
         else:
             found.append(getattr(layer, name))
     return found
+
+
+def folds_more_than(call: Call, m: Tensor) -> bool:
+    """Whether a norm is folded into more weights than the map ``m`` has numbers.
+
+    In inference on a CPU, that is, where the layers are faster then.
+    """
+    if call.folded <= m.numel() or call.backend != "auto":
+        return False
+    return m.device.type == "cpu" and not torch.is_grad_enabled()
+
+
+_FOLDED = "its batch norm would be folded into more weights than the map has numbers"
 
 
 def must_be_plain(backend: str) -> bool:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from chattn_cuda import validation
 from chattn_cuda.functional import Decision
-from chattn_cuda.functional.grn import check_global_response_norm
+from chattn_cuda.functional.grn import check_eps, check_global_response_norm
 from chattn_cuda.modules.fused import Call, FusedForward, Operands, parameter
 
 __all__ = ["GlobalResponseNorm", "GlobalResponseNormForward", "eps_obstacle"]
@@ -111,9 +111,8 @@ class GlobalResponseNorm(GlobalResponseNormForward, nn.Module):
         super().__init__()
         validation.check_positive(dim, "dim")
         validation.check_bool(channels_last, "channels_last")
-        if type(eps) not in (int, float):
-            raise TypeError(f"eps must be a number, got {type(eps).__name__}")
-        self.eps = eps
+        check_eps(eps)
+        self.eps = float(eps)
         self.channel_dim = -1 if channels_last else 1
         self.weight = nn.Parameter(torch.zeros(dim, device=device, dtype=dtype))
         self.bias = nn.Parameter(torch.zeros(dim, device=device, dtype=dtype))

@@ -18,7 +18,7 @@ from torch import nn
 from chattn_cuda.hooks import has_hooks, has_own_forward
 from chattn_cuda.methods import OF_EVERY_MODULE, Member, behaviour, is_fixed, is_plain
 
-__all__ = ["recall", "remember"]
+__all__ = ["kept", "recall", "remember"]
 
 Place = tuple[Any, str]
 """A layer (None: there is none) and the name of its parameter or buffer."""
@@ -144,6 +144,12 @@ def _add_steps(memory: _Memory, parent: Any, index: dict[int, int], prefix: str 
         if names and not _add_steps(memory, layer, index, f"{prefix}{name}."):
             return False
     return True
+
+
+def kept(owner: Any) -> Any:
+    """What was kept of ``owner``, whether it still holds or not; None where nothing was."""
+    memory = _memories.get(id(owner))
+    return memory.found if memory is not None and memory.owner() is owner else None
 
 
 def recall(owner: Any) -> tuple[Any, list[Any]] | None:

@@ -67,23 +67,24 @@ def decide(
 
 
 def before_norm(
-    stages: Sequence[tuple[Any, Sequence[Any]]], inputs: Sequence[Tensor]
+    stages: Sequence[tuple[Any, Sequence[Any]]], inputs: Sequence[Tensor], slices: int = 1
 ) -> tuple[list[Tensor], ops.Prologue | None]:
     """What several stages make of their inputs, and the prologue that is left to do.
 
-    In inference, a batch norm and a ReLU at the end of every stage are left to the passes: no map
-    is written for them.
+    In inference, a batch norm and an activation at the end of every stage are left to the passes:
+    no map is written for them.
 
     Args:
         stages: For each a module, and the layers that follow it, as `as_prologue` takes them.
         inputs: One for each.
+        slices: How many branches lie in one map.
 
     Returns:
         The maps, and their prologue; or finished maps and None.
     """
     prologue = None
     if not torch.is_grad_enabled():
-        prologue = as_prologue([behind for _, behind in stages])
+        prologue = as_prologue([behind for _, behind in stages], slices)
     maps = []
     for (stage, behind), x in zip(stages, inputs, strict=True):
         u = stage(x)
@@ -267,13 +268,14 @@ class SelectiveKernelForward(FusedForward):
             return
         places = form.places(*layers)
         eps: tuple[float, ...] = ()
+        act = None
         stages = self._stages()
         if stages is not None and (prologue := as_prologue([behind for _, behind in stages])):
-            eps = tuple(norm[-1] for norm in prologue.norms)
+            eps, act = tuple(norm[-1] for norm in prologue.norms), prologue.act
             for _, (norm, *_) in stages:
                 places += ((norm, "weight"), (norm, "bias"))
                 places += ((norm, "running_mean"), (norm, "running_var"))
-        memory.remember(self, places, ("in_channels", "num_paths", "split_input"), (form, eps))
+        memory.remember(self, places, ("in_channels", "num_paths", "split_input"), (form, eps, act))
 
     @torch.jit.unused
     def _repeat(self, x: Any) -> Tensor | None:
@@ -284,7 +286,7 @@ class SelectiveKernelForward(FusedForward):
         if known is None or not isinstance(x, Tensor):
             return None
         validation.check_map(x, self.in_channels)
-        ((form, eps), tensors), count = known, self.num_paths
+        ((form, eps, act), tensors), count = known, self.num_paths
         maps = list(torch.chunk(x, count, 1) if self.split_input else [x] * count)
         paths, prologue = self._modules["paths"]._modules.values(), None
         first = len(tensors) - 4 * len(eps)  # of the paths' norms
@@ -296,7 +298,7 @@ class SelectiveKernelForward(FusedForward):
                 maps[m] = path._modules["conv"](maps[m])
                 weight, bias, mean, var = tensors[first + 4 * m : first + 4 * m + 4]
                 norms.append((weight, bias, mean, var, eps[m]))
-            prologue = ops.Prologue(None, norms)
+            prologue = ops.Prologue(None, norms, act)
         else:
             for m, path in enumerate(paths):
                 maps[m] = path(maps[m])

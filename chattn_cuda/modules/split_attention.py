@@ -77,7 +77,7 @@ class SplitAttnForward(FusedForward):
             backends.select(self._backend, x.device.type)
             return ops.in_format_of(x, self.eager_forward(x))
         conv, *after = children(self, "conv", "bn0", "drop", "act0")
-        maps, prologue = before_norm([(conv, after)], [x])
+        maps, prologue = before_norm([(conv, after)], [x], self.radix)
         groups = child(self, "rsoftmax").cardinality
         network = inner_network(self, _LAYERS, self.radix, maps[0], groups)
         return fuse(maps, network, self._backend, self.radix, prologue)

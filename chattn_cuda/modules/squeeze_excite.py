@@ -187,7 +187,8 @@ class SqueezeExciteForward(FusedForward):
         if isinstance(resolved, str):
             return resolved
         eps = layers.norm.eps if layers.is_normalised() else None
-        call = Call("se", self.backend, 4, functional.constants(*resolved), eps)
+        folded = 0 if eps is None else parameter(layers.first, "weight").numel()
+        call = Call("se", self.backend, 4, functional.constants(*resolved), eps, folded)
         channels = parameter(layers.second, "weight").shape[0]
         return Operands(call, layers.places(), layers.weight_names(), channels)
 

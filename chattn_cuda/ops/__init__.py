@@ -2,7 +2,7 @@
 
 from chattn_cuda.ops import sk
 from chattn_cuda.ops.autograd import apply, apply_eagerly
-from chattn_cuda.ops.block import Block, in_format_of, memory_format_of
+from chattn_cuda.ops.block import Block, activation_of_code, in_format_of, memory_format_of
 from chattn_cuda.ops.blocks import BLOCKS
 from chattn_cuda.ops.decompositions import decompositions
 from chattn_cuda.ops.registration import register_rules
@@ -15,6 +15,7 @@ __all__ = [
     "Network",
     "Norm",
     "Prologue",
+    "activation_of_code",
     "apply",
     "apply_eagerly",
     "decompositions",

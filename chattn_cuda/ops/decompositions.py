@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from chattn_cuda import reference
-from chattn_cuda.ops.block import in_format_of
+from chattn_cuda.ops.block import activation_of_code, in_format_of
 from chattn_cuda.ops.blocks import BLOCKS
 from chattn_cuda.ops.calls import operator_of
 from chattn_cuda.ops.registration import registered_namespaces
@@ -39,18 +39,20 @@ def decompositions() -> dict[Any, Callable[..., Any]]:
     return found
 
 
-def _after(branches: Sequence[Tensor], prologue: Tensor | None) -> Sequence[Tensor]:
-    return branches if prologue is None else reference.after_prologue(branches, prologue)
+def _after(
+    branches: Sequence[Tensor], prologue: Tensor | None = None, act: int = 1, act_param: float = 0.0
+) -> Sequence[Tensor]:
+    if prologue is None:
+        return branches
+    return reference.after_prologue(branches, prologue, activation_of_code(act, act_param))
 
 
-def _sk_squeeze(branches: Sequence[Tensor], prologue: Tensor | None = None) -> Tensor:
-    return reference.squeeze_branches(_after(branches, prologue))
+def _sk_squeeze(branches: Sequence[Tensor], *prologue: Any) -> Tensor:
+    return reference.squeeze_branches(_after(branches, *prologue))
 
 
-def _sk_select(
-    branches: Sequence[Tensor], logits: Tensor, prologue: Tensor | None = None
-) -> Tensor:
-    y, _ = reference.select_branches(_after(branches, prologue), logits)
+def _sk_select(branches: Sequence[Tensor], logits: Tensor, *prologue: Any) -> Tensor:
+    y, _ = reference.select_branches(_after(branches, *prologue), logits)
     return in_format_of(branches[0], y)
 
 

@@ -40,13 +40,13 @@ def forward_launches(
     outputs = (y, pooled, gate)
     if n == 0:
         return outputs, []
-    part_sum, squeeze = host.squeeze((x,), None, channels_last)
+    part_sum, squeeze = host.squeeze((x,), channels_last)
     parts = len(part_sum)
     p = plan_pass(n, c, hw, cl, x.element_size(), max_splits=UNLIMITED, fill=host.FILL)
     rescale = host.Launch(
         kernels.conv_rescale_kernel,
         p.programs,
-        ((x,), y, part_sum, weight, pooled, gate, *host.sizes(p, n), hw, parts, weight.shape[2])
+        (x, y, part_sum, weight, pooled, gate, *host.sizes(p, n), hw, parts, weight.shape[2])
         + (weight.shape[0] > 1, circular, gate_fn, *host.constants(p)),
     )
     return outputs, [squeeze, rescale]
@@ -117,7 +117,7 @@ def backward_launches(
             host.Launch(
                 kernels.conv_spread_kernel,
                 p.programs,
-                (dy, part_ds, dgate, gate, weight, (dx,), *host.sizes(p, n), hw, parts, taps, *how)
+                (dy, part_ds, dgate, gate, weight, dx, *host.sizes(p, n), hw, parts, taps, *how)
                 + host.constants(p),
             )
         )

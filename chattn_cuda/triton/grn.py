@@ -16,16 +16,11 @@ from torch import Tensor
 from chattn_cuda.reference import accumulation_dtype
 
 from . import host
+from .kernels import elements
 from .kernels.activations import to_storage
+from .kernels.elements import spread, weigh
 from .kernels.parts import load_weight, merge_sum
-from .kernels.passes import (
-    SIZES,
-    channels_and_length,
-    last_first,
-    locate,
-    rescale_tile,
-    spread_tile,
-)
+from .kernels.passes import SIZES, channels_and_length, emit_tile, last_first, locate
 from .plan import UNLIMITED, PassPlan, plan_pass
 from .program import Operator
 
@@ -115,7 +110,7 @@ def grn_weights_kernel(
 
 @triton.jit(do_not_specialize=SIZES)
 def grn_rescale_kernel(
-    x, ys, weight, bias, gate, n_size, mid_size, inner_units, steps, c_tiles, splits,
+    x, y, weight, bias, gate, n_size, mid_size, inner_units, steps, c_tiles, splits,
     ALIGN: tl.constexpr, CL: tl.constexpr, TN: tl.constexpr, TC: tl.constexpr, TL: tl.constexpr,
 ):  # fmt: skip
     """Y = (1 + weight * gate) x + bias."""
@@ -126,16 +121,16 @@ def grn_rescale_kernel(
     mask = (n < N)[:, None] & (c < C)[None, :]
     s = tl.load(gate + (n[:, None] * C + c[None, :]), mask=mask, other=0.0)
     s = 1.0 + s * load_weight(weight, c, c < C, ACC)[None, :]
-    shift = load_weight(bias, c, c < C, ACC)[None, :] + tl.zeros([TN, TC], ACC)
-    spread_tile(x, (s,), shift, ys, n, c, split, steps, n_size, C, L, CL, TN, TC, TL)
+    shift = load_weight(bias, c, c < C, ACC)[None, :]
+    emit_tile((x,), (s, shift), (y,), n, c, split, steps, n_size, C, L, spread, CL, TN, TC, TL)
 
 
 @triton.jit(do_not_specialize=SIZES)
 def grn_gradient_kernel(
-    maps, dx, weight, gate, slope, n_size, mid_size, inner_units, steps, c_tiles, splits,
+    dy, x, dx, weight, gate, slope, n_size, mid_size, inner_units, steps, c_tiles, splits,
     ALIGN: tl.constexpr, CL: tl.constexpr, TN: tl.constexpr, TC: tl.constexpr, TL: tl.constexpr,
 ):  # fmt: skip
-    """Dx = (1 + weight * gate) dy + slope * x; maps: dy, x."""
+    """Dx = (1 + weight * gate) dy + slope * x."""
     ACC: tl.constexpr = gate.dtype.element_ty
     C, L = channels_and_length(mid_size, inner_units, ALIGN, CL)
     N = tl.cast(n_size, tl.int64)
@@ -144,7 +139,7 @@ def grn_gradient_kernel(
     s = tl.load(gate + where, mask=mask, other=0.0)
     s = 1.0 + s * load_weight(weight, c, c < C, ACC)[None, :]
     k = tl.load(slope + where, mask=mask, other=0.0)
-    rescale_tile(maps, None, (s, k), dx, n, c, split, steps, n_size, C, L, CL, TN, TC, TL)
+    emit_tile((dy, x), (s, k), (dx,), n, c, split, steps, n_size, C, L, weigh, CL, TN, TC, TL)
 
 
 # ---- operators -----------------------------------------------------------------------------------
@@ -174,10 +169,10 @@ def forward_launches(
     outputs = (y, norms, gate)
     if n == 0:
         return outputs, []
-    squares, reduce = host.reduce(x, (x,), channels_last)
+    squares, reduce = host.fold((x,), channels_last, elements.add_squares, tiles=2)
     numbers = (squares, norms, gate, n, c, squares.shape[1], eps, _CHANNELS)
     p = _plan(x, channels_last, 1)
-    args = (x, (y,), weight, bias, gate, *host.sizes(p, n), *host.constants(p))
+    args = (x, y, weight, bias, gate, *host.sizes(p, n), *host.constants(p))
     return outputs, [
         reduce,
         host.Launch(grn_gate_kernel, n, numbers),
@@ -205,14 +200,14 @@ def backward_launches(
     dots, reduce = host.reduce(dy, (x,), channels_last)
     launches, parts = [reduce], dots.shape[1]
     if need_dw:
-        sums, squeeze = host.squeeze((dy,), None, channels_last)
+        sums, squeeze = host.squeeze((dy,), channels_last)
         args = (dots, sums, gate, dweight, dbias, n, c, parts, len(sums), _SAMPLES, _COLUMNS)
         launches += [squeeze, host.Launch(grn_weights_kernel, -(-c // _COLUMNS), args)]
     if need_dx:
         slope = norms.new_empty((n, c))
         numbers = (dots, dgate, norms, weight, slope, n, c, parts, eps, _CHANNELS)
         p = _plan(x, channels_last, 2)
-        maps = ((dy, x), dx, weight, gate, slope, *host.sizes(p, n), *host.constants(p))
+        maps = (dy, x, dx, weight, gate, slope, *host.sizes(p, n), *host.constants(p))
         launches += [
             host.Launch(grn_slope_kernel, n, numbers),
             host.Launch(grn_gradient_kernel, p.programs, maps),

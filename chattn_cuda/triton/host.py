@@ -12,7 +12,7 @@ from chattn_cuda.ops.block import memory_format_of
 from chattn_cuda.reference import accumulation_dtype
 
 from . import plan
-from .kernels import passes
+from .kernels import elements, passes
 from .kernels.activations import INTERPRETED
 from .plan import PassPlan, plan_pass
 
@@ -64,33 +64,52 @@ def constants(p: PassPlan) -> tuple[Any, ...]:
     return (p.align, p.channels_last, p.tile_n, p.tile_c, p.tile_l)
 
 
-def squeeze(
-    xs: tuple[Tensor, ...], prologue: Tensor | None, channels_last: bool, tiles: int = 1
+def fold(
+    xs: tuple[Tensor, ...],
+    channels_last: bool,
+    element: Any,
+    *,
+    merge: Any = elements.sums,
+    states: int = 1,
+    tiles: int = 1,
+    numbers: Tensor | None = None,
+    given: tuple[Any, ...] | None = None,
 ) -> tuple[Tensor, Launch]:
+    """What a fold makes of the maps, in parts (states, splits, N, C), and the launch that does.
+
+    Args:
+        xs: The maps.
+        channels_last: Their format.
+        element: One of the folds of `elements`.
+        merge: Of its states.
+        states: How many numbers it makes of a plane.
+        tiles: How many the pass keeps in registers.
+        numbers: Rows of C that it takes, if any: (..., C).
+        given: Its constants.
+    """
+    x = xs[0]
+    n, c, hw, cl = shape_of(x, channels_last)
+    if cl or numbers is not None:  # a plane must know which channel it is
+        samples, p = n, plan_pass(n, c, hw, cl, x.element_size(), tiles, fill=FILL)
+    else:
+        # Planes of NCHW are independent and adjacent: one sample with N * C channels.
+        samples, p = 1, plan_pass(1, n * c, hw, False, x.element_size(), tiles, fill=FILL)
+    parts = x.new_empty((states, p.splits, n, c), dtype=accumulation_dtype(x.dtype))
+    rows = 0 if numbers is None else numbers.numel() // c
+    how = (element, merge, given, states, rows, *constants(p))
+    args = (xs, numbers, parts, *sizes(p, samples), *how)
+    return parts, Launch(passes.fold_kernel, p.programs, args)
+
+
+def squeeze(xs: tuple[Tensor, ...], channels_last: bool, tiles: int = 1) -> tuple[Tensor, Launch]:
     """The sums over maps and HW, in parts (splits, N, C), and the launch that makes them."""
-    # A prologue must know which channel a plane is.
-    n, c, samples, p = _fold(xs[0], channels_last, tiles, by_channel=prologue is not None)
-    parts = xs[0].new_empty((p.splits, n, c), dtype=accumulation_dtype(xs[0].dtype))
-    args = (xs, prologue, parts, *sizes(p, samples), *constants(p))
-    return parts, Launch(passes.squeeze_kernel, p.programs, args)
+    parts, launch = fold(xs, channels_last, elements.add, tiles=tiles)
+    return parts[0], launch
 
 
 def reduce(
     dy: Tensor, xs: tuple[Tensor, ...], channels_last: bool, tiles: int = 2
 ) -> tuple[Tensor, Launch]:
     """The sums of dy * x over HW, in parts (M, splits, N, C), and the launch that makes them."""
-    n, c, samples, p = _fold(xs[0], channels_last, tiles)
-    parts = dy.new_empty((len(xs), p.splits, n, c), dtype=accumulation_dtype(dy.dtype))
-    args = (dy, xs, parts, *sizes(p, samples), *constants(p))
-    return parts, Launch(passes.reduce_kernel, p.programs, args)
-
-
-def _fold(
-    x: Tensor, channels_last: bool, tiles: int, by_channel: bool = False
-) -> tuple[int, int, int, PassPlan]:
-    """N, C, and the plan of a pass that sums over HW with the number of samples to run it with."""
-    n, c, hw, cl = shape_of(x, channels_last)
-    if cl or by_channel:
-        return n, c, n, plan_pass(n, c, hw, cl, x.element_size(), tiles, fill=FILL)
-    # Planes of NCHW are independent and adjacent: one sample with N * C channels.
-    return n, c, 1, plan_pass(1, n * c, hw, False, x.element_size(), tiles, fill=FILL)
+    element = elements.add_products
+    return fold((dy, *xs), channels_last, element, states=len(xs), tiles=tiles)

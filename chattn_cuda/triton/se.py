@@ -62,7 +62,7 @@ def forward_launches(
     w1 = None if w1 is None else w1.reshape(r, c)
     w2 = w2.reshape(c, r)
     size = x.element_size()
-    parts, squeeze = host.squeeze((x,), None, channels_last)
+    parts, squeeze = host.squeeze((x,), channels_last)
     launches = [squeeze]
     units = 1 if w1 is None else r
     m = plan_mlp(n, units, c, gate.element_size(), fill=host.FILL)
@@ -79,7 +79,7 @@ def forward_launches(
         host.Launch(
             kernels.mlp_rescale_kernel,
             p.programs,
-            ((x,), y, pooled if w1 is None else hidden, w2, b2, gate, *host.sizes(p, n), r)
+            (x, y, pooled if w1 is None else hidden, w2, b2, gate, *host.sizes(p, n), r)
             + (act, act_param, gate_fn, *host.constants(p), p.tile_k),
         )
     )
@@ -173,7 +173,7 @@ def backward_launches(
             host.Launch(
                 kernels.mlp_spread_kernel,
                 p.programs,
-                (dy, gate, dhidden, w2 if w1 is None else w1, (dx,))
+                (dy, gate, dhidden, w2 if w1 is None else w1, dx)
                 + (*host.sizes(p, n), r, hw, *host.constants(p), p.tile_k),
             )
         )

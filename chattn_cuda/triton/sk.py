@@ -8,6 +8,7 @@ first, and a stacked gradient is put together from its parts.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,13 +16,16 @@ from torch import Tensor
 from chattn_cuda.reference import accumulation_dtype
 
 from . import host
+from .kernels import elements
 from .kernels import sk as kernels
 from .plan import UNLIMITED, PassPlan, plan_pass
 from .program import Operator
 
 SCHEMAS = (
-    "sk_squeeze(Tensor[] branches, Tensor? prologue=None) -> Tensor pooled",
-    "sk_select(Tensor[] branches, Tensor logits, Tensor? prologue=None) -> Tensor y",
+    "sk_squeeze(Tensor[] branches, Tensor? prologue=None, int act=1, float act_param=0.0) "
+    "-> Tensor pooled",
+    "sk_select(Tensor[] branches, Tensor logits, Tensor? prologue=None, int act=1, "
+    "float act_param=0.0) -> Tensor y",
     "sk_dot(Tensor dy, Tensor logits, Tensor[] branches) -> Tensor dlogits",
     "sk_gradient(Tensor dy, Tensor logits, Tensor? dpooled, bool channels_last, bool stacked) "
     "-> Tensor[] dbranches",
@@ -49,13 +53,15 @@ def _programs(planes: int) -> int:
 
 
 def squeeze_launches(
-    branches: Sequence[Tensor], prologue: Tensor | None = None
+    branches: Sequence[Tensor], prologue: Tensor | None = None, act: int = 1, act_param: float = 0.0
 ) -> tuple[Tensor, list[host.Launch]]:
     """Plan of ``sk_squeeze``: the mean (N, C) of the branches' sum, in accumulators; launches.
 
     Args:
         branches: 1 to 4 maps (N, C, H, W) of one shape and type, any strides.
         prologue: scale and shift (2, M, C) in the accumulation type, or None.
+        act: The code of the prologue's activation.
+        act_param: Its parameter.
     """
     x = branches[0]
     channels_last = host.is_channels_last(x)
@@ -63,20 +69,31 @@ def squeeze_launches(
     pooled = x.new_empty((n, c), dtype=accumulation_dtype(x.dtype))
     if n == 0:
         return pooled, []
-    parts, squeeze = host.squeeze(tuple(branches), prologue, channels_last, _tiles(len(branches)))
+    maps, tiles = tuple(branches), _tiles(len(branches))
+    if prologue is None:
+        parts, squeeze = host.squeeze(maps, channels_last, tiles)
+    else:
+        element, given = elements.add_activated, (act, act_param)
+        parts, squeeze = host.fold(
+            maps, channels_last, element, tiles=tiles, numbers=prologue, given=given
+        )
+        parts = parts[0]
     mean = (parts, pooled, n * c, hw, len(parts), _PLANES)
     return pooled, [squeeze, host.Launch(kernels.mean_kernel, _programs(n * c), mean)]
 
 
 def select_launches(
-    branches: Sequence[Tensor], logits: Tensor, prologue: Tensor | None = None
-) -> tuple[Tensor, list[host.Launch]]:
+    branches: Sequence[Tensor], logits: Tensor, prologue: Tensor | None = None, act: int = 1,
+    act_param: float = 0.0,
+) -> tuple[Tensor, list[host.Launch]]:  # fmt: skip
     """Plan of ``sk_select``: y in the first branch's format, and the launch.
 
     Args:
         branches: as above.
         logits: (N, M, C) in the accumulation type.
-        prologue: as above.
+        prologue: as above, like what follows.
+        act: of the prologue.
+        act_param: of the prologue.
     """
     x, m = branches[0], len(branches)
     channels_last = host.is_channels_last(x)
@@ -86,7 +103,10 @@ def select_launches(
         return y, []
     maps = tuple(branches)
     p = _select_plan(x, m, channels_last)
-    args = (maps, prologue, y, logits, *host.sizes(p, n), m, *host.constants(p))
+    how: tuple[Any, ...] = (elements.weigh, None, 0)
+    if prologue is not None:
+        how = (elements.weigh_activated, (act, act_param), 2 * m)
+    args = (maps, prologue, y, logits, *host.sizes(p, n), m, *how, *host.constants(p))
     return y, [host.Launch(kernels.select_kernel, p.programs, args)]
 
 

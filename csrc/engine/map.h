@@ -2,6 +2,7 @@
 #pragma once
 #include <cstdint>
 
+#include "common/activation.h"
 #include "common/types.h"
 
 namespace chattn {
@@ -36,9 +37,11 @@ struct BranchesOf {
 using MutableBranches = BranchesOf<void*>;
 
 // Maps to read. With a prologue, (2, M, C) accumulators scale and shift, a pass takes
-// relu(scale*x + shift) for x: a batch norm by running statistics and its ReLU.
+// act(scale*x + shift) for x: a batch norm by running statistics and its activation.
 struct Branches : BranchesOf<const void*> {
   const void* prologue = nullptr;
+  Act act = Act::relu;
+  double act_param = 0;
 
   using BranchesOf::BranchesOf;
 };

@@ -58,8 +58,12 @@ inline Branches in_place(std::vector<Tensor>& x, const MapShape& map) {
   return b;
 }
 
-// Has the branches read through `prologue` (2, M, C).
-inline void set_prologue(Branches& b, std::optional<Tensor>& prologue, const Tensor& x) {
+// Has the branches read through `prologue` (2, M, C) and the activation with that code.
+inline void set_prologue(Branches& b, std::optional<Tensor>& prologue, std::int64_t act,
+                         double act_param, const Tensor& x) {
+  STD_TORCH_CHECK(act >= 0 && act < kActCount, "chattn_cuda::sk: unknown activation code");
+  b.act = static_cast<Act>(act);
+  b.act_param = act_param;
   if (!prologue) return;
   check_like(*prologue, x, acc_type(x.scalar_type()), 2 * b.count * x.size(1), "prologue");
   prologue = row_major(prologue);

@@ -158,6 +158,13 @@ inline Tensor new_tensor(const Tensor& like, torch::headeronly::IntHeaderOnlyArr
   return made;
 }
 
+// A map like x, in the format of a block's output; empty where it is not wanted.
+inline Tensor new_map(const Tensor& x, bool wanted = true) {
+  if (!wanted) return new_tensor(x, {0}, x.scalar_type());
+  return new_tensor(x, {x.size(0), x.size(1), x.size(2), x.size(3)}, x.scalar_type(),
+                    is_channels_last(x));
+}
+
 inline const void* pointer(const std::optional<Tensor>& t) { return t ? t->data_ptr() : nullptr; }
 
 inline MapShape map_shape(const Tensor& x, bool channels_last) {

@@ -88,11 +88,12 @@ functions: a global mean (a pooling module, also one of a class of your own; `me
 the size, `einsum`, ...), one or two layers (Linear or 1x1 convolution, with a batch norm between or
 none) or a convolution over the channels, a gate, a product, and perhaps a residual (`x + x * s`).
 It leaves those that do anything else, and tries the others out: in float64 on small maps, forward
-and backward, in both modes; in float32 under `no_grad` on 9 samples of 33x34 and on one of 8x9
-(with more than 256 channels, on 9 of 8x9 and on one of 33x34). Blocks of one class that differ in
-widths alone share these, and each width runs in float64 on one small map in each mode. It does not
-matter what the caller has set: default type and device, autocast, modes, warnings. A forward that
-changes at other types, sizes or modes than these is not told apart.
+and backward, in both modes; in float32 under `no_grad` on 9 samples of 33x34, on one of 8x9 in
+channels_last (with more than 256 channels, on 9 of 8x9 and on one of 33x34) and on two of 1x1.
+Blocks of one class that differ in widths alone share these, and each width runs in float64 on one
+small map in each mode. It does not matter what the caller has set: default type and device,
+autocast, modes, warnings. A forward that changes at other types or sizes than these is not told
+apart, and its assertions and warnings go with it.
 
 What may change later is looked at in every call: the attributes that the forward reads, of the
 module and of its layers; its methods, and the functions that it calls of its own package and of
@@ -100,7 +101,8 @@ files that are not installed, with their code; the class, methods and attributes
 is not torch's. Other libraries' functions and torch's layers are taken to stay as they are.
 Forwards are left that read a buffer, a list or the class of the module, a global object or an
 attribute of a global module, class or function, a variable of the function around them, a default
-that may change, numbers or strides of the map, or random numbers. Maps of another rank, of other
+that may change, numbers or strides of the map, whether autocast or inference mode is on, or random
+numbers, and those that print, or name a part of a profile. Maps of another rank, of other
 channels or types than the operators take go to the module's own forward. So it knows the
 `SEModule` of pretrained-models and segmentation_models_pytorch, MobileOne's `SEBlock`, BangguWu's
 `eca_layer`, and those with a `squeeze` and an `excitation`.
@@ -116,6 +118,10 @@ Left alone, and named in the report with what to do:
 | returns something else | the gate alone, (map, gate) |
 | is not alone | inside the forward of a residual block; a second gate of the map beside it |
 | overrides `forward` | a subclass of a block known by its class |
+
+The class of an accelerated module is a subclass with a name of its own, `AcceleratedSELayer`, so
+that `isinstance` holds and a comparison of names does not. Where a call fails, ours raise TypeError
+or ValueError with what was expected and given; PyTorch's own is often a RuntimeError.
 
 An `MBConvBlock` computes SE inside its forward: it keeps that forward, which is shown a block
 without SE, and SE runs before the projection.

@@ -26,11 +26,11 @@ from chattn_cuda.ops.sk.prologue import Prologue
 __all__ = ["attend", "squeeze", "takes_prologue"]
 
 
-def takes_prologue(maps: Sequence[Tensor], slices: int) -> bool:
-    """Whether `attend` may be given a prologue here: it has no derivative."""
+def takes_prologue(prologue: Prologue, maps: Sequence[Tensor], slices: int) -> bool:
+    """Whether `attend` may be given the prologue here: it has no derivative."""
     if torch.is_grad_enabled() or torch._C._are_functorch_transforms_active():
         return False
-    return max(len(maps), slices) > 1
+    return prologue.fits(max(len(maps), slices))
 
 
 def attend(
@@ -78,10 +78,10 @@ def attend(
         logits = network(_pooled(carriers, *Squeeze.apply(namespace, slices, *maps)))
         return Select.apply(namespace, slices, logits, *carriers, *maps), logits
     branches = split(maps, slices)
-    numbers = None if prologue is None else prologue.numbers(maps[0].dtype)
+    before = () if prologue is None else prologue.arguments(maps[0].dtype)
     run = call_with_gradient if recorded else call
-    logits = network(run(namespace, "sk_squeeze", branches, numbers))
-    return run(namespace, "sk_select", branches, logits, numbers), logits
+    logits = network(run(namespace, "sk_squeeze", branches, *before))
+    return run(namespace, "sk_select", branches, logits, *before), logits
 
 
 def squeeze(namespace: str, branches: Sequence[Tensor]) -> Tensor:

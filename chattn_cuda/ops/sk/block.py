@@ -21,7 +21,7 @@ from chattn_cuda.ops.sk.operators import (
     gradient_flat,
     split,
 )
-from chattn_cuda.ops.sk.prologue import Prologue
+from chattn_cuda.ops.sk.prologue import RELU, Prologue
 
 __all__ = ["SelectiveKernelFunction", "evaluate", "is_whole"]
 
@@ -79,10 +79,10 @@ def evaluate(
     """Y, the logits, and what the gradients need; updates the running statistics."""
     branches = split(maps, slices) if slices > 1 else list(maps)
     if not is_whole(namespace, network.cardinality):
-        numbers = None if prologue is None else prologue.numbers(branches[0].dtype)
-        pooled = call_eager(namespace, "sk_squeeze", branches, numbers)
+        numbers = () if prologue is None else prologue.arguments(branches[0].dtype)
+        pooled = call_eager(namespace, "sk_squeeze", branches, *numbers)
         z, rest = network.evaluate(pooled)
-        return call_eager(namespace, "sk_select", branches, z, numbers), z, pooled, *rest
+        return call_eager(namespace, "sk_select", branches, z, *numbers), z, pooled, *rest
     norm = network.norm
     mean = var = weight = bias = None
     running: list[Tensor] = []
@@ -96,11 +96,14 @@ def evaluate(
                     running.append(t)
         else:
             mean, var = norm.running_mean, norm.running_var
-    before, before_eps = ([], 0.0) if prologue is None else prologue.arguments(branches[0].dtype)
+    before: tuple[list[Tensor], float] = [], 0.0
+    behind = RELU
+    if prologue is not None:
+        before, behind = prologue.tensors(branches[0].dtype), prologue.act
     y, pooled, hidden, logits = call_eager(
         namespace, "sk_forward", branches, network.w_reduce, network.b_reduce, weight, bias,
         network.w_select, network.b_select, mean, var, running, of_batch, momentum, eps,
-        network.relu, before, before_eps,
+        network.relu, *before, *behind,
     )  # fmt: skip
     if running and not running[0].is_inference():  # a kernel does not count its changes
         torch.autograd.graph.increment_version(running)

@@ -14,14 +14,17 @@ from chattn_cuda.ops.block import memory_format_of
 __all__ = ["FAKES"]
 
 
-def _fake_squeeze(branches: Sequence[Tensor], prologue: Tensor | None = None) -> Tensor:
+def _fake_squeeze(
+    branches: Sequence[Tensor], prologue: Tensor | None = None, act: int = 1, act_param: float = 0.0
+) -> Tensor:
     u = branches[0]
     return u.new_empty(u.shape[:2], dtype=reference.accumulation_dtype(u.dtype))
 
 
 def _fake_select(
-    branches: Sequence[Tensor], logits: Tensor, prologue: Tensor | None = None
-) -> Tensor:
+    branches: Sequence[Tensor], logits: Tensor, prologue: Tensor | None = None, act: int = 1,
+    act_param: float = 0.0,
+) -> Tensor:  # fmt: skip
     u = branches[0]
     return torch.empty_like(u, memory_format=memory_format_of(u))
 
@@ -49,7 +52,7 @@ def _fake_forward(
     branches: Sequence[Tensor], w_reduce: Tensor, b_reduce: Any, weight: Any, bias: Any,
     w_select: Tensor, b_select: Any, mean: Any, var: Any, running: Sequence[Tensor],
     of_batch: bool, momentum: float, eps: float, relu: bool, prologue: Sequence[Tensor],
-    prologue_eps: float,
+    prologue_eps: float, prologue_act: int, prologue_param: float,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     u, m, d = branches[0], len(branches), w_reduce.shape[0]
     n, c = u.shape[:2]

@@ -55,7 +55,7 @@ def _refuse(prologue: Tensor | None) -> None:
 
 
 def _setup_squeeze(ctx: Any, inputs: Any, output: Any) -> None:
-    branches, prologue = inputs
+    branches, prologue, *_ = inputs
     _refuse(prologue)
     ctx.size, ctx.dtype, ctx.count = branches[0].shape, branches[0].dtype, len(branches)
 
@@ -67,7 +67,7 @@ def _backward_squeeze(ctx: Any, dpooled: Tensor) -> Any:
 
 
 def _setup_select(ctx: Any, inputs: Any, output: Any) -> None:
-    branches, logits, prologue = inputs
+    branches, logits, prologue, *_ = inputs
     _refuse(prologue)
     ctx.form = Form.of(branches, 1)
     ctx.save_for_backward(logits, *branches)

@@ -13,8 +13,9 @@ import triton
 import triton.language as tl
 
 from .activations import activate, gate_gradient, to_storage
+from .elements import spread, weigh
 from .parts import load_weight, merge_sum
-from .passes import SIZES, channels_and_length, last_first, locate, rescale_tile, spread_tile
+from .passes import SIZES, channels_and_length, emit_tile, last_first, locate
 
 _CONV_SIZES = ("hw", "parts", "taps")
 
@@ -48,7 +49,7 @@ def merged_gate_gradient(part_ds, dgate, gate, where, mask, parts, stride, GATE:
 
 @triton.jit(do_not_specialize=(*SIZES, *_CONV_SIZES))
 def conv_rescale_kernel(
-    xs,
+    x,
     y,
     part_sum,
     weight,
@@ -90,7 +91,7 @@ def conv_rescale_kernel(
     p = merge_sum(part_sum, where, mask, parts, N * C) / hw
     tl.store(pooled + where, p, mask=mask & (split == 0))
     tl.store(gate + where, s, mask=mask & (split == 0))
-    rescale_tile(xs, None, (s,), y, n, c, split, steps, n_size, C, L, CL, TN, TC, TL)
+    emit_tile((x,), (s,), (y,), n, c, split, steps, n_size, C, L, weigh, CL, TN, TC, TL)
 
 
 @triton.jit(do_not_specialize=(*SIZES, *_CONV_SIZES))
@@ -100,7 +101,7 @@ def conv_spread_kernel(
     dgate,
     gate,
     weight,
-    dxs,
+    dx,
     n_size,
     mid_size,
     inner_units,
@@ -135,7 +136,7 @@ def conv_spread_kernel(
         dp += dz * tap(weight, there, j, taps, exists, PER_CHANNEL, ACC)
     mask = rows & (c < C)[None, :]
     s = tl.load(gate + (n[:, None] * C + c[None, :]), mask=mask, other=0.0)
-    spread_tile(dy, (s,), dp / hw, dxs, n, c, split, steps, n_size, C, L, CL, TN, TC, TL)
+    emit_tile((dy,), (s, dp / hw), (dx,), n, c, split, steps, n_size, C, L, spread, CL, TN, TC, TL)
 
 
 @triton.jit(do_not_specialize=("n_size", "c_size", "rows", "parts", "taps"))

@@ -1,13 +1,12 @@
-"""The four passes over feature maps, for any gate and for M >= 1 maps, in both memory formats.
+"""The two ways over feature maps, for any number of them, in both memory formats.
 
 | pass | reads | writes |
 |---|---|---|
-| ``squeeze_kernel`` | every map once | partial sums per (n, c) |
-| ``rescale_tile`` | every map once | y = sum_m gate_m * x_m, once |
-| ``reduce_kernel`` | dy and every map once | partial sums of dy * x_m per (n, c) |
-| ``spread_tile`` | dy once | dx_m = gate_m * dy + dp / HW, once |
+| ``fold_kernel`` | every map once | numbers per (n, c), in parts |
+| ``emit_tile`` | every map once | every output once, of the maps and of numbers per (n, c) |
 
-The reductions are whole kernels. The other two are functions that a block calls from its own kernel
+What they do to the values of one position is an element function (`elements`), a compile-time
+argument. A fold is a whole kernel. An emit is a function that a block calls from its own kernel
 with the gate tile that it has just computed in registers: that saves a launch and a round trip.
 
 A map is (N, C, L) with L = H * W. One program works on a tile of TN samples x TC channels and walks
@@ -16,8 +15,8 @@ channels_last, so that the last axis is the contiguous one in memory in both. Th
 axis comes as ``units * ALIGN`` with ALIGN a compile-time power of two: Triton then knows that rows
 are aligned and uses 128-bit accesses. Offsets are 64-bit.
 
-Partial results are laid out (splits, N, C), or (M, splits, N, C): the splits of L are merged, in
-order, by the gate's kernel. Nothing is atomic, so results depend on the shape alone.
+Partial results are laid out (states, splits, N, C): the splits of L are merged, in order, by the
+gate's kernel. Nothing is atomic, so results depend on the shape alone.
 """
 
 # mypy: ignore-errors
@@ -129,26 +128,12 @@ def zero_tile(
 
 
 @triton.jit
-def load_map(x, offs, mask, ACC: tl.constexpr):
-    """Elements of a map in the accumulation type: the one place where maps are read."""
-    return tl.load(x + offs, mask=mask, other=0.0).to(ACC)
+def read(x, at, ACC: tl.constexpr):
+    """A tile of a map in the accumulation type, 0 outside of it: the one place where maps are read.
 
-
-@triton.jit
-def load_branch(
-    x, prologue, row, c, offs, mask, exists, C, M: tl.constexpr, CL: tl.constexpr, ACC: tl.constexpr
-):
-    """Branch ``row`` of M, through its prologue: relu(scale x + shift), zero outside of the map.
-
-    prologue: (2, M, C), scale and shift, or None; exists: the channels [TC] of the map.
+    at: the tile's offsets, and which of its elements exist.
     """
-    v = load_map(x, offs, mask, ACC)
-    if prologue is not None:
-        scale = tl.load(prologue + row * C + c, mask=exists, other=0.0)[None, :]
-        shift = tl.load(prologue + (M + row) * C + c, mask=exists, other=0.0)[None, :]
-        v = maximum(v * over_length(scale, CL) + over_length(shift, CL), 0.0)
-        v = tl.where(mask, v, 0.0)
-    return v
+    return tl.load(x + at[0], mask=at[1], other=0.0).to(ACC)
 
 
 @triton.jit
@@ -157,70 +142,28 @@ def store_map(y, offs, mask, v):
     tl.store(y + offs, to_storage(v, y.dtype.element_ty), mask=mask)
 
 
-@triton.jit(do_not_specialize=SIZES)
-def squeeze_kernel(
-    xs,
-    prologue,
-    part_sum,
-    n_size,
-    mid_size,
-    inner_units,
-    steps,
-    c_tiles,
-    splits,
-    ALIGN: tl.constexpr,
-    CL: tl.constexpr,
-    TN: tl.constexpr,
-    TC: tl.constexpr,
-    TL: tl.constexpr,
-):
-    """part_sum[split, n, c] = sum over maps and over the split of L.
-
-    xs: tuple of maps; prologue: as in `load_branch`. Grid: sample tiles x channel tiles x splits.
-    """
-    ACC: tl.constexpr = part_sum.dtype.element_ty
-    C, L = channels_and_length(mid_size, inner_units, ALIGN, CL)
-    n, c, split = locate(tl.program_id(0), c_tiles, splits, TN, TC, CL)
-    total = zero_tile(TN, TC, TL, CL, ACC)
-    begin, end = step_range(split, steps, L, TL)
-    for step in range(begin, end):
-        pos = step * TL + tl.arange(0, TL)
-        offs = offsets(n, c, pos, C, L, CL)
-        mask = inside(n, c, pos, n_size, C, L, CL)
-        for m in tl.static_range(len(xs)):
-            total += load_branch(xs[m], prologue, m, c, offs, mask, c < C, C, len(xs), CL, ACC)
-    where = (split * n_size + n)[:, None] * C + c[None, :]
-    exists = (n < n_size)[:, None] & (c < C)[None, :]
-    tl.store(part_sum + where, sum_length(total, CL), mask=exists)
+@triton.jit
+def load_rows(numbers, ROWS: tl.constexpr, c, C):
+    """Rows of numbers per channel, (ROWS, C), as a tuple of [1, TC]; numbers: None for no rows."""
+    rows = ()
+    for q in tl.static_range(ROWS):
+        rows = rows + (tl.load(numbers + q * C + c, mask=c < C, other=0.0)[None, :],)
+    return rows
 
 
 @triton.jit
-def _zero_tiles(
-    xs,
-    TN: tl.constexpr,
-    TC: tl.constexpr,
-    TL: tl.constexpr,
-    CL: tl.constexpr,
-    ACC: tl.constexpr,
-):
+def all_over_length(numbers, CL: tl.constexpr):
+    """`over_length` of each."""
     tiles = ()
-    for _ in tl.static_range(len(xs)):
-        tiles = tiles + (zero_tile(TN, TC, TL, CL, ACC),)
+    for q in tl.static_range(len(numbers)):
+        tiles = tiles + (over_length(numbers[q], CL),)
     return tiles
 
 
-@triton.jit
-def _add_products(tiles, g, xs, offs, mask, ACC: tl.constexpr):
-    added = ()
-    for m in tl.static_range(len(xs)):
-        added = added + (tiles[m] + g * load_map(xs[m], offs, mask, ACC),)
-    return added
-
-
 @triton.jit(do_not_specialize=SIZES)
-def reduce_kernel(
-    dy,
+def fold_kernel(
     xs,
+    numbers,
     parts,
     n_size,
     mid_size,
@@ -228,37 +171,46 @@ def reduce_kernel(
     steps,
     c_tiles,
     splits,
+    FOLD: tl.constexpr,
+    MERGE: tl.constexpr,
+    CONSTANTS: tl.constexpr,
+    STATES: tl.constexpr,
+    ROWS: tl.constexpr,
     ALIGN: tl.constexpr,
     CL: tl.constexpr,
     TN: tl.constexpr,
     TC: tl.constexpr,
     TL: tl.constexpr,
 ):
-    """parts[m, split, n, c] = sum over the split of dy * x_m; dy is read once for all m."""
+    """parts[k, split, n, c] = state k of the fold over the maps and the split of L.
+
+    xs: tuple of maps; numbers: (ROWS, C) or None. Grid: sample tiles x channel tiles x splits.
+    """
     ACC: tl.constexpr = parts.dtype.element_ty
     C, L = channels_and_length(mid_size, inner_units, ALIGN, CL)
     n, c, split = locate(tl.program_id(0), c_tiles, splits, TN, TC, CL)
-    exists = (n < n_size)[:, None] & (c < C)[None, :]
-    totals = _zero_tiles(xs, TN, TC, TL, CL, ACC)
+    rows = all_over_length(load_rows(numbers, ROWS, c, C), CL)
+    state = ()
+    for _ in tl.static_range(STATES):
+        state = state + (zero_tile(TN, TC, TL, CL, ACC),)
     begin, end = step_range(split, steps, L, TL)
     for step in range(begin, end):
         pos = step * TL + tl.arange(0, TL)
         offs = offsets(n, c, pos, C, L, CL)
         mask = inside(n, c, pos, n_size, C, L, CL)
-        g = load_map(dy, offs, mask, ACC)
-        totals = _add_products(totals, g, xs, offs, mask, ACC)
+        state = FOLD(state, xs, rows, (offs, mask), CONSTANTS)
     where = (split * n_size + n)[:, None] * C + c[None, :]
-    for m in tl.static_range(len(xs)):
-        plane = parts + m * splits * n_size * C
-        tl.store(plane + where, sum_length(totals[m], CL), mask=exists)
+    exists = (n < n_size)[:, None] & (c < C)[None, :]
+    for k in tl.static_range(STATES):
+        merged = MERGE(state, k, CL)  # stored at once: all together they may not fit in registers
+        tl.store(parts + k * splits * n_size * C + where, merged, mask=exists)
 
 
 @triton.jit
-def rescale_tile(
+def emit_tile(
     xs,
-    prologue,
-    gates,
-    y,
+    numbers,
+    ys,
     n,
     c,
     split,
@@ -266,57 +218,23 @@ def rescale_tile(
     n_size,
     C,
     L,
+    EMIT: tl.constexpr,
     CL: tl.constexpr,
     TN: tl.constexpr,
     TC: tl.constexpr,
     TL: tl.constexpr,
+    CONSTANTS: tl.constexpr = None,
 ):
-    """Y = sum_m gates[m] * xs[m] over one split of L. gates: tuple of [TN, TC] tiles.
+    """Ys = what EMIT makes of the maps xs over one split of L; each is read once.
 
-    prologue: as in `load_branch`.
+    numbers: tuple of [TN, TC] or [1, TC] tiles, of which the first has the accumulation type.
     """
-    ACC: tl.constexpr = gates[0].dtype
+    tiles = all_over_length(numbers, CL)
     begin, end = step_range(split, steps, L, TL)
     for step in range(begin, end):
         pos = step * TL + tl.arange(0, TL)
         offs = offsets(n, c, pos, C, L, CL)
         mask = inside(n, c, pos, n_size, C, L, CL)
-        v = zero_tile(TN, TC, TL, CL, ACC)
-        for m in tl.static_range(len(xs)):
-            x = load_branch(xs[m], prologue, m, c, offs, mask, c < C, C, len(xs), CL, ACC)
-            v += x * over_length(gates[m], CL)
-        store_map(y, offs, mask, v)
-
-
-@triton.jit
-def spread_tile(
-    dy,
-    gates,
-    shift,
-    dxs,
-    n,
-    c,
-    split,
-    steps,
-    n_size,
-    C,
-    L,
-    CL: tl.constexpr,
-    TN: tl.constexpr,
-    TC: tl.constexpr,
-    TL: tl.constexpr,
-):
-    """dxs[m] = dy * gates[m] + shift over one split of L; dy is read once for all m.
-
-    gates: tuple of [TN, TC] tiles; shift: [TN, TC].
-    """
-    ACC: tl.constexpr = shift.dtype
-    begin, end = step_range(split, steps, L, TL)
-    for step in range(begin, end):
-        pos = step * TL + tl.arange(0, TL)
-        offs = offsets(n, c, pos, C, L, CL)
-        mask = inside(n, c, pos, n_size, C, L, CL)
-        g = load_map(dy, offs, mask, ACC)
-        for m in tl.static_range(len(dxs)):
-            v = g * over_length(gates[m], CL) + over_length(shift, CL)
-            store_map(dxs[m], offs, mask, v)
+        made = EMIT(xs, tiles, (offs, mask), CONSTANTS)
+        for o in tl.static_range(len(ys)):
+            store_map(ys[o], offs, mask, made[o])

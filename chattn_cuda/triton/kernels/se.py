@@ -18,8 +18,9 @@ import triton
 import triton.language as tl
 
 from .activations import activate, activation_gradient, gate_gradient, to_storage
+from .elements import spread, weigh
 from .parts import load_weight, merge_sum
-from .passes import SIZES, channels_and_length, last_first, locate, rescale_tile, spread_tile
+from .passes import SIZES, channels_and_length, emit_tile, last_first, locate
 
 _GATE_SIZES = ("n_size", "hw", "splits")
 
@@ -106,7 +107,7 @@ def mlp_gate_tile(
 
 @triton.jit(do_not_specialize=SIZES)
 def mlp_rescale_kernel(
-    xs,
+    x,
     y,
     hidden,
     w2,
@@ -135,7 +136,7 @@ def mlp_rescale_kernel(
     s = mlp_gate_tile(hidden, w2, b2, n, c, n_size, C, r_size, ACT, PARAM, GATE, TN, TC, TK)
     mask = (n < n_size)[:, None] & (c < C)[None, :] & (split == 0)
     tl.store(gate + (n[:, None] * C + c[None, :]), s, mask=mask)
-    rescale_tile(xs, None, (s,), y, n, c, split, steps, n_size, C, L, CL, TN, TC, TL)
+    emit_tile((x,), (s,), (y,), n, c, split, steps, n_size, C, L, weigh, CL, TN, TC, TL)
 
 
 @triton.jit(do_not_specialize=_GATE_SIZES)
@@ -283,7 +284,7 @@ def mlp_spread_kernel(
     gate,
     dhidden,
     w1,
-    dxs,
+    dx,
     n_size,
     mid_size,
     inner_units,
@@ -306,4 +307,4 @@ def mlp_spread_kernel(
     where = n[:, None] * C + c[None, :]
     mask = (n < n_size)[:, None] & (c < C)[None, :]
     s = tl.load(gate + where, mask=mask, other=0.0)
-    spread_tile(dy, (s,), dp / hw, dxs, n, c, split, steps, n_size, C, L, CL, TN, TC, TL)
+    emit_tile((dy,), (s, dp / hw), (dx,), n, c, split, steps, n_size, C, L, spread, CL, TN, TC, TL)

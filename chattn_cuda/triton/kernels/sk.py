@@ -9,15 +9,16 @@ import triton
 import triton.language as tl
 
 from .activations import exp
+from .elements import spread
 from .parts import merge_sum
 from .passes import (
     SIZES,
     channels_and_length,
+    emit_tile,
     last_first,
+    load_rows,
     locate,
     maximum,
-    rescale_tile,
-    spread_tile,
 )
 
 
@@ -60,20 +61,26 @@ def select_kernel(
     c_tiles,
     splits,
     M: tl.constexpr,
+    EMIT: tl.constexpr,
+    CONSTANTS: tl.constexpr,
+    ROWS: tl.constexpr,
     ALIGN: tl.constexpr,
     CL: tl.constexpr,
     TN: tl.constexpr,
     TC: tl.constexpr,
     TL: tl.constexpr,
 ):
-    """Y = sum_m gate_m * x_m, with gate = softmax over the branches."""
+    """Y by EMIT, whose numbers are the softmax over the branches and the prologue's rows."""
     C, L = channels_and_length(mid_size, inner_units, ALIGN, CL)
     N = tl.cast(n_size, tl.int64)
     n, c, split = locate(last_first(), c_tiles, splits, TN, TC, CL)
     where = n[:, None] * M * C + c[None, :]
     mask = (n < N)[:, None] & (c < C)[None, :]
     gates = softmax_tiles(logits, where, mask, C, M)
-    rescale_tile(xs, prologue, gates, y, n, c, split, steps, n_size, C, L, CL, TN, TC, TL)
+    numbers = gates + load_rows(prologue, ROWS, c, C)
+    emit_tile(
+        xs, numbers, (y,), n, c, split, steps, n_size, C, L, EMIT, CL, TN, TC, TL, CONSTANTS
+    )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=("n_size", "c_size", "parts"))
@@ -127,4 +134,5 @@ def select_spread_kernel(
     shift = tl.zeros([TN, TC], ACC)
     if dpooled is not None:
         shift += tl.load(dpooled + (n[:, None] * C + c[None, :]), mask=mask, other=0.0) / hw
-    spread_tile(dy, gates, shift, dxs, n, c, split, steps, n_size, C, L, CL, TN, TC, TL)
+    numbers = gates + (shift,)
+    emit_tile((dy,), numbers, dxs, n, c, split, steps, n_size, C, L, spread, CL, TN, TC, TL)

@@ -39,7 +39,7 @@ std::tuple<Tensor, Tensor, Tensor> eca_forward(Tensor x, Tensor weight, std::int
   const index_t n = x.size(0), c = x.size(1);
   const bool channels_last = is_channels_last(x);
   const ScalarType acc = acc_type(x.scalar_type());
-  Tensor y = new_tensor(x, {n, c, x.size(2), x.size(3)}, x.scalar_type(), channels_last);
+  Tensor y = new_map(x);
   Tensor pooled = new_tensor(x, {n, c}, acc);
   Tensor scale = new_tensor(x, {n, c}, acc);
   if (n > 0) {
@@ -75,8 +75,7 @@ std::tuple<Tensor, Tensor> eca_backward(Tensor dy, std::optional<Tensor> dgate, 
   if (dgate) check_like(*dgate, x, acc, n * c, "dgate");
 
   const bool channels_last = is_channels_last(x);
-  Tensor dx = need_dx ? new_tensor(x, {n, c, x.size(2), x.size(3)}, x.scalar_type(), channels_last)
-                      : new_tensor(x, {0}, x.scalar_type());
+  Tensor dx = new_map(x, need_dx);
   Tensor dweight = need_dw
                        ? new_tensor(x, {weight.size(0), 1, weight.size(2)}, weight.scalar_type())
                        : new_tensor(x, {0}, weight.scalar_type());

@@ -196,22 +196,16 @@ inline std::vector<LaunchInfo> describe(const EcaPlan& plan, const MapShape& map
     return {{"stage_planes", "squeeze, gate, y = gate * x", map.n * s.tiles, 16, map_bytes + again,
              map_bytes}};
   }
-  const ApplyPlan& a = plan.apply;
-  const index_t apply_blocks = a.sample_tiles * a.channel_tiles * a.parts;
-  const char* reduce = name_of(plan.reduce.kind);
-  const char* apply = map.channels_last ? "apply_rows" : "apply_spans";
-  const int reduce_vector = plan.reduce.vec * size_of(map.dtype);
-  const int apply_vector = a.vec * size_of(map.dtype);
   if (!backward)
-    return {{reduce, "squeeze", plan.reduce.blocks, reduce_vector, map_bytes, 0},
-            {apply, "gate, y = gate * x", apply_blocks, apply_vector, map_bytes, map_bytes}};
+    return {fold_info(plan.reduce, map, "squeeze", 1),
+            apply_info(plan.apply, map, "gate, y = gate * x", 1, 1)};
   const ConvGradPlan& g = plan.grad;
   const index_t weights = gate.weights(map.c) * (gate.per_channel ? 1 : 32);
-  return {{reduce, "dgate = sum dy * x", plan.reduce.blocks, reduce_vector, 2 * map_bytes, 0},
+  return {fold_info(plan.reduce, map, "dgate = sum dy * x", 2),
           {"conv_weight_parts", "dweight in parts",
            index_t{g.channel_tiles} * g.splits * g.tap_tiles, 0, 0, 0},
           {"conv_weight_sum", "dweight", ceil_div(weights, kThreads), 0, 0, 0},
-          {apply, "dx = gate * dy + dmean", apply_blocks, apply_vector, map_bytes, map_bytes}};
+          apply_info(plan.apply, map, "dx = gate * dy + dmean", 1, 1)};
 }
 
 }  // namespace chattn::cuda

@@ -26,7 +26,7 @@ std::tuple<Tensor, Tensor, Tensor> grn_forward(Tensor x, Tensor weight, Tensor b
   check_like(bias, x, weight.scalar_type(), c, "bias");
   const bool channels_last = is_channels_last(x);
   const ScalarType acc = acc_type(x.scalar_type());
-  Tensor y = new_tensor(x, {n, c, x.size(2), x.size(3)}, x.scalar_type(), channels_last);
+  Tensor y = new_map(x);
   Tensor norms = new_tensor(x, {n, c}, acc);
   Tensor scale = new_tensor(x, {n, c}, acc);
   if (n > 0) {
@@ -64,8 +64,7 @@ std::tuple<Tensor, Tensor, Tensor> grn_backward(Tensor dy, std::optional<Tensor>
   if (dgate) check_like(*dgate, x, acc, n * c, "dgate");
 
   const bool channels_last = is_channels_last(x);
-  Tensor dx = need_dx ? new_tensor(x, {n, c, x.size(2), x.size(3)}, x.scalar_type(), channels_last)
-                      : new_tensor(x, {0}, x.scalar_type());
+  Tensor dx = new_map(x, need_dx);
   Tensor dweight = new_tensor(x, {need_dw ? c : 0}, weight.scalar_type());
   Tensor dbias = new_tensor(x, {need_dw ? c : 0}, weight.scalar_type());
   if (n == 0) {

@@ -40,28 +40,14 @@ inline index_t scratch_elements(const GrnBackward& p) {
 }
 
 inline std::vector<LaunchInfo> describe(const GrnPlan& plan, const MapShape& map, bool backward) {
-  const index_t bytes = map.bytes(), maps = backward ? 2 : 1;
-  const ApplyPlan& a = plan.apply;
-  const index_t blocks = a.sample_tiles * a.channel_tiles * a.parts;
-  const char* reduce = name_of(plan.reduce.kind);
-  const char* apply = map.channels_last ? "apply_rows" : "apply_spans";
-  const int reduce_vector = plan.reduce.vec * size_of(map.dtype);
-  const int apply_vector = a.vec * size_of(map.dtype);
-  const LaunchInfo fold{reduce,
-                        backward ? "sums of dy * x and dy" : "sum of squares",
-                        plan.reduce.blocks,
-                        reduce_vector,
-                        maps * bytes,
-                        0};
   if (!backward)
-    return {fold,
+    return {fold_info(plan.reduce, map, "sum of squares", 1),
             {"grn_gate", "gate = norm / (mean norm + eps)", map.n, 0, 0, 0},
-            {apply, "y = (1 + weight * gate) * x + bias", blocks, apply_vector, bytes, bytes}};
-  return {fold,
+            apply_info(plan.apply, map, "y = (1 + weight * gate) * x + bias", 1, 1)};
+  return {fold_info(plan.reduce, map, "sums of dy * x and dy", 2),
           {"grn_weights", "dweight, dbias", ceil_div(map.c, kGrnChannels), 0, 0, 0},
           {"grn_slope", "dnorm / norm", map.n, 0, 0, 0},
-          {apply, "dx = (1 + weight * gate) * dy + slope * x", blocks, apply_vector, maps * bytes,
-           bytes}};
+          apply_info(plan.apply, map, "dx = (1 + weight * gate) * dy + slope * x", 2, 1)};
 }
 
 }  // namespace chattn::cuda

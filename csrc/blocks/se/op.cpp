@@ -57,7 +57,7 @@ FourTensors se_forward(Tensor x, std::optional<Tensor> w1, std::optional<Tensor>
 
   const bool channels_last = is_channels_last(x);
   const ScalarType acc = acc_type(x.scalar_type());
-  Tensor y = new_tensor(x, {n, c, x.size(2), x.size(3)}, x.scalar_type(), channels_last);
+  Tensor y = new_map(x);
   Tensor pooled = new_tensor(x, {n, c}, acc);
   Tensor hidden = direct ? new_tensor(x, {0}, acc) : new_tensor(x, {n, rd}, acc);
   Tensor scale = new_tensor(x, {n, c}, acc);
@@ -105,8 +105,7 @@ FiveTensors se_backward(Tensor dy, std::optional<Tensor> dgate, Tensor x, Tensor
   if (dgate) check_like(*dgate, x, acc, n * c, "dgate");
 
   const bool channels_last = is_channels_last(x);
-  Tensor dx = need_dx ? new_tensor(x, {n, c, x.size(2), x.size(3)}, x.scalar_type(), channels_last)
-                      : new_tensor(x, {0}, x.scalar_type());
+  Tensor dx = new_map(x, need_dx);
   // The weights' own shapes: (rd, C) or (rd, C, 1, 1).
   const auto weight_like = [&](const std::optional<Tensor>& w) {
     if (!need_dw || !w) return new_tensor(w2, {0}, type);

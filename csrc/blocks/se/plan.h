@@ -91,29 +91,21 @@ inline index_t scratch_elements(const SeBackward& p) {
 
 inline std::vector<LaunchInfo> describe(const SePlan& plan, const MapShape& map,
                                         const MlpGate& gate, bool backward) {
-  const ApplyPlan& a = plan.apply;
-  const index_t map_bytes = map.bytes();
-  const index_t apply_blocks = a.sample_tiles * a.channel_tiles * a.parts;
-  const char* reduce = name_of(plan.reduce.kind);
-  const char* apply = map.channels_last ? "apply_rows" : "apply_spans";
-  const int reduce_vector = plan.reduce.vec * size_of(map.dtype);
-  const int apply_vector = a.vec * size_of(map.dtype);
   std::vector<LaunchInfo> launches;
   const auto add = [&](const LaunchInfo& launch) { launches.push_back(launch); };
   if (!backward) {
-    add({reduce, "squeeze", plan.reduce.blocks, reduce_vector, map_bytes, 0});
+    add(fold_info(plan.reduce, map, "squeeze", 1));
     if (gate.direct) add({"finish", "p", finish_blocks(map), 0, 0, 0});
     if (!gate.direct) add({"product", "hidden = W1 p", plan.product.blocks(), 0, 0, 0});
-    add({apply, "gate, y = gate * x", apply_blocks, apply_vector, map_bytes, map_bytes});
+    add(apply_info(plan.apply, map, "gate, y = gate * x", 1, 1));
     return launches;
   }
   const char* gradients = gate.direct ? "dx = gate * dy + dmean; dW2, db2"
                                       : "dx = gate * dy + dmean; dW1, db1, dW2, db2";
-  add({reduce, "dgate = sum dy * x", plan.reduce.blocks, reduce_vector, 2 * map_bytes, 0});
+  add(fold_info(plan.reduce, map, "dgate = sum dy * x", 2));
   if (gate.direct) add({"finish", "dz", finish_blocks(map), 0, 0, 0});
   if (!gate.direct) add({"product", "dhidden = W2^T dz", plan.product.blocks(), 0, 0, 0});
-  add({apply, gradients, apply_blocks + weight_blocks(map, gate), apply_vector, map_bytes,
-       map_bytes});
+  add(apply_info(plan.apply, map, gradients, 1, 1, weight_blocks(map, gate)));
   return launches;
 }
 

@@ -50,6 +50,24 @@ struct SoftmaxGate {
   }
 };
 
+// With a prologue of another activation: the gate, and behind it the prologue's numbers.
+template <class T, int M>
+struct ActivatedGate : SoftmaxGate<T, M, false> {
+  using A = acc_t<T>;
+  using Element = ActivatedSelect<M>;
+
+  CHATTN_DEVICE void prepare(const Shared<A>& scratch, const Shared<A>& tiles,
+                             const TilePlace& p) const {
+    SoftmaxGate<T, M, false>::prepare(scratch, tiles, p);
+    for_gates(p, [&](int m, int i) {
+      CHATTN_UNROLL
+      for (int b = 0; b < 2 * M; ++b)
+        tiles.st((M + b) * kTileSize + m * kApplyChannels + i,
+                 ld(this->prologue + b * this->c + p.c0 + i));
+    });
+  }
+};
+
 // Backward: dx_m = gate_m * g + dpooled / HW.
 template <class T, int M>
 struct SpreadGate {

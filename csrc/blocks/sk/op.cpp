@@ -10,33 +10,37 @@ namespace chattn::ops {
 namespace {
 
 template <class Runner>
-Tensor sk_squeeze(std::vector<Tensor> x, std::optional<Tensor> prologue) {
+Tensor sk_squeeze(std::vector<Tensor> x, std::optional<Tensor> prologue, std::int64_t act,
+                  double act_param) {
   check_branches(x);
   SkSqueeze p;
   p.map = map_shape(x[0], is_channels_last(x[0]));
   Tensor pooled = new_tensor(x[0], {p.map.n, p.map.c}, acc_type(x[0].scalar_type()));
   if (p.map.n > 0) {
     p.x = in_place(x, p.map);
-    set_prologue(p.x, prologue, x[0]);
+    set_prologue(p.x, prologue, act, act_param, x[0]);
     p.pooled = pooled.data_ptr();
     Runner::run(x[0], p);
   }
   return pooled;
 }
-CHATTN_OPERATOR(sk_squeeze, "(Tensor[] branches, Tensor? prologue=None) -> Tensor pooled");
+// act: the code of the prologue's activation.
+CHATTN_OPERATOR(sk_squeeze,
+                "(Tensor[] branches, Tensor? prologue=None, int act=1, float act_param=0.0) -> "
+                "Tensor pooled");
 
 template <class Runner>
-Tensor sk_select(std::vector<Tensor> x, Tensor logits, std::optional<Tensor> prologue) {
+Tensor sk_select(std::vector<Tensor> x, Tensor logits, std::optional<Tensor> prologue,
+                 std::int64_t act, double act_param) {
   check_branches(x);
   SkSelect p;
   p.map = map_shape(x[0], is_channels_last(x[0]));
   const index_t n = p.map.n, c = p.map.c, m = static_cast<index_t>(x.size());
   check_like(logits, x[0], acc_type(x[0].scalar_type()), n * m * c, "logits");
-  Tensor y =
-      new_tensor(x[0], {n, c, x[0].size(2), x[0].size(3)}, x[0].scalar_type(), p.map.channels_last);
+  Tensor y = new_map(x[0]);
   if (n > 0) {
     p.x = in_place(x, p.map);
-    set_prologue(p.x, prologue, x[0]);
+    set_prologue(p.x, prologue, act, act_param, x[0]);
     logits = row_major(logits);
     p.logits = logits.data_ptr();
     p.y = y.data_ptr();
@@ -44,7 +48,9 @@ Tensor sk_select(std::vector<Tensor> x, Tensor logits, std::optional<Tensor> pro
   }
   return y;
 }
-CHATTN_OPERATOR(sk_select, "(Tensor[] branches, Tensor logits, Tensor? prologue=None) -> Tensor y");
+CHATTN_OPERATOR(sk_select,
+                "(Tensor[] branches, Tensor logits, Tensor? prologue=None, int act=1, "
+                "float act_param=0.0) -> Tensor y");
 
 template <class Runner>
 Tensor sk_dot(Tensor dy, Tensor logits, std::vector<Tensor> x) {
@@ -102,7 +108,7 @@ CHATTN_OPERATOR(sk_gradient,
                 "Tensor[] dbranches");
 
 const cuda::RegisteredPlan kPlan("sk", [](const MapShape& map, Options& options, bool backward) {
-  const int m = branches_of(options);
+  const int m = branches_of(options).count;
   SkNetwork network;
   network.set(map, options);
   if (network.d == 0) return cuda::describe_sk(map, m, backward);

@@ -124,7 +124,8 @@ SkOutputs sk_forward(std::vector<Tensor> x, Tensor w_reduce, OptionalTensor b_re
                      OptionalTensor weight, OptionalTensor bias, Tensor w_select,
                      OptionalTensor b_select, OptionalTensor mean, OptionalTensor var,
                      std::vector<Tensor> running, bool of_batch, double momentum, double eps,
-                     bool relu, std::vector<Tensor> prologue, double prologue_eps) {
+                     bool relu, std::vector<Tensor> prologue, double prologue_eps,
+                     std::int64_t prologue_act, double prologue_param) {
   check_branches(x);
   SkForward p;
   p.map = map_shape(x[0], is_channels_last(x[0]));
@@ -137,20 +138,16 @@ SkOutputs sk_forward(std::vector<Tensor> x, Tensor w_reduce, OptionalTensor b_re
   const SkRows rows(n, p.network.norm);
   STD_TORCH_CHECK(n > 1 || !of_batch, "chattn_cuda::sk: statistics of fewer than two samples");
 
-  Tensor y =
-      new_tensor(x[0], {n, c, x[0].size(2), x[0].size(3)}, x[0].scalar_type(), p.map.channels_last);
+  Tensor y = new_map(x[0]);
   Tensor pooled = new_tensor(x[0], {n, c}, acc);
   Tensor hidden = new_tensor(x[0], {rows.count, d}, acc);
   Tensor logits = new_tensor(x[0], {n, m, c}, acc);
   if (n == 0) return {y, pooled, hidden, logits};
   p.x = in_place(x, p.map);
   OptionalTensor numbers;
-  if (prologue.size() == 1) {
-    numbers = prologue[0];
-    set_prologue(p.x, numbers, x[0]);
-  } else if (!prologue.empty()) {
-    p.norms = branch_norms(prologue, prologue_eps, x[0], m);
-  }
+  if (prologue.size() == 1) numbers = prologue[0];
+  set_prologue(p.x, numbers, prologue_act, prologue_param, x[0]);
+  if (prologue.size() > 1) p.norms = branch_norms(prologue, prologue_eps, x[0], m);
   if (of_batch) {
     if (!running.empty()) set_running(p, running, x[0]);
     p.mean = row_of(hidden, rows.statistics, d, p.map);
@@ -170,14 +167,14 @@ SkOutputs sk_forward(std::vector<Tensor> x, Tensor w_reduce, OptionalTensor b_re
 // far as there are any. A list, because some of torch's tools know no optional tensor that is
 // changed.
 // prologue: nothing; scale and shift, (2, M, C) accumulators; or weight, bias, running mean and
-// variance of a batch norm of all branches, or of each.
-// hidden: rows of d. The activated values of N samples; with a norm those before it; of the batch
-// their mean and variance.
+// variance of a batch norm of all branches, or of each. prologue_act: the code of what follows
+// them. hidden: rows of d. The activated values of N samples; with a norm those before it; of the
+// batch their mean and variance.
 CHATTN_OPERATOR(sk_forward,
                 "(Tensor[] branches, Tensor w_reduce, Tensor? b_reduce, Tensor? weight, "
                 "Tensor? bias, Tensor w_select, Tensor? b_select, Tensor? mean, Tensor? var, "
                 "Tensor(a!)[] running, bool of_batch, float momentum, float eps, bool relu, "
-                "Tensor[] prologue, float prologue_eps) -> "
+                "Tensor[] prologue, float prologue_eps, int prologue_act, float prologue_param) -> "
                 "(Tensor y, Tensor pooled, Tensor hidden, Tensor logits)");
 
 template <class Runner>

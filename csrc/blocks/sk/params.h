@@ -10,12 +10,17 @@
 
 namespace chattn {
 
-// How many branches, by name. Options: engine/options.h.
+// The branches that a call reads or writes, by name: how many, and a prologue's activation.
+// Options: engine/options.h.
 template <class Options>
-int branches_of(Options& options) {
+Branches branches_of(Options& options) {
+  Branches x;
   const index_t count = options.integer("branches", 2);
   options.require(count >= 1 && count <= kMaxBranches, "there must be 1 to 4 branches");
-  return static_cast<int>(count);
+  x.count = static_cast<int>(count);
+  x.act = static_cast<Act>(options.integer("act", static_cast<int>(x.act)));
+  x.act_param = options.number("act_param", x.act_param);
+  return x;
 }
 
 // Arrays are dense; "acc" is acc_t of the maps' type. `map` is a branch's shape, and y's.
@@ -27,7 +32,7 @@ struct SkSqueeze {
 
   template <class Options>
   void set(Options& options) {
-    x.count = branches_of(options);
+    x = branches_of(options);
   }
   template <class Call, class V>
   static void arrays(Call& p, V&& v) {
@@ -46,7 +51,7 @@ struct SkSelect {
 
   template <class Options>
   void set(Options& options) {
-    x.count = branches_of(options);
+    x = branches_of(options);
   }
   template <class Call, class V>
   static void arrays(Call& p, V&& v) {
@@ -67,7 +72,7 @@ struct SkDot {
 
   template <class Options>
   void set(Options& options) {
-    x.count = branches_of(options);
+    x = branches_of(options);
   }
   template <class Call, class V>
   static void arrays(Call& p, V&& v) {
@@ -89,7 +94,7 @@ struct SkGradient {
 
   template <class Options>
   void set(Options& options) {
-    dx.count = branches_of(options);
+    dx.count = branches_of(options).count;
   }
   template <class Call, class V>
   static void arrays(Call& p, V&& v) {
@@ -152,8 +157,9 @@ struct SkNetwork {
   }
 };
 
-// Batch norms by running statistics in front of the branches, of which a ReLU follows: the prologue
-// that they make is computed here. One of M*C channels, or M of C; each of one type.
+// Batch norms by running statistics in front of the branches: the prologue that they make is
+// computed here, and its activation is that of the branches. One of M*C channels, or M of C; each
+// of one type.
 struct SkBranchNorms {
   struct One {
     DType dtype = DType::f32;
@@ -183,7 +189,7 @@ struct SkForward {
 
   template <class Options>
   void set(Options& options) {
-    x.count = branches_of(options);
+    x = branches_of(options);
     network.set(map, options);
   }
   template <class Call, class V>
@@ -230,7 +236,7 @@ struct SkBackward {
 
   template <class Options>
   void set(Options& options) {
-    x.count = dx.count = branches_of(options);
+    x.count = dx.count = branches_of(options).count;
     network.set(map, options);
   }
   template <class Call, class V>

@@ -21,18 +21,41 @@ Status with_branches(int count, Body&& body) {
   return Status::error("%d branches", count);
 }
 
-// body(their number, whether they have a prologue). One branch has a gate of 1, for which the
-// prologue has no kernels.
+// How M branches are read: what is summed, and what weighs them.
+template <int M>
+struct Plain {
+  using Sum = SumOp<T, M>;
+  using Gate = SoftmaxGate<T, M, false>;
+};
+template <int M>
+struct Rectified {
+  using Sum = PrologueSumOp<T, M>;
+  using Gate = SoftmaxGate<T, M, true>;
+};
+template <int M>
+struct Activated {
+  using Sum = ActivatedSumOp<T, M>;
+  using Gate = ActivatedGate<T, M>;
+};
+
+// body(their number, how they are read). One branch has a gate of 1, for which the prologue has no
+// kernels; more than two come behind a ReLU, and kernels for others would be 2 MB.
 template <class Body>
 Status with_branches_and_prologue(const Branches& x, Body&& body) {
   return with_branches(x.count, [&](auto m) {
+    if (x.prologue == nullptr) return body(m, Plain<m()>{});
     if constexpr (m() > 1) {
-      if (x.prologue != nullptr) return body(m, std::true_type{});
+      if (x.act == Act::relu) return body(m, Rectified<m()>{});
     }
-    if (x.prologue != nullptr) return Status::error("a prologue takes two branches or more");
-    return body(m, std::false_type{});
+    if constexpr (m() == 2) {
+      return body(m, Activated<m()>{});
+    } else {
+      return Status::error("no kernels for the prologue of so many branches");
+    }
   });
 }
+
+Activation<A> activation_of(const Branches& x) { return {x.act, static_cast<A>(x.act_param)}; }
 
 LaunchConfig per_plane(index_t planes, void* stream) {
   return blocks_of_threads(ceil_div(planes, kThreads), stream);
@@ -43,10 +66,15 @@ LaunchConfig per_plane(index_t planes, void* stream) {
 template <>
 Status launch_squeeze<T>(const MapShape& map, const Branches& x, A* sums, const Arrivals& arrivals,
                          void* stream) {
-  return with_branches_and_prologue(x, [&](auto m, auto prologue) {
-    using Op = std::conditional_t<prologue(), PrologueSumOp<T, m()>, SumOp<T, m()>>;
+  return with_branches_and_prologue(x, [&](auto m, auto way) {
+    using Op = typename decltype(way)::Sum;
     ReduceIo<T, Op> io{};
-    io.reference = static_cast<const A*>(x.prologue);
+    const A* const numbers = static_cast<const A*>(x.prologue);
+    if constexpr (std::is_pointer_v<typename Op::Memory>) {
+      io.reference = numbers;
+    } else {
+      io.reference = {numbers, activation_of(x)};
+    }
     for (int b = 0; b < m(); ++b) io.in[b] = static_cast<const T*>(x.at[b]);
     io.out[0] = sums;
     io.arrivals = arrivals;
@@ -68,11 +96,14 @@ Status run_as<T>(const SkSqueeze& p, void* scratch, void* stream) {
 
 template <>
 Status run_as<T>(const SkSelect& p, void*, void* stream) {
-  return with_branches_and_prologue(p.x, [&](auto m, auto prologue) {
-    using Gate = SoftmaxGate<T, m(), prologue()>;
-    const Gate gate{static_cast<int>(p.map.c), static_cast<const A*>(p.logits),
-                    static_cast<const A*>(p.x.prologue)};
+  return with_branches_and_prologue(p.x, [&](auto m, auto way) {
+    using Gate = typename decltype(way)::Gate;
+    Gate gate{};
+    gate.c = static_cast<int>(p.map.c);
+    gate.logits = static_cast<const A*>(p.logits);
+    gate.prologue = static_cast<const A*>(p.x.prologue);
     ApplyIo<T, typename Gate::Element> io{};
+    if constexpr (Gate::Element::kActivation) io.activation = activation_of(p.x);
     for (int b = 0; b < m(); ++b) io.in[b] = static_cast<const T*>(p.x.at[b]);
     io.out[0] = static_cast<T*>(p.y);
     io.gap = p.x.gap;

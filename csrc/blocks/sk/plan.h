@@ -142,23 +142,14 @@ inline index_t scratch_elements(const SkBackward& p) {
 
 // ---- what they launch
 inline LaunchInfo describe_sk_reduce(const MapShape& map, int m, bool backward) {
-  const ReducePlan plan = plan_sk_reduce(map, backward ? m : 1, 0);
-  return {name_of(plan.kind),
-          backward ? "dgate = sum dy * x" : "squeeze",
-          plan.blocks,
-          plan.vec * size_of(map.dtype),
-          (backward ? m + 1 : m) * map.bytes(),
-          0};
+  return fold_info(plan_sk_reduce(map, backward ? m : 1, 0), map,
+                   backward ? "dgate = sum dy * x" : "squeeze", backward ? m + 1 : m);
 }
 
 inline LaunchInfo describe_sk_apply(const MapShape& map, int m, bool backward) {
-  const ApplyPlan plan = plan_sk_apply(map);
-  return {map.channels_last ? "apply_rows" : "apply_spans",
-          backward ? "dx = gate * dy + dmean" : "softmax, y = sum gate * x",
-          plan.sample_tiles * plan.channel_tiles * plan.parts,
-          plan.vec * size_of(map.dtype),
-          (backward ? 1 : m) * map.bytes(),
-          (backward ? m : 1) * map.bytes()};
+  return apply_info(plan_sk_apply(map), map,
+                    backward ? "dx = gate * dy + dmean" : "softmax, y = sum gate * x",
+                    backward ? 1 : m, backward ? m : 1);
 }
 
 inline LaunchInfo describe_sk_planes(const MapShape& map, bool backward) {

@@ -66,12 +66,6 @@ struct Operands {
   }
 };
 
-Tensor new_map(const Tensor& x, bool wanted = true) {
-  if (!wanted) return new_tensor(x, {0}, x.scalar_type());
-  return new_tensor(x, {x.size(0), x.size(1), x.size(2), x.size(3)}, x.scalar_type(),
-                    is_channels_last(x));
-}
-
 // The type of a norm's tensors, which are made dense.
 DType of_norm(OptionalTensor& first, OptionalTensor& second, const Tensor& x, const char* name) {
   std::optional<DType> type;

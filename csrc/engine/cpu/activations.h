@@ -156,12 +156,12 @@ CHATTN_INLINE typename Simd<A>::V activation_gradient_vector(typename Simd<A>::V
   } else if constexpr (f == Act::hard_swish) {
     return z <= A(-3) ? V{} : z < A(3) ? g * (z / A(3) + A(0.5)) : g;
   } else if constexpr (f == Act::gelu) {
-    const V pdf = A(0.39894228040143267794) * exp_lanes<A>(A(-0.5) * z * z);
-    return g * (E::normal_cdf(z) + z * pdf);
+    const V pdf = by_lane(A(-0.5) * z * z, [](A v) CHATTN_INLINE_LAMBDA { return exp(v); });
+    return g * (E::normal_cdf(z) + z * A(0.39894228040143267794) * pdf);
   } else if constexpr (f == Act::gelu_tanh) {
-    const V s = E::sigmoid(E::twice_gelu_inner(z));
+    const V v = E::twice_gelu_inner(z), s = E::sigmoid(v), rest = E::sigmoid(-v);
     const V slope = A(2 * 0.79788456080286535588) * (A(1) + A(3 * 0.044715) * z * z);
-    return g * (s + z * s * (A(1) - s) * slope);
+    return g * (s + z * s * rest * slope);
   } else if constexpr (f == Act::mish) {
     const auto [t, rest] = E::mish_tanh(z);
     return g * (t + z * rest * (A(1) + t) * E::sigmoid(z));
@@ -199,8 +199,10 @@ __attribute__((noinline)) typename Simd<A>::V activate_vector(Act f, typename Si
   return z;
 }
 template <class A>
-__attribute__((noinline)) typename Simd<A>::V activation_gradient_vector(
-    Act f, typename Simd<A>::V z, A param, typename Simd<A>::V g) {
+__attribute__((noinline)) typename Simd<A>::V activation_gradient_vector(Act f,
+                                                                         typename Simd<A>::V z,
+                                                                         A param,
+                                                                         typename Simd<A>::V g) {
   with_constant(f, [&](auto act) CHATTN_INLINE_LAMBDA {
     g = activation_gradient_vector<act()>(z, param, g);
   });

@@ -24,10 +24,12 @@ void with_count(int count, Body&& body) {
   }
 }
 
-// body(whether the branches have a prologue)
+// body(a constant: the branches' prologue)
 template <class Body>
 void with_prologue(const Branches& x, Body&& body) {
-  x.prologue ? body(std::true_type{}) : body(std::false_type{});
+  if (!x.prologue) return body(std::integral_constant<With, With::nothing>{});
+  if (x.act == Act::relu) return body(std::integral_constant<With, With::relu>{});
+  body(std::integral_constant<With, With::activation>{});
 }
 
 // body(how the inner activation is known, how the outer): the usual pairs at compile time.

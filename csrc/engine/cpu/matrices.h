@@ -41,8 +41,8 @@ CHATTN_INLINE void rows_tile(const acc_t<W>* a, const W* w, const W* bias, acc_t
       const index_t outputs = i1 - i < kL ? i1 - i : kL;
       for (index_t k0 = b0; k0 < b1; k0 += kPacked) {
         const index_t length = b1 - k0 < kPacked ? b1 - k0 : kPacked;
-        V parts[R][kL];
-        for (index_t p = 0; p < kL; p += kRows) {
+        V parts[R][kL] = {};
+        for (index_t p = 0; p < outputs; p += kRows) {
           // Beyond the last output the lanes are not stored.
           const W* row[kRows];
           for (index_t q = 0; q < kRows; ++q)
@@ -72,9 +72,34 @@ CHATTN_INLINE void rows_tile(const acc_t<W>* a, const W* w, const W* bias, acc_t
   }
 }
 
+// Rows of few weights, as behind few hidden units: a vector of outputs has its weights in kMost
+// vectors, one for each of the k inputs, and sums need not be taken across lanes.
+template <class W, int kMost>
+CHATTN_INLINE void narrow_rows(const acc_t<W>* a, const W* w, const W* bias, acc_t<W>* out,
+                               index_t rows, index_t out_stride, index_t i0, index_t i1,
+                               index_t k) {
+  using S = Simd<W>;
+  using SA = Simd<acc_t<W>>;
+  using V = typename S::V;
+  for_vectors<S::kLanes>(i1 - i0, [&](index_t i, index_t count) {
+    i += i0;
+    V column[kMost] = {};
+    for (index_t j = 0; j < k; ++j)
+      for (index_t lane = 0; lane < count; ++lane) column[j][lane] = to_acc(w[(i + lane) * k + j]);
+    const V first = bias ? S::load_some(bias + i, count) : V{};
+    for (index_t r = 0; r < rows; ++r) {
+      V sum = a[r * k] * column[0];
+      for (index_t j = 1; j < k; ++j) sum += a[r * k + j] * column[j];
+      SA::store_some(out + r * out_stride + i, sum + first, count);
+    }
+  });
+}
+
 template <class W>
 void matrix_rows(const acc_t<W>* a, const W* w, const W* bias, acc_t<W>* out, index_t rows,
                  index_t out_stride, index_t i0, index_t i1, index_t k) {
+  constexpr int kNarrow = 8;
+  if (k <= kNarrow) return narrow_rows<W, kNarrow>(a, w, bias, out, rows, out_stride, i0, i1, k);
   for_tiles<kTile>(0, rows, [&](index_t r, auto tile) {
     rows_tile<W, tile()>(a + r * k, w, bias, out + r * out_stride, out_stride, i0, i1, k);
   });

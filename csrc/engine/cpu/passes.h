@@ -2,10 +2,11 @@
 //
 // M branches share a pass (a selective kernel has several): the squeeze sums over them, the rescale
 // weighs them, the dot multiplies each with g, the gradient writes all. `gate` has M rows of C.
-// kPrologue: the branches are relu(scale*x + shift), see Branches.
+// kPrologue: the branches are act(scale*x + shift), see Branches.
 #pragma once
 #include <algorithm>
 
+#include "engine/cpu/activations.h"
 #include "engine/cpu/kernels.h"
 #include "engine/cpu/simd.h"
 
@@ -28,46 +29,62 @@ struct Sample {
   }
 };
 
+enum class With { nothing, relu, activation };
+
 // The prologue of a branch for one vector of channels, or for one channel in every lane.
-template <class T, bool kPrologue>
+template <class T, With kPrologue>
 struct Prologue {
   using V = typename Simd<T>::V;
   V scale, shift;
+  Act act;
+  acc_t<T> param;
 
   CHATTN_INLINE V operator()(V v, index_t count) const {
     using S = Simd<T>;
-    return S::first(S::max(V{}, v * scale + shift), count);
+    v = v * scale + shift;
+    if constexpr (kPrologue == With::relu) {
+      v = S::max(V{}, v);
+    } else {
+      v = activate_vector<acc_t<T>>(act, v, param);
+    }
+    return S::first(v, count);
   }
 };
 template <class T>
-struct Prologue<T, false> {
+struct Prologue<T, With::nothing> {
   using V = typename Simd<T>::V;
   CHATTN_INLINE V operator()(V v, index_t) const { return v; }
 };
 
 // Branch m's prologue: scale and shift are rows of s.c.
-template <class T, bool kPrologue>
+template <class T, With kPrologue>
 struct Prologues {
   using S = Simd<T>;
   using SA = Simd<acc_t<T>>;
+  static constexpr bool kThere = kPrologue != With::nothing;
   const acc_t<T>*scale, *shift;
   index_t row;
+  Act act;
+  acc_t<T> param;
 
   Prologues(const MapShape& s, const Branches& x)
       : scale(static_cast<const acc_t<T>*>(x.prologue)),
-        shift(kPrologue ? scale + x.count * s.c : nullptr),
-        row(s.c) {}
+        shift(kThere ? scale + x.count * s.c : nullptr),
+        row(s.c),
+        act(x.act),
+        param(static_cast<acc_t<T>>(x.act_param)) {}
 
   CHATTN_INLINE Prologue<T, kPrologue> of_channel(int m, index_t c) const {
-    if constexpr (kPrologue) {
-      return {S::broadcast(scale[m * row + c]), S::broadcast(shift[m * row + c])};
+    if constexpr (kThere) {
+      return {S::broadcast(scale[m * row + c]), S::broadcast(shift[m * row + c]), act, param};
     } else {
       return {};
     }
   }
   CHATTN_INLINE Prologue<T, kPrologue> of_channels(int m, index_t c, index_t count) const {
-    if constexpr (kPrologue) {
-      return {SA::load_some(scale + m * row + c, count), SA::load_some(shift + m * row + c, count)};
+    if constexpr (kThere) {
+      const index_t i = m * row + c;
+      return {SA::load_some(scale + i, count), SA::load_some(shift + i, count), act, param};
     } else {
       return {};
     }
@@ -156,7 +173,7 @@ constexpr index_t kLongestRow = 2048;
 template <class T>
 CHATTN_INLINE index_t positions_per_row(const MapShape& s, bool dense) {
   constexpr index_t kL = Simd<T>::kLanes, kShortest = 16 * kL;
-  if (!dense || s.c > cpu::kWholeRow) return 1;
+  if (!dense || s.c > cpu::kWholeRow || s.hw == 1) return 1;
   const index_t twos = s.c & -s.c;  // the largest power of two in C
   index_t fold = twos < kL ? kL / twos : 1;
   while (s.c * fold < kShortest) fold *= 2;
@@ -241,8 +258,7 @@ CHATTN_INLINE void column_sums(const MapShape& s, const Region& at, bool one_map
                                acc_t<T>* out, Terms&& terms) {
   const index_t fold = positions_per_row<T>(s, one_map);
   acc_t<T> row[R * kLongestRow];
-  if (fold > 1)
-    std::fill_n(row, R * kLongestRow, acc_t<T>(0));  // GCC cannot see that it is written
+  if (fold > 1) std::fill_n(row, R * s.c * fold, acc_t<T>(0));  // GCC cannot see that it is written
   for (index_t p0 = at.p0; p0 < at.p1; p0 += at.span) {
     const index_t p1 = p0 + at.span < at.p1 ? p0 + at.span : at.p1;
     if (fold == 1) {
@@ -262,7 +278,7 @@ CHATTN_INLINE void column_sums(const MapShape& s, const Region& at, bool one_map
 
 // ---- the table's functions
 
-template <class T, bool kPrologue>
+template <class T, With kPrologue>
 void squeeze(const MapShape& s, const Branches& x, const Region& at, acc_t<T>* sum) {
   using S = Simd<T>;
   using V = typename S::V;
@@ -282,7 +298,7 @@ void squeeze(const MapShape& s, const Branches& x, const Region& at, acc_t<T>* s
             return prologue.of_channel(m, c)(S::load_some(base[m] + offset, count), count);
           });
   } else {
-    const bool one_map = !kPrologue && x.count == 1;
+    const bool one_map = !prologue.kThere && x.count == 1;
     column_sums<T, 1>(s, at, one_map, x.count, sum,
                       [&](int m, index_t p, index_t c, index_t count) {
                         const auto v = S::load_some(base[m] + p * pitch + c, count);
@@ -313,7 +329,7 @@ void dot(const MapShape& s, const T* g, const Sample<const T*, M>& u, const Regi
   });
 }
 
-template <class T, int M, bool kPrologue>
+template <class T, int M, With kPrologue>
 void rescale(const MapShape& s, const Branches& x, const Region& at, const acc_t<T>* gate, T* y,
              bool stream) {
   using S = Simd<T>;
@@ -337,7 +353,7 @@ void rescale(const MapShape& s, const Branches& x, const Region& at, const acc_t
     }
     return;
   }
-  const index_t fold = positions_per_row<T>(s, !kPrologue && u.pitch == s.c);
+  const index_t fold = positions_per_row<T>(s, !prologue.kThere && u.pitch == s.c);
   const Repeated<acc_t<T>, M> gates(gate, s.c, fold);
   for (index_t p = at.p0; p < at.p1; p += fold) {
     const index_t offset = p * u.pitch + at.c0;

@@ -61,54 +61,65 @@ inline Region region(const MapShape& map, index_t n, index_t c0, index_t c1) {
   return {n, c0, c1, 0, map.hw, Spans::of(map).length};
 }
 
-// body(region) over the whole map, shared by all threads. A task is a run of channels of a sample,
-// or in channels_last of one of its spans, so that a thread reads rows from end to end. A pass that
-// finds in the cache what the pass before it read last goes `backwards`.
-template <class Body>
-void for_regions(const MapShape& map, const Parallel& parallel, Body&& body,
-                 bool backwards = false) {
+// How a map is divided into regions: a task is a run of channels of a sample, or in channels_last
+// of one of its spans, so that a thread reads rows from end to end.
+struct Tasks {
+  const MapShape& map;
   const Spans spans = Spans::of(map);
   // channels_last: a task keeps at least a cache line of every row.
   const index_t width = !map.channels_last ? 1 : map.c > kWholeRow ? 32 : map.c;
   const index_t blocks = (map.c + width - 1) / width;
   const index_t block_bytes = width * std::min(spans.length, map.hw) * size_of(map.dtype);
   const index_t grain = std::max<index_t>(1, 65536 / std::max<index_t>(1, block_bytes));
+
+  index_t of_sample() const { return spans.count * blocks; }
+
   // Blocks [b0, b1) of a span.
-  const auto call = [&](index_t span, index_t b0, index_t b1) {
+  Region region(index_t span, index_t b0, index_t b1) const {
     const index_t p0 = span % spans.count * spans.length;
-    body(Region{span / spans.count, b0 * width, std::min(map.c, b1 * width), p0,
-                std::min(map.hw, p0 + spans.length), spans.length});
-  };
-  parallel.run(0, map.n * spans.count * blocks, grain, [&](index_t first, index_t last) {
-    // Backwards, a run of planes is taken in parts, the last first.
+    return {span / spans.count,
+            b0 * width,
+            std::min(map.c, b1 * width),
+            p0,
+            std::min(map.hw, p0 + spans.length),
+            spans.length};
+  }
+
+  // body(region) for tasks [first, last). Backwards, a run of planes is taken in parts, the last
+  // first.
+  template <class Body>
+  void run(index_t first, index_t last, bool backwards, Body&& body) const {
     const index_t most = map.channels_last ? blocks : grain;
     while (backwards && first < last) {
       const index_t span = (last - 1) / blocks, b1 = last - span * blocks;
       const index_t b0 = std::max<index_t>(0, b1 - std::min(most, last - first));
-      call(span, b0, b1);
+      body(region(span, b0, b1));
       last -= b1 - b0;
     }
     while (first < last) {
       const index_t span = first / blocks, b0 = first % blocks;
       const index_t b1 = std::min(blocks, b0 + last - first);
-      call(span, b0, b1);
+      body(region(span, b0, b1));
       first += b1 - b0;
     }
-  });
+  }
+};
+
+// body(region) over the whole map, shared by all threads. A pass that finds in the cache what the
+// pass before it read last goes `backwards`.
+template <class Body>
+void for_regions(const MapShape& map, const Parallel& parallel, Body&& body,
+                 bool backwards = false) {
+  const Tasks tasks{map};
+  parallel.run(0, map.n * tasks.of_sample(), tasks.grain,
+               [&](index_t first, index_t last) { tasks.run(first, last, backwards, body); });
 }
 
 // body(region) over one sample, on one thread, from its end.
 template <class Body>
 void backwards(const MapShape& map, index_t n, Body&& body) {
-  MapShape sample = map;
-  sample.n = 1;
-  for_regions(
-      sample, Parallel{},
-      [&](Region r) {
-        r.n = n;
-        body(r);
-      },
-      true);
+  const Tasks tasks{map};
+  tasks.run(n * tasks.of_sample(), (n + 1) * tasks.of_sample(), true, body);
 }
 
 // body(sample, first channel, last channel) over what is one number a plane, or `cost` of them.

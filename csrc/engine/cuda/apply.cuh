@@ -85,6 +85,12 @@ struct ApplyIo {
   CHATTN_DEVICE index_t skipped_out(index_t i) const { return Element::kSliceOut ? i * gap : 0; }
 };
 
+template <class T, class Element>
+  requires Element::kActivation
+struct ApplyIo<T, Element> : ApplyIo<T, typename Element::Without> {
+  Activation<acc_t<T>> activation;
+};
+
 // What a thread holds of the maps at one place: V elements of every input. They stay the words that
 // were loaded until they are used; as elements, they would take a register each.
 template <class T, int V, class Element>
@@ -111,7 +117,8 @@ struct ApplyVectors {
   }
   // gate_of(k, gate): the numbers of element k's gate; asked in the order of the elements.
   template <class GateOf>
-  CHATTN_DEVICE void apply(Words (&out)[Element::kOutputs], GateOf&& gate_of) const {
+  CHATTN_DEVICE void apply(const ApplyIo<T, Element>& io, Words (&out)[Element::kOutputs],
+                           GateOf&& gate_of) const {
     Vec<T, V> v[Element::kInputs], r[Element::kOutputs];
     CHATTN_UNROLL
     for (int q = 0; q < Element::kInputs; ++q) v[q] = elements(in[q]);
@@ -123,7 +130,11 @@ struct ApplyVectors {
       for (int q = 0; q < Element::kInputs; ++q) values[q] = to_acc(v[q][k]);
       CHATTN_UNROLL
       for (int o = 0; o < Element::kOutputs; ++o)
-        r[o][k] = from_acc<T>(Element::at(gate, o, values));
+        if constexpr (Element::kActivation) {
+          r[o][k] = from_acc<T>(Element::at(gate, o, values, io.activation));
+        } else {
+          r[o][k] = from_acc<T>(Element::at(gate, o, values));
+        }
     }
     CHATTN_UNROLL
     for (int o = 0; o < Element::kOutputs; ++o) out[o] = bit_cast<Words>(r[o]);
@@ -204,12 +215,12 @@ apply_spans(ApplyShape shape, ApplyIo<T, typename Gate::Element> io, Gate gate) 
       if (left >= V) {  // all in one plane
         A same[Element::kNumbers];
         load_gate<Element>(tiles, t, same);
-        v[u].apply(out, [&](int, A(&of)[Element::kNumbers]) {
+        v[u].apply(io, out, [&](int, A(&of)[Element::kNumbers]) {
           CHATTN_UNROLL
           for (int q = 0; q < Element::kNumbers; ++q) of[q] = same[q];
         });
       } else {
-        v[u].apply(out, [&](int, A(&of)[Element::kNumbers]) {
+        v[u].apply(io, out, [&](int, A(&of)[Element::kNumbers]) {
           load_gate<Element>(tiles, t, of);
           if (--left == 0) {
             left = shape.hw;
@@ -243,7 +254,7 @@ apply_spans(ApplyShape shape, ApplyIo<T, typename Gate::Element> io, Gate gate) 
 
   at_end(opaque(threadIdx.x), [&](int m, index_t base, int e) {
     typename ApplyVectors<T, 1, Element>::Words out[Element::kOutputs];
-    end.apply(out, [&](int, A(&of)[Element::kNumbers]) {
+    end.apply(io, out, [&](int, A(&of)[Element::kNumbers]) {
       load_gate<Element>(tiles, m * kApplyChannels + shape.by_hw.quotient(e), of);
     });
     end.store(io, base + e + io.skipped_out(p.n0 + m), out);
@@ -297,7 +308,7 @@ apply_rows(ApplyShape shape, ApplyIo<T, typename Gate::Element> io, Gate gate) {
       const int t = shape.by_hw.quotient(at) * kApplyChannels + channel;
       Vec<A, kWord> word[Element::kNumbers];
       typename ApplyVectors<T, V, Element>::Words out[Element::kOutputs];
-      v[u].apply(out, [&](int k, A(&of)[Element::kNumbers]) {
+      v[u].apply(io, out, [&](int k, A(&of)[Element::kNumbers]) {
         CHATTN_UNROLL
         for (int q = 0; q < Element::kNumbers; ++q) {
           if (k % kWord == 0) word[q] = tiles.template ldv<kWord>(q * kTileSize + t + k);

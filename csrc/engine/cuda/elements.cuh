@@ -1,16 +1,29 @@
 // Element functions: what happens to one position's values. The passes that call them know how a
 // map is walked, and nothing of what it is walked for.
 #pragma once
+#include "common/activation.h"
 #include "engine/map.h"
 //
 #include "common/device.cuh"
 
 namespace chattn::cuda {
 
+template <class A>
+struct Activation {
+  Act act;
+  A act_param;
+};
+
+// Called: as a part of every place where a kernel asks for it, it would be most of the binary.
+template <class A>
+CHATTN_DEVICE_CALLED A activated(Activation<A> f, A z) {
+  return activate(f.act, z, f.act_param);
+}
+
 // ---- folds (reduce.cuh): maps to numbers per plane
 // A fold turns the values of kInputs maps at a position into kStaged numbers, and adds those to a
 // state of kOutputs numbers that starts as zeros; states are merged as a whole. A Reference is what
-// it needs to know of a plane: load(memory, plane, channel, C). Inputs from kBranches on may be
+// it needs to know of a plane: load(Memory, plane, channel, C). Inputs from kBranches on may be
 // slices of a larger map (kBranches < 0: none).
 
 template <class A>
@@ -34,6 +47,7 @@ struct PrologueOfPlane {  // of M branches, in (2, M, C): scale and shift
 template <class T, int Outputs>
 struct Sums {  // a state of sums
   using A = acc_t<T>;
+  using Memory = const A*;
   static constexpr int kOutputs = Outputs;
   CHATTN_DEVICE static void merge(A (&s)[Outputs], const A (&more)[Outputs]) {
     CHATTN_UNROLL
@@ -55,7 +69,7 @@ struct SumOp : Sums<T, 1> {  // sum over M inputs
 };
 
 template <class T, int M>
-struct PrologueSumOp : Sums<T, 1> {  // sum over M inputs, each through its prologue
+struct PrologueSumOp : Sums<T, 1> {  // sum over M inputs, each relu(scale*x + shift)
   using A = acc_t<T>;
   static constexpr int kInputs = M, kStaged = M, kBranches = 0;
   using Reference = PrologueOfPlane<A, M>;
@@ -66,6 +80,28 @@ struct PrologueSumOp : Sums<T, 1> {  // sum over M inputs, each through its prol
   CHATTN_DEVICE static void fold(A (&s)[1], const A (&v)[M], const Reference& r) {
     CHATTN_UNROLL
     for (int m = 0; m < M; ++m) s[0] += nan_max(A(0), r.scale[m] * v[m] + r.shift[m]);
+  }
+};
+
+template <class T, int M>
+struct ActivatedSumOp : PrologueSumOp<T, M> {  // the same with another activation than ReLU
+  using A = acc_t<T>;
+  struct Memory {
+    const A* numbers;
+    Activation<A> activation;
+  };
+  struct Reference {
+    PrologueOfPlane<A, M> of;
+    Activation<A> activation;
+    CHATTN_DEVICE static Reference load(const Memory& memory, index_t plane, index_t c,
+                                        index_t c_count) {
+      return {PrologueOfPlane<A, M>::load(memory.numbers, plane, c, c_count), memory.activation};
+    }
+  };
+  CHATTN_DEVICE static void fold(A (&s)[1], const A (&v)[M], const Reference& r) {
+    CHATTN_UNROLL
+    for (int m = 0; m < M; ++m)
+      s[0] += activated(r.activation, r.of.scale[m] * v[m] + r.of.shift[m]);
   }
 };
 
@@ -85,10 +121,11 @@ struct DotOp : Sums<T, M> {  // sums of g*x_m for M branches
 };
 
 // ---- emits (apply.cuh): maps and kNumbers per gate to maps
-// at(numbers of the gate, output o, the inputs' values). kSliceIn, kSliceOut: inputs and outputs
-// may be slices of a larger map.
+// at(numbers of the gate, output o, the inputs' values), and behind these an Activation where
+// kActivation. kSliceIn, kSliceOut: inputs and outputs may be slices of a larger map.
 template <int Inputs, int Outputs, int Numbers>
 struct Emit {
+  static constexpr bool kActivation = false;
   static constexpr int kInputs = Inputs, kOutputs = Outputs, kNumbers = Numbers;
   static constexpr bool kSliceIn = false, kSliceOut = false;
 };
@@ -129,6 +166,19 @@ struct PrologueSelect : Emit<M, 1, 2 * M> {  // y = sum_m relu(scale_m*x_m + shi
     A r = A(0);
     CHATTN_UNROLL
     for (int m = 0; m < M; ++m) r += nan_max(A(0), gate[m] * x[m] + gate[M + m]);
+    return r;
+  }
+};
+
+template <int M>
+struct ActivatedSelect : Emit<M, 1, 3 * M> {  // y = sum_m gate_m*act(scale_m*x_m + shift_m)
+  using Without = Select<M>;
+  static constexpr bool kActivation = true, kSliceIn = M > 1;
+  template <class A>
+  CHATTN_DEVICE static A at(const A (&gate)[3 * M], int, const A (&x)[M], Activation<A> f) {
+    A r = A(0);
+    CHATTN_UNROLL
+    for (int m = 0; m < M; ++m) r += gate[m] * activated(f, gate[M + m] * x[m] + gate[2 * M + m]);
     return r;
   }
 };

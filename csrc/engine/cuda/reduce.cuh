@@ -43,9 +43,9 @@ struct ReduceIo {
   static constexpr bool kSlices = Op::kBranches >= 0;
   const T* in[Op::kInputs];
   A* out[Op::kOutputs];
-  const A* reference;  // what the Op's References are loaded from, or null
-  Arrivals arrivals;   // cleared for the next launch
-  index_t gap = 0;     // of the branches: elements between samples (channels_last: positions)
+  typename Op::Memory reference;  // what the Op's References are loaded from, or null
+  Arrivals arrivals;              // cleared for the next launch
+  index_t gap = 0;  // of the branches: elements between samples (channels_last: positions)
   index_t sample_planes = 1;  // C, where an Op asks for it
 
   CHATTN_DEVICE static constexpr bool is_slice(int m) { return kSlices && m >= Op::kBranches; }

@@ -87,6 +87,22 @@ BUGS = (
         "pooled: max-abs error",
     ),
     in_csrc(
+        "prologue-sums-by-another-activation", _ELEMENTS,
+        "s[0] += activated(r.activation,", "s[0] += activated(Activation<A>{Act::relu, A(0)},",
+        "pooled: max-abs error",
+    ),
+    in_csrc(
+        "prologue-weighs-by-another-activation", _ELEMENTS,
+        "r += gate[m] * activated(f,",
+        "r += gate[m] * activated(Activation<A>{Act::relu, f.act_param},",
+        "y: max-abs error",
+    ),
+    in_csrc(
+        "prologue-forgets-the-slope", _SK,
+        "{ return {x.act, static_cast<A>(x.act_param)}; }", "{ return {x.act, A(0.01)}; }",
+        "pooled: max-abs error",
+    ),
+    in_csrc(
         "prologue-of-the-plane-not-its-channel", _REDUCE,
         "const index_t channel = plane - sample_of(plane) * sample_planes;",
         "const index_t channel = plane;",

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from chattn_cuda import ops, reference
+from chattn_cuda import activations, ops, reference
 from tests.cases.calls import Call, Calls, Make
 from tests.cases.sk.bugs import BUGS
 from tests.cuda_host.kernels import Bytes, Floor, Floors, Kernels, Plans
@@ -23,14 +23,14 @@ class SkProblem(Problem):
         m: Branches.
         slices: Whether they lie in one map.
         to_mean: Whether the mean gets a gradient.
-        prologue: Whether the forward reads them through one. The backward, which has none, is that
-            of the branches themselves.
+        prologue: The activation of the prologue through which the forward reads them, if any. The
+            backward, which has none, is that of the branches themselves.
     """
 
     m: int
     slices: bool = False
     to_mean: bool = True
-    prologue: bool = False
+    prologue: str = ""
 
     frozen = ("prologue",)
 
@@ -57,7 +57,8 @@ class SkProblem(Problem):
 
     @property
     def options(self) -> dict[str, Any]:
-        return {"branches": self.m}
+        act, param = activation(self.prologue) if self.prologue else (1, 0.0)
+        return {"branches": self.m, "act": act, "act_param": param}
 
     @property
     def operators(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -78,12 +79,18 @@ PROBLEMS = (
     SkProblem("rows", 2, 36, 9, 9, 3, to_mean=False, channels_last=True),
     SkProblem("rows_by_element", 2, 33, 9, 9, 2, channels_last=True),
     SkProblem("rows_slices", 2, 68, 9, 9, 4, slices=True, channels_last=True),
-    SkProblem("prologue_tiles", 3, 10, 9, 9, 4, prologue=True),
-    SkProblem("prologue_tiles_slices", 2, 52, 9, 9, 3, slices=True, prologue=True),
-    SkProblem("prologue_planes_by_warp", 2, 4, 23, 23, 2, prologue=True),
-    SkProblem("prologue_planes_in_parts", 1, 2, 95, 97, 2, prologue=True),
-    SkProblem("prologue_rows", 2, 36, 9, 9, 3, channels_last=True, prologue=True),
-    SkProblem("prologue_rows_by_element", 2, 33, 9, 9, 2, channels_last=True, prologue=True),
+    SkProblem("prologue_tiles", 3, 10, 9, 9, 4, prologue="relu"),
+    SkProblem("prologue_tiles_slices", 2, 52, 9, 9, 3, slices=True, prologue="relu"),
+    SkProblem("prologue_planes_by_warp", 2, 4, 23, 23, 2, prologue="relu"),
+    SkProblem("prologue_planes_in_parts", 1, 2, 95, 97, 2, prologue="relu"),
+    SkProblem("prologue_rows", 2, 36, 9, 9, 3, channels_last=True, prologue="relu"),
+    SkProblem("prologue_rows_by_element", 2, 33, 9, 9, 2, channels_last=True, prologue="relu"),
+    SkProblem("activated_tiles", 3, 10, 9, 9, 2, prologue="silu"),
+    SkProblem("activated_planes_by_warp", 2, 4, 23, 23, 2, prologue="leaky_relu"),
+    SkProblem("activated_rows", 2, 36, 9, 9, 2, channels_last=True, prologue="elu"),
+    SkProblem(
+        "normalised_rows_by_element", 2, 33, 9, 9, 2, channels_last=True, prologue="identity"
+    ),
 )
 
 
@@ -95,10 +102,17 @@ def _formula(
     pooled = reference.squeeze_branches(branches)
     if prologue is not None:  # other values, the same gradients
         with torch.no_grad():
-            after = reference.after_prologue(branches, prologue.flatten(1))
+            act = ops.activation_of_code(*activation(problem.prologue))
+            after = reference.after_prologue(branches, prologue.flatten(1), act)
             y.copy_(reference.select_branches(after, logits)[0])
             pooled.copy_(reference.squeeze_branches(after))
     return {"pooled": pooled, "y": y}
+
+
+def activation(name: str) -> tuple[int, float]:
+    """Its code and a parameter that is not the default."""
+    found = activations.ACTIVATIONS[name]
+    return found.code, 1.5 * found.param
 
 
 def loads(problem: Problem, _: Plans) -> tuple[Bytes, Bytes]:
@@ -111,27 +125,32 @@ def calls(
     make: Make,
     shape: tuple[int, int, int, int],
     m: int = 2,
-    prologue: bool = False,
+    prologue: str = "",
     to_mean: bool = True,
     like_dy: bool = True,
 ) -> Calls:
-    """``to_mean``: the mean has a gradient. ``like_dy``: the branches' have the format of dy."""
+    """``prologue``: its activation, if any. ``to_mean``: the mean has a gradient.
+
+    ``like_dy``: the branches' have the format of dy.
+    """
     n, c = shape[:2]
     dy, branches = make.map("dy", *shape), [make.map("x", *shape) for _ in range(m)]
     logits, pooled = make.sums("logits", n, m, c), make.sums("pooled", n, c)
-    affine = make.sums("prologue", 2, m, c) if prologue else None
+    before: tuple[Any, ...] = (None, 1, 0.0)
+    if prologue:
+        before = make.sums("prologue", 2, m, c), *activation(prologue)
     channels_last = (ops.memory_format_of(dy) == torch.channels_last) == like_dy
     gradient = (dy, logits, pooled if to_mean else None, channels_last, False)
     return Calls(
-        [Call("sk_squeeze", (branches, affine)), Call("sk_select", (branches, logits, affine))],
+        [Call("sk_squeeze", (branches, *before)), Call("sk_select", (branches, logits, *before))],
         [Call("sk_dot", (dy, logits, branches)), Call("sk_gradient", gradient)],
     )
 
 
-def floors(m: int = 2, prologue: bool = False, **_: Any) -> dict[str, Floors]:
+def floors(m: int = 2, prologue: Any = "", **_: Any) -> dict[str, Floors]:
     """Eager, by the operations of timm and their gradients: stack, sum, mean, mul, sum.
 
-    A prologue is a batch norm and a ReLU before them.
+    A prologue is a batch norm and an activation before them.
     """
     before = 2 * m if prologue else 0
     return {
@@ -155,9 +174,13 @@ KERNELS = Kernels(
     largest=(
         (
             ((1, 4, 8, 8), (1, 4, 32, 32), (1, 256, 2, 2), (1, 66, 2, 2), (1, 33, 2, 2)),
-            ({"m": 1}, *({"m": m, "prologue": p} for m in (2, 3, 4) for p in (False, True))),
+            (
+                {"m": 1},
+                *({"m": m, "prologue": p} for m in (2, 3, 4) for p in ("", "relu")),
+                {"prologue": "silu"},
+            ),
         ),
     ),
-    gate="SoftmaxGate",
+    gate="(Softmax|Activated)Gate",
     reads={r"SoftmaxGate<\w+, (\d)": 0},
 )

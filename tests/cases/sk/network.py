@@ -121,7 +121,7 @@ def _calls(
     of_branches = [make.weight("prologue", m * c) for _ in range(4)] if prologue else []
     forward = (
         branches, w1, b1, weight, bias, w2, b2, *statistics, [], of_batch, 0.1, 1e-5, True,
-        of_branches, 1e-5,
+        of_branches, 1e-5, 1, 0.0,
     )  # fmt: skip
     saved = FAKES["sk_forward"](*forward)[1:]
     wanted = 0b1111111 if norm != "none" else 0b1110011

@@ -12,13 +12,13 @@ TRITON = Triton(
     usual=tuple(
         Compiled("sk", LONG, "bf16", channels_last, options)
         for channels_last in _LAYOUTS
-        for options in ({"m": 4, "to_mean": False}, {"prologue": True})
+        for options in ({"m": 4, "to_mean": False}, {"prologue": "relu"}, {"prologue": "silu"})
     ),
     rare=(
         *(Compiled("sk", LONG, "fp32", cl, {"m": m}) for m in (1, 3, 4) for cl in _LAYOUTS),
         Compiled("sk", SHORT, "fp32", options={"m": 4}),
-        Compiled("sk", SHORT, "fp32", options={"m": 4, "prologue": True}),
-        Compiled("sk", ODD, "fp32", True, {"m": 3, "prologue": True}),
+        Compiled("sk", SHORT, "fp32", options={"m": 4, "prologue": "relu"}),
+        Compiled("sk", ODD, "fp32", True, {"m": 3, "prologue": "relu"}),
         Compiled("sk", ODD, "fp64", options={"m": 4, "to_mean": False}),
     ),
     writes_map=("select_kernel", "select_spread_kernel"),
@@ -26,7 +26,8 @@ TRITON = Triton(
     ways={
         "1": {"m": 1},
         "4": {"m": 4},
-        "prologue": {"prologue": True},
+        "prologue": {"prologue": "relu"},
+        "prologue-leaky": {"prologue": "leaky_relu"},
         "no-mean": {"to_mean": False},
         "other-format": {"like_dy": False},
         "other-format-of-one-pixel": {"like_dy": False, "shape": (2, 24, 1, 1)},
