@@ -14,6 +14,7 @@
 
 #define CHATTN_KERNEL(...) void
 #define CHATTN_DEVICE inline
+#define CHATTN_DEVICE_CALLED inline
 #define CHATTN_UNROLL
 #define CHATTN_UNROLL_BY(n)
 

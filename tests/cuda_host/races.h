@@ -69,6 +69,6 @@ class RaceCell {
   bool atomic_ = false, streamed_ = false;
 };
 
-constexpr std::size_t kRaceUnit = 2;  // bytes per cell
+constexpr std::size_t kRaceUnit = 1;  // bytes per cell
 
 }  // namespace hostcuda

@@ -1,6 +1,7 @@
 // Element functions: what happens to one position's values. The passes that call them know how a
 // map is walked, and nothing of what it is walked for.
 #pragma once
+#include "engine/cuda/plan.h"
 #include "engine/map.h"
 //
 #include "common/device.cuh"
@@ -10,8 +11,9 @@ namespace chattn::cuda {
 // ---- folds (reduce.cuh): maps to numbers per plane
 // A fold turns the values of kInputs maps at a position into kStaged numbers, and adds those to a
 // state of kOutputs numbers that starts as zeros; states are merged as a whole. A Reference is what
-// it needs to know of a plane: load(memory, plane, channel, C). Inputs from kBranches on may be
-// slices of a larger map (kBranches < 0: none).
+// it needs to know of a plane: load(memory, plane, channel, C), or of a fold that is told more by
+// its launch reference_of(plane, channel, C). Inputs from kBranches on may be slices of a larger
+// map (kBranches < 0: none).
 
 template <class A>
 struct Nothing {
@@ -31,8 +33,18 @@ struct PrologueOfPlane {  // of M branches, in (2, M, C): scale and shift
   }
 };
 
+// What folds and emits may have beside this. kMask: a bit per position, in the order of memory, at
+// `mask` (null: none); stage() and at() take it, to read or to write. kOptional: null maps are not
+// there, and read as zeros. kWays: that there are kernels for.
+enum class Mask { none, read, written };
+struct Usual {
+  static constexpr Mask kMask = Mask::none;
+  static constexpr bool kOptional = false;
+  static constexpr Ways kWays = {};
+};
+
 template <class T, int Outputs>
-struct Sums {  // a state of sums
+struct Sums : Usual {  // a state of sums
   using A = acc_t<T>;
   static constexpr int kOutputs = Outputs;
   CHATTN_DEVICE static void merge(A (&s)[Outputs], const A (&more)[Outputs]) {
@@ -85,11 +97,15 @@ struct DotOp : Sums<T, M> {  // sums of g*x_m for M branches
 };
 
 // ---- emits (apply.cuh): maps and kNumbers per gate to maps
-// at(numbers of the gate, output o, the inputs' values). kSliceIn, kSliceOut: inputs and outputs
-// may be slices of a larger map.
+// at(numbers of the gate, output o, the inputs' values); with a mask at(numbers, values, bit,
+// outputs). One that does either of two things has choose(body), which calls the body with one that
+// does it. kSliceIn, kSliceOut: inputs and outputs may be slices of a larger map. kBatch: vectors
+// that a thread asks for before it uses the first of them: at least four loads in flight, fewer
+// vectors where each takes several.
 template <int Inputs, int Outputs, int Numbers>
-struct Emit {
+struct Emit : Usual {
   static constexpr int kInputs = Inputs, kOutputs = Outputs, kNumbers = Numbers;
+  static constexpr int kBatch = Inputs > 1 ? 2 : 4;
   static constexpr bool kSliceIn = false, kSliceOut = false;
 };
 

@@ -6,7 +6,7 @@ from tests.cuda_host.mutation import PLACE, in_csrc
 
 _SELECT, _SK = "blocks/sk/gate.cuh", "blocks/sk/passes.cu"
 _APPLY, _REDUCE = "engine/cuda/apply.cuh", "engine/cuda/reduce.cuh"
-_ELEMENTS = "engine/cuda/elements.cuh"
+_ELEMENTS, _IO = "engine/cuda/elements.cuh", "engine/cuda/reduce_io.cuh"
 
 BUGS = (
     # ---- gates
@@ -87,7 +87,7 @@ BUGS = (
         "pooled: max-abs error",
     ),
     in_csrc(
-        "prologue-of-the-plane-not-its-channel", _REDUCE,
+        "prologue-of-the-plane-not-its-channel", _IO,
         "const index_t channel = plane - sample_of(plane) * sample_planes;",
         "const index_t channel = plane;",
         PLACE + "out-of-bounds load|pooled: max-abs error",
@@ -120,10 +120,10 @@ BUGS = (
     ),
     # ---- traffic
     in_csrc(
-        "branches-read-twice", _REDUCE,
-        "v[m] = load_vec<V>(in[m] + offset + (is_slice(m) ? skip : 0));",
+        "branches-read-twice", _IO,
+        "place.v[m] = load_from<V>(m, in[m] + behind(m, offset + (is_slice(m) ? skip : 0)));",
         "for (int i = 0; i <= (is_slice(m) ? 1 : 0); ++i)\n"
-        "        v[m] = load_vec<V>(in[m] + offset + (is_slice(m) ? skip : 0));",
+        "        place.v[m] = load_from<V>(m, in[m] + offset + (is_slice(m) ? skip : 0));",
         "x0: .* bytes in loads, expected",
     ),
 )  # fmt: skip
