@@ -1,4 +1,4 @@
-// Shadow memory: which CUDA thread last wrote and read each two bytes, and when.
+// Shadow memory: which CUDA thread last wrote and read each byte, and when.
 //
 // Time is the number of barriers completed so far. An earlier access is ordered before this one if
 // this thread has since passed a barrier that both took part in. Blocks without such a barrier are
