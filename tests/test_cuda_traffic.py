@@ -164,6 +164,47 @@ def test_eca_planner_tells_what_was_counted(
         check_plan(planned, call)
 
 
+# ---- tails: (maps forward, maps backward)
+_B = {"inner": 4, "act": 0, "residual": False}  # SiLU before the gate
+TAILS: dict[str, tuple[dict[str, Any], tuple[int, int]]] = {
+    "training": ({}, (4, 6)),
+    "inference": ({"of_batch": False, "train": False}, (4, 8)),
+    "without-gate": ({"gate": False}, (4, 6)),
+    "without-gate-inference": ({"gate": False, "of_batch": False, "train": False}, (3, 8)),
+    "pair": ({"gate": False, "residual": False}, (3, 5)),
+    "before-the-gate": (_B, (4, 5)),
+    "before-the-gate-inference": ({**_B, "of_batch": False}, (3, 5)),
+}
+
+
+@pytest.mark.parametrize("tail", TAILS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("stage", STAGES, ids=name_of)
+def test_tail_map_traffic(
+    stage: tuple[int, int], layout: str, dtype: torch.dtype, tail: str
+) -> None:
+    """What docs/design.md says of tails, to the byte; a mask is an eighth of a byte a position."""
+    c, h = stage
+    options, passes = TAILS[tail]
+    calls = measure("tail", (3, c, h, h), dtype, layout, **options)
+    assert (calls["forward"].passes, calls["backward"].passes) == passes
+    native = _native.module()
+    for direction, call in calls.items():
+        assert call.passes == call.floors.two_pass.passes
+        for name, buffer in call.maps.items():
+            assert buffer.sector_efficiency >= WORST_EFFICIENCY, f"{direction}: {name}"
+        if native is not None:
+            given = {"residual": 1, "gate": 1, "of_batch": 1, "train": 1, "act": 1, **options}
+            planned = native.plan(
+                "tail", 3, c, h * h, str(dtype).removeprefix("torch."), layout != "nchw",
+                direction == "backward", {k: int(v) for k, v in given.items()},
+            )  # fmt: skip
+            check_plan(planned, call)
+    if (mask := calls["forward"].report.buffers.get("mask")) is not None:
+        assert mask.store_bytes == 3 * c * h * h / 8
+
+
 # ---- selective kernels: the network in between separates the two passes
 SK_STAGES = ((128, 56), (256, 28), (512, 14), (1024, 7))
 

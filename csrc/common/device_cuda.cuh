@@ -5,6 +5,7 @@
 // Threads per block and, if given, how many blocks must fit on a multiprocessor.
 #define CHATTN_KERNEL(...) __global__ void __launch_bounds__(__VA_ARGS__)
 #define CHATTN_DEVICE __device__ __forceinline__
+// Called, where a copy for every call would be too much code.
 #define CHATTN_DEVICE_CALLED __device__ __noinline__
 #define CHATTN_PRAGMA(text) _Pragma(#text)
 #define CHATTN_UNROLL CHATTN_PRAGMA(unroll)

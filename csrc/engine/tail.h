@@ -14,8 +14,18 @@ struct TailFunctions {
   Act inner = Act::identity, act = Act::identity;
   double inner_param = 0, act_param = 0;
 
+  template <class Options>
+  void set(Options& options) {
+    inner = static_cast<Act>(options.integer("inner", 0));
+    inner_param = options.number("inner_param", 0);
+    act = static_cast<Act>(options.integer("act", 0));
+    act_param = options.number("act_param", 0);
+  }
+
   // Whether the derivative of `act` is 0 or 1: one bit per position tells it.
   bool is_masked() const { return act == Act::relu || act == Act::relu6; }
+  // Whether `act` is made of straight lines.
+  bool is_straight() const { return act == Act::identity || act == Act::leaky_relu || is_masked(); }
 };
 
 // Maps to read; null ones are not there.
@@ -35,6 +45,9 @@ struct MaskShape {
         pitch(((map.channels_last ? map.c : map.hw) + 7) / 8) {}
   index_t bytes() const { return rows * pitch; }
 };
+
+// Of which the CUDA kernels use the first: their bits are in the order of memory.
+inline index_t dense_mask_bytes(const MapShape& map) { return (map.elements() + 7) / 8; }
 
 // Accumulators per channel of a sample, each a row that is indexed by the channel.
 //

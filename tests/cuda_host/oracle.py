@@ -31,6 +31,8 @@ def inputs_of(problem: Problem) -> Tensors:
         tensors["logits"][..., 1::2] -= 100
     if "var" in tensors:
         tensors["var"] = tensors["var"].exp()
+    if problem.offset:
+        tensors["x"] += problem.offset
     return {k: t / t.shape[-1] ** 0.5 if k[0] == "w" else t for k, t in tensors.items()}
 
 

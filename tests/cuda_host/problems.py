@@ -67,6 +67,9 @@ class Problem:
     #: inputs that have no gradient
     frozen: ClassVar[tuple[str, ...]] = ()
 
+    #: far from 0, around which the values of x lie
+    offset: float = field(default=0.0, kw_only=True)
+
     def is_zero(self, name: str) -> bool:
         """Whether an output is zero whatever the inputs are."""
         return False

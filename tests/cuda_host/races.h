@@ -1,4 +1,4 @@
-// Shadow memory: which CUDA thread last wrote and read each two bytes, and when.
+// Shadow memory: which CUDA thread last wrote and read each byte, and when.
 //
 // Time is the number of barriers completed so far. An earlier access is ordered before this one if
 // this thread has since passed a barrier that both took part in. Blocks without such a barrier are
@@ -69,6 +69,6 @@ class RaceCell {
   bool atomic_ = false, streamed_ = false;
 };
 
-constexpr std::size_t kRaceUnit = 2;  // bytes per cell
+constexpr std::size_t kRaceUnit = 1;  // bytes per cell
 
 }  // namespace hostcuda

@@ -26,7 +26,15 @@ Shape = tuple[int, int, int, int]
 
 LAYOUTS = {"nchw": torch.contiguous_format, "channels_last": torch.channels_last}
 #: feature maps that somebody has to move; everything else is small
-MAPS = ("x", "y", "dy", "dx", *(f"{name}{m}" for name in ("x", "dx") for m in range(4)))
+MAPS = (
+    "x",
+    "y",
+    "dy",
+    "dx",
+    "residual",
+    "dresidual",
+    *(f"{name}{m}" for name in ("x", "dx") for m in range(4)),
+)
 SECTOR = 32
 
 

@@ -54,7 +54,7 @@ struct SoftmaxGate {
 template <class T, int M>
 struct ActivatedGate : SoftmaxGate<T, M, false> {
   using A = acc_t<T>;
-  using Element = ActivatedSelect<M>;
+  using Element = ActivatedSelect<A, M>;
 
   CHATTN_DEVICE void prepare(const Shared<A>& scratch, const Shared<A>& tiles,
                              const TilePlace& p) const {

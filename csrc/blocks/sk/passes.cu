@@ -55,7 +55,13 @@ Status with_branches_and_prologue(const Branches& x, Body&& body) {
   });
 }
 
-Activation<A> activation_of(const Branches& x) { return {x.act, static_cast<A>(x.act_param)}; }
+template <class Element>
+void set_activation(Element& element, const Branches& x) {
+  if constexpr (requires { element.act; }) {
+    element.act = x.act;
+    element.act_param = static_cast<A>(x.act_param);
+  }
+}
 
 LaunchConfig per_plane(index_t planes, void* stream) {
   return blocks_of_threads(ceil_div(planes, kThreads), stream);
@@ -69,12 +75,8 @@ Status launch_squeeze<T>(const MapShape& map, const Branches& x, A* sums, const 
   return with_branches_and_prologue(x, [&](auto m, auto way) {
     using Op = typename decltype(way)::Sum;
     ReduceIo<T, Op> io{};
-    const A* const numbers = static_cast<const A*>(x.prologue);
-    if constexpr (std::is_pointer_v<typename Op::Memory>) {
-      io.reference = numbers;
-    } else {
-      io.reference = {numbers, activation_of(x)};
-    }
+    io.reference = static_cast<const A*>(x.prologue);
+    set_activation(io.op, x);
     for (int b = 0; b < m(); ++b) io.in[b] = static_cast<const T*>(x.at[b]);
     io.out[0] = sums;
     io.arrivals = arrivals;
@@ -103,7 +105,7 @@ Status run_as<T>(const SkSelect& p, void*, void* stream) {
     gate.logits = static_cast<const A*>(p.logits);
     gate.prologue = static_cast<const A*>(p.x.prologue);
     ApplyIo<T, typename Gate::Element> io{};
-    if constexpr (Gate::Element::kActivation) io.activation = activation_of(p.x);
+    set_activation(io.element, p.x);
     for (int b = 0; b < m(); ++b) io.in[b] = static_cast<const T*>(p.x.at[b]);
     io.out[0] = static_cast<T*>(p.y);
     io.gap = p.x.gap;

@@ -45,10 +45,10 @@ struct Squeeze {
   const TailSqueeze& p;
   const PassKernels& pass = kernels().pass(p.map.dtype);
   const index_t n = p.map.n, c = p.map.c, hw = p.map.hw;
-  A* const scale = at<A>(p.numbers, kTailScale * c);
-  A* const shift = at<A>(p.numbers, kTailShift * c);
-  A* const mean = at<A>(p.numbers, kTailMean * c);
-  A* const deviation = at<A>(p.numbers, kTailDeviation * c);
+  A* const scale = at<A>(p.numbers, kTailScale* c);
+  A* const shift = at<A>(p.numbers, kTailShift* c);
+  A* const mean = at<A>(p.numbers, kTailMean* c);
+  A* const deviation = at<A>(p.numbers, kTailDeviation* c);
   std::vector<A> weight = numbers<A>(p.norm.weight, p.norm.affine_dtype, c, 1);
   std::vector<A> bias = numbers<A>(p.norm.bias, p.norm.affine_dtype, c, 0);
   std::vector<A> own_means = zeros<A>(p.norm.of_batch() && !p.means ? n * c : 0);
@@ -62,8 +62,8 @@ struct Squeeze {
       const T* x = static_cast<const T*>(p.x);
       for_planes(p.map, parallel, 1, [&](index_t i, index_t c0, index_t c1) {
         for (index_t k = c0; k < c1; ++k)
-          means[i * c + k] = static_cast<A>(
-              to_acc(p.map.channels_last ? x[i * hw * c + k] : x[(i * c + k) * hw]));
+          means[i * c + k] =
+              static_cast<A>(to_acc(p.map.channels_last ? x[i * hw * c + k] : x[(i * c + k) * hw]));
       });
     });
   }
@@ -111,8 +111,8 @@ struct Squeeze {
     mean[k] = static_cast<A>(center);
     deviation[k] = static_cast<A>(inverse);
     scale[k] = static_cast<A>(factor);
-    shift[k] = static_cast<A>(static_cast<double>(bias[static_cast<std::size_t>(k)]) -
-                              center * factor);
+    shift[k] =
+        static_cast<A>(static_cast<double>(bias[static_cast<std::size_t>(k)]) - center * factor);
   }
 
   void run(const Parallel& parallel) const {
@@ -131,11 +131,12 @@ struct Squeeze {
     if (!plain || !p.norm.of_batch()) {
       Branches x(p.x);
       if (!plain) x.prologue = p.numbers;
+      x.act = p.functions.inner;
+      x.act_param = p.functions.inner_param;
       A* const out = at<A>(plain ? p.means : p.pooled, 0);
       const SpanSums<A> spans(p.map, 1);
-      for_regions(p.map, parallel, [&](const Region& r) {
-        pass.squeeze(p.map, x, r, spans.at(r, out + r.n * c));
-      });
+      for_regions(p.map, parallel,
+                  [&](const Region& r) { pass.squeeze(p.map, x, r, spans.at(r, out + r.n * c)); });
       for_planes(p.map, parallel, spans.count(), [&](index_t i, index_t c0, index_t c1) {
         spans.merge(i, c0, c1, 0, 1, out + i * c);
         for (index_t k = c0; k < c1; ++k) out[i * c + k] /= static_cast<A>(hw);
@@ -145,8 +146,8 @@ struct Squeeze {
     A* const pooled = at<A>(p.pooled, 0);
     for_planes(p.map, parallel, 1, [&](index_t i, index_t c0, index_t c1) {
       for (index_t k = c0; k < c1; ++k)
-        pooled[i * c + k] = scale[k] * (means[i * c + k] - mean[k]) +
-                            bias[static_cast<std::size_t>(k)];
+        pooled[i * c + k] =
+            scale[k] * (means[i * c + k] - mean[k]) + bias[static_cast<std::size_t>(k)];
     });
   }
 };
@@ -199,8 +200,8 @@ void reduce(const TailReduce& p, const Parallel& parallel) {
     if (!p.dgate) return;
     A* const dgate = at<A>(p.dgate, i * c);
     for (index_t k = c0; k < c1; ++k)
-      dgate[k] = rows > 2 ? sums[k]
-                          : scale[k] * sums[c + k] + (scale[k] * mean[k] + shift[k]) * sums[k];
+      dgate[k] =
+          rows > 2 ? sums[k] : scale[k] * sums[c + k] + (scale[k] * mean[k] + shift[k]) * sums[k];
   });
 }
 

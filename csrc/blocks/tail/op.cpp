@@ -1,7 +1,8 @@
 // The operators of a fused tail: memory-safety checks, allocation, schemas.
 #include <tuple>
 
-#include "blocks/tail/params.h"
+#include "blocks/tail/plan.h"
+#include "engine/cuda/plans.h"
 #include "ops/register.h"
 #include "ops/tensor.h"
 
@@ -232,6 +233,11 @@ CHATTN_OPERATOR(
     "Tensor? sums, Tensor? means, Tensor? dpooled, Tensor? weight, int inner, float inner_param, "
     "int act, float act_param, bool of_batch, bool need_dx, bool need_dresidual, bool need_dnorm) "
     "-> (Tensor dx, Tensor dresidual, Tensor dweight, Tensor dbias)");
+
+const cuda::RegisteredPlan kPlan("tail", [](const MapShape& map, Options& given, bool backward) {
+  const cuda::TailOptions options(given);
+  return backward ? cuda::describe_backward(options, map) : cuda::describe_forward(options, map);
+});
 
 }  // namespace
 }  // namespace chattn::ops

@@ -13,6 +13,7 @@
 #include "engine/cuda/elements.cuh"
 #include "engine/cuda/fast_div.h"
 #include "engine/cuda/launch.cuh"
+#include "engine/cuda/mask.cuh"
 #include "engine/cuda/plan.h"
 //
 #include "common/device.cuh"
@@ -27,10 +28,9 @@ constexpr bool kHasBeside = requires(const Gate& gate) { gate.beside; };
 template <class T, int V, class Gate>
 constexpr int kApplyBlocks =
     sizeof(acc_t<T>) == 8 || Gate::Element::kNumbers >= 3 || V == 1 || kHasBeside<Gate> ? 2 : 3;
-// Vectors that a thread asks for before it uses the first of them: at least four loads in flight,
-// fewer vectors where each takes several.
-template <class Element>
-constexpr int kApplyBatch = Element::kInputs > 1 ? 2 : 4;
+// Neighbouring threads that write a byte of a mask together.
+template <int V, class Element>
+constexpr int kSharing = Element::kMask == Mask::written && V < 8 ? 8 / V : 1;
 constexpr int kTileSize = kApplySamples * kApplyChannels;
 
 // Which gates a block owns. part == 0: nobody else computes them, so this block also stores them.
@@ -53,10 +53,13 @@ struct ApplyShape {
   FastDiv by_parts, by_channel_tiles;
   FastDiv by_hw, by_words;  // by_words: NCHW, vectors of a span
 
-  // Where a part of [0, length) begins: length * part / parts.
+  // Where a part of [0, length) begins: length * part / parts, in units.
+  template <int Unit = 1>
   CHATTN_DEVICE int begin(int length, int part) const {
-    const int each = by_parts.quotient(length);
-    return each * part + by_parts.quotient((length - each * parts) * part);
+    const int units = Unit == 1 ? length : (length + Unit - 1) / Unit;
+    const int each = by_parts.quotient(units);
+    const int unit = each * part + by_parts.quotient((units - each * parts) * part);
+    return Unit == 1 ? unit : min(unit * Unit, length);
   }
 
   // Blocks run roughly in order, and the pass before this one ended with the last samples: starting
@@ -79,16 +82,11 @@ struct ApplyIo {
   const T* in[Element::kInputs];  // x, or g in the backward pass
   T* out[Element::kOutputs];
   index_t gap = 0;  // of the branches: elements between samples (channels_last: positions)
+  Element element{};
 
   // What lies between a dense offset and the branches' own, behind i samples or positions.
   CHATTN_DEVICE index_t skipped_in(index_t i) const { return Element::kSliceIn ? i * gap : 0; }
   CHATTN_DEVICE index_t skipped_out(index_t i) const { return Element::kSliceOut ? i * gap : 0; }
-};
-
-template <class T, class Element>
-  requires Element::kActivation
-struct ApplyIo<T, Element> : ApplyIo<T, typename Element::Without> {
-  Activation<acc_t<T>> activation;
 };
 
 // What a thread holds of the maps at one place: V elements of every input. They stay the words that
@@ -101,11 +99,18 @@ struct ApplyVectors {
   static constexpr int kWords = kBytes / static_cast<int>(sizeof(Word));
   using Words = Vec<Word, kWords>;
   Words in[Element::kInputs];
+  unsigned mask;  // read: the bits of the place's byte, from the place on
 
   // `dense`: the place in a map that is no slice of another; `skipped`: what the branches skip.
   CHATTN_DEVICE void load(const ApplyIo<T, Element>& io, index_t dense, index_t skipped) {
     CHATTN_UNROLL
-    for (int q = 0; q < Element::kInputs; ++q) in[q] = load_words(io.in[q] + dense + skipped);
+    for (int q = 0; q < Element::kInputs; ++q) {
+      if (Element::kOptional && io.in[q] == nullptr)
+        in[q] = Words{};
+      else
+        in[q] = load_words(io.in[q] + dense + skipped);
+    }
+    if constexpr (Element::kMask == Mask::read) mask = load_bits<V>(io.element.mask, dense);
   }
   CHATTN_DEVICE static Words load_words(const T* p) {
     return load_stream<kWords>(reinterpret_cast<const Word*>(p));
@@ -117,33 +122,48 @@ struct ApplyVectors {
   }
   // gate_of(k, gate): the numbers of element k's gate; asked in the order of the elements.
   template <class GateOf>
-  CHATTN_DEVICE void apply(const ApplyIo<T, Element>& io, Words (&out)[Element::kOutputs],
-                           GateOf&& gate_of) const {
+  CHATTN_DEVICE void apply(const Element& element, Words (&out)[Element::kOutputs],
+                           GateOf&& gate_of) {
     Vec<T, V> v[Element::kInputs], r[Element::kOutputs];
     CHATTN_UNROLL
     for (int q = 0; q < Element::kInputs; ++q) v[q] = elements(in[q]);
-    CHATTN_UNROLL
-    for (int k = 0; k < V; ++k) {
-      A gate[Element::kNumbers], values[Element::kInputs];
-      gate_of(k, gate);
+    if constexpr (Element::kMask == Mask::written) mask = 0;
+    const auto each = [&](const auto& chosen) {
       CHATTN_UNROLL
-      for (int q = 0; q < Element::kInputs; ++q) values[q] = to_acc(v[q][k]);
-      CHATTN_UNROLL
-      for (int o = 0; o < Element::kOutputs; ++o)
-        if constexpr (Element::kActivation) {
-          r[o][k] = from_acc<T>(Element::at(gate, o, values, io.activation));
+      for (int k = 0; k < V; ++k) {
+        A gate[Element::kNumbers], values[Element::kInputs], results[Element::kOutputs];
+        gate_of(k, gate);
+        CHATTN_UNROLL
+        for (int q = 0; q < Element::kInputs; ++q) values[q] = to_acc(v[q][k]);
+        if constexpr (Element::kMask == Mask::none) {
+          CHATTN_UNROLL
+          for (int o = 0; o < Element::kOutputs; ++o) results[o] = chosen.at(gate, o, values);
         } else {
-          r[o][k] = from_acc<T>(Element::at(gate, o, values));
+          bool bit = Element::kMask == Mask::read && (mask >> k & 1) != 0;
+          chosen.at(gate, values, bit, results);
+          if constexpr (Element::kMask == Mask::written) mask |= (bit ? 1u : 0u) << k;
         }
-    }
+        CHATTN_UNROLL
+        for (int o = 0; o < Element::kOutputs; ++o) r[o][k] = from_acc<T>(results[o]);
+      }
+    };
+    if constexpr (requires { element.choose(each); })
+      element.choose(each);
+    else
+      each(element);
     CHATTN_UNROLL
     for (int o = 0; o < Element::kOutputs; ++o) out[o] = bit_cast<Words>(r[o]);
   }
-  CHATTN_DEVICE static void store(const ApplyIo<T, Element>& io, index_t to,
-                                  const Words (&out)[Element::kOutputs]) {
+  // `dense`, `skipped`: as of load().
+  CHATTN_DEVICE void store(const ApplyIo<T, Element>& io, index_t dense, index_t skipped,
+                           const Words (&out)[Element::kOutputs]) const {
     CHATTN_UNROLL
-    for (int o = 0; o < Element::kOutputs; ++o)
-      store_vec(reinterpret_cast<Word*>(io.out[o] + to), out[o]);
+    for (int o = 0; o < Element::kOutputs; ++o) {
+      if (Element::kOptional && io.out[o] == nullptr) continue;
+      store_vec(reinterpret_cast<Word*>(io.out[o] + dense + skipped), out[o]);
+    }
+    if constexpr (Element::kMask == Mask::written && kBytes == 16)
+      store_bits<V>(io.element.mask, dense, mask);
   }
 };
 
@@ -182,14 +202,14 @@ CHATTN_KERNEL(kThreads, (kApplyBlocks<T, V, Gate>))
 apply_spans(ApplyShape shape, ApplyIo<T, typename Gate::Element> io, Gate gate) {
   using A = acc_t<T>;
   using Element = typename Gate::Element;
-  constexpr int kBatch = kApplyBatch<Element>;
+  constexpr int kBatch = Element::kBatch, kShare = kSharing<V, Element>;
   if (ran_beside(gate)) return;
   const TilePlace p = shape.place();
   Shared<A> scratch = shared<A>(0, Gate::kShared);
   Shared<A> tiles = shared<A>(sizeof(A) * Gate::kShared, Element::kNumbers * kTileSize);
   const int length = p.channels * shape.hw;
   const int words = static_cast<int>(shape.by_words.divisor);  // of a span, at most
-  const int last = shape.begin(p.samples * words, p.part + 1);
+  const int last = shape.template begin<kShare>(p.samples * words, p.part + 1);
 
   // body(u, m, base, e) for the whole words of a batch: at element e of sample m's span.
   ApplyVectors<T, V, Element> v[kBatch];
@@ -215,12 +235,12 @@ apply_spans(ApplyShape shape, ApplyIo<T, typename Gate::Element> io, Gate gate) 
       if (left >= V) {  // all in one plane
         A same[Element::kNumbers];
         load_gate<Element>(tiles, t, same);
-        v[u].apply(io, out, [&](int, A(&of)[Element::kNumbers]) {
+        v[u].apply(io.element, out, [&](int, A(&of)[Element::kNumbers]) {
           CHATTN_UNROLL
           for (int q = 0; q < Element::kNumbers; ++q) of[q] = same[q];
         });
       } else {
-        v[u].apply(io, out, [&](int, A(&of)[Element::kNumbers]) {
+        v[u].apply(io.element, out, [&](int, A(&of)[Element::kNumbers]) {
           load_gate<Element>(tiles, t, of);
           if (--left == 0) {
             left = shape.hw;
@@ -229,7 +249,7 @@ apply_spans(ApplyShape shape, ApplyIo<T, typename Gate::Element> io, Gate gate) 
         });
       }
       // One store for both cases, lest a sector that lies half in each be written twice.
-      v[u].store(io, base + e + io.skipped_out(p.n0 + m), out);
+      v[u].store(io, base + e, io.skipped_out(p.n0 + m), out);
     });
   };
 
@@ -245,7 +265,7 @@ apply_spans(ApplyShape shape, ApplyIo<T, typename Gate::Element> io, Gate gate) 
   };
 
   // The map is on its way while the gates are computed.
-  int i = shape.begin(p.samples * words, p.part) + static_cast<int>(threadIdx.x);
+  int i = shape.template begin<kShare>(p.samples * words, p.part) + static_cast<int>(threadIdx.x);
   load(i);
   at_end(threadIdx.x,
          [&](int m, index_t base, int e) { end.load(io, base + e, io.skipped_in(p.n0 + m)); });
@@ -254,10 +274,10 @@ apply_spans(ApplyShape shape, ApplyIo<T, typename Gate::Element> io, Gate gate) 
 
   at_end(opaque(threadIdx.x), [&](int m, index_t base, int e) {
     typename ApplyVectors<T, 1, Element>::Words out[Element::kOutputs];
-    end.apply(io, out, [&](int, A(&of)[Element::kNumbers]) {
+    end.apply(io.element, out, [&](int, A(&of)[Element::kNumbers]) {
       load_gate<Element>(tiles, m * kApplyChannels + shape.by_hw.quotient(e), of);
     });
-    end.store(io, base + e + io.skipped_out(p.n0 + m), out);
+    end.store(io, base + e, io.skipped_out(p.n0 + m), out);
   });
   while (true) {
     apply(i);
@@ -274,7 +294,7 @@ apply_rows(ApplyShape shape, ApplyIo<T, typename Gate::Element> io, Gate gate) {
   using A = acc_t<T>;
   using Element = typename Gate::Element;
   constexpr int kCols = kApplyChannels / V, kRows = kThreads / kCols;
-  constexpr int kBatch = V == 1 && sizeof(A) == 8 && kHasBeside<Gate> ? 2 : kApplyBatch<Element>;
+  constexpr int kBatch = V == 1 && sizeof(A) == 8 && kHasBeside<Gate> ? 2 : Element::kBatch;
   constexpr int kWord = V * sizeof(A) <= 16 ? V : 16 / static_cast<int>(sizeof(A));
   if (ran_beside(gate)) return;
   const unsigned tid = threadIdx.x;
@@ -308,14 +328,14 @@ apply_rows(ApplyShape shape, ApplyIo<T, typename Gate::Element> io, Gate gate) {
       const int t = shape.by_hw.quotient(at) * kApplyChannels + channel;
       Vec<A, kWord> word[Element::kNumbers];
       typename ApplyVectors<T, V, Element>::Words out[Element::kOutputs];
-      v[u].apply(io, out, [&](int k, A(&of)[Element::kNumbers]) {
+      v[u].apply(io.element, out, [&](int k, A(&of)[Element::kNumbers]) {
         CHATTN_UNROLL
         for (int q = 0; q < Element::kNumbers; ++q) {
           if (k % kWord == 0) word[q] = tiles.template ldv<kWord>(q * kTileSize + t + k);
           of[q] = word[q][k % kWord];
         }
       });
-      v[u].store(io, offset + io.skipped_out(row), out);
+      v[u].store(io, offset, io.skipped_out(row), out);
     });
   };
 
@@ -362,10 +382,12 @@ Status launch_apply(const char* name, const ApplyPlan& plan, const MapShape& map
     return launch(name, apply_spans<T, kWidest, Gate>, config, shape, io, gate);
   if (plan.vec == kWidest)
     return launch(name, apply_rows<T, kWidest, Gate>, config, shape, io, gate);
-  if constexpr (kWidest == 8) {
+  constexpr int kWidths = Gate::Element::kWays.widths;
+  if constexpr (kWidest == 8 && kWidths > 2) {
     if (plan.vec == 2) return launch(name, apply_rows<T, 2, Gate>, config, shape, io, gate);
   }
-  return launch(name, apply_rows<T, 1, Gate>, config, shape, io, gate);
+  if constexpr (kWidths > 1) return launch(name, apply_rows<T, 1, Gate>, config, shape, io, gate);
+  return Status::error("%s: no kernel for vectors of %d", name, plan.vec);
 }
 
 }  // namespace chattn::cuda

@@ -2,29 +2,26 @@
 // map is walked, and nothing of what it is walked for.
 #pragma once
 #include "common/activation.h"
+#include "engine/cuda/plan.h"
 #include "engine/map.h"
 //
 #include "common/device.cuh"
 
 namespace chattn::cuda {
 
+// Any of the list: called, since as a part of every place where a kernel asks for it, it would be
+// most of the binary.
 template <class A>
-struct Activation {
-  Act act;
-  A act_param;
-};
-
-// Called: as a part of every place where a kernel asks for it, it would be most of the binary.
-template <class A>
-CHATTN_DEVICE_CALLED A activated(Activation<A> f, A z) {
-  return activate(f.act, z, f.act_param);
+CHATTN_DEVICE_CALLED A called_activation(Act f, A z, A param) {
+  return activate(f, z, param);
 }
 
 // ---- folds (reduce.cuh): maps to numbers per plane
 // A fold turns the values of kInputs maps at a position into kStaged numbers, and adds those to a
 // state of kOutputs numbers that starts as zeros; states are merged as a whole. A Reference is what
-// it needs to know of a plane: load(Memory, plane, channel, C). Inputs from kBranches on may be
-// slices of a larger map (kBranches < 0: none).
+// it needs to know of a plane: load(memory, plane, channel, C), or of a fold that is told more by
+// its launch reference_of(plane, channel, C). Inputs from kBranches on may be slices of a larger
+// map (kBranches < 0: none).
 
 template <class A>
 struct Nothing {
@@ -44,10 +41,19 @@ struct PrologueOfPlane {  // of M branches, in (2, M, C): scale and shift
   }
 };
 
+// What folds and emits may have beside this. kMask: a bit per position, in the order of memory, at
+// `mask` (null: none); stage() and at() take it, to read or to write. kOptional: null maps are not
+// there, and read as zeros. kWays: that there are kernels for.
+enum class Mask { none, read, written };
+struct Usual {
+  static constexpr Mask kMask = Mask::none;
+  static constexpr bool kOptional = false;
+  static constexpr Ways kWays = {};
+};
+
 template <class T, int Outputs>
-struct Sums {  // a state of sums
+struct Sums : Usual {  // a state of sums
   using A = acc_t<T>;
-  using Memory = const A*;
   static constexpr int kOutputs = Outputs;
   CHATTN_DEVICE static void merge(A (&s)[Outputs], const A (&more)[Outputs]) {
     CHATTN_UNROLL
@@ -86,22 +92,13 @@ struct PrologueSumOp : Sums<T, 1> {  // sum over M inputs, each relu(scale*x + s
 template <class T, int M>
 struct ActivatedSumOp : PrologueSumOp<T, M> {  // the same with another activation than ReLU
   using A = acc_t<T>;
-  struct Memory {
-    const A* numbers;
-    Activation<A> activation;
-  };
-  struct Reference {
-    PrologueOfPlane<A, M> of;
-    Activation<A> activation;
-    CHATTN_DEVICE static Reference load(const Memory& memory, index_t plane, index_t c,
-                                        index_t c_count) {
-      return {PrologueOfPlane<A, M>::load(memory.numbers, plane, c, c_count), memory.activation};
-    }
-  };
-  CHATTN_DEVICE static void fold(A (&s)[1], const A (&v)[M], const Reference& r) {
+  Act act = Act::identity;
+  A act_param = 0;
+
+  CHATTN_DEVICE void fold(A (&s)[1], const A (&v)[M], const PrologueOfPlane<A, M>& r) const {
     CHATTN_UNROLL
     for (int m = 0; m < M; ++m)
-      s[0] += activated(r.activation, r.of.scale[m] * v[m] + r.of.shift[m]);
+      s[0] += called_activation(act, r.scale[m] * v[m] + r.shift[m], act_param);
   }
 };
 
@@ -121,12 +118,15 @@ struct DotOp : Sums<T, M> {  // sums of g*x_m for M branches
 };
 
 // ---- emits (apply.cuh): maps and kNumbers per gate to maps
-// at(numbers of the gate, output o, the inputs' values), and behind these an Activation where
-// kActivation. kSliceIn, kSliceOut: inputs and outputs may be slices of a larger map.
+// at(numbers of the gate, output o, the inputs' values); with a mask at(numbers, values, bit,
+// outputs). One that does either of two things has choose(body), which calls the body with one that
+// does it. kSliceIn, kSliceOut: inputs and outputs may be slices of a larger map. kBatch: vectors
+// that a thread asks for before it uses the first of them: at least four loads in flight, fewer
+// vectors where each takes several.
 template <int Inputs, int Outputs, int Numbers>
-struct Emit {
-  static constexpr bool kActivation = false;
+struct Emit : Usual {
   static constexpr int kInputs = Inputs, kOutputs = Outputs, kNumbers = Numbers;
+  static constexpr int kBatch = Inputs > 1 ? 2 : 4;
   static constexpr bool kSliceIn = false, kSliceOut = false;
 };
 
@@ -170,15 +170,17 @@ struct PrologueSelect : Emit<M, 1, 2 * M> {  // y = sum_m relu(scale_m*x_m + shi
   }
 };
 
-template <int M>
+template <class A, int M>
 struct ActivatedSelect : Emit<M, 1, 3 * M> {  // y = sum_m gate_m*act(scale_m*x_m + shift_m)
-  using Without = Select<M>;
-  static constexpr bool kActivation = true, kSliceIn = M > 1;
-  template <class A>
-  CHATTN_DEVICE static A at(const A (&gate)[3 * M], int, const A (&x)[M], Activation<A> f) {
+  static constexpr bool kSliceIn = M > 1;
+  Act act = Act::identity;
+  A act_param = 0;
+
+  CHATTN_DEVICE A at(const A (&gate)[3 * M], int, const A (&x)[M]) const {
     A r = A(0);
     CHATTN_UNROLL
-    for (int m = 0; m < M; ++m) r += gate[m] * activated(f, gate[M + m] * x[m] + gate[2 * M + m]);
+    for (int m = 0; m < M; ++m)
+      r += gate[m] * called_activation(act, gate[M + m] * x[m] + gate[2 * M + m], act_param);
     return r;
   }
 };

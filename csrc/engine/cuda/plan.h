@@ -54,20 +54,31 @@ struct ReducePlan {
 
 inline int widest_vector(DType dtype) { return 16 / size_of(dtype); }
 
+// The ways through a map that there are kernels for: vectors of 16 bytes, of one element (widths 2)
+// and of two (3); of rows so many elements at most; small planes staged in tiles, of which so many
+// positions are taken at once.
+struct Ways {
+  int widths = 3, row_elements = 8;
+  bool tiles = true;
+  int unrolled = 4;
+};
+
 // Elements per access: 16 bytes, or what the rows of a channels_last map allow. Every map starts on
 // a 16-byte boundary.
-inline int plan_vector(const MapShape& map) {
+inline int plan_vector(const MapShape& map, const Ways& ways = {}) {
   const int widest = widest_vector(map.dtype);
-  if (!map.channels_last || map.c % widest == 0) return widest;
-  return widest == 8 && map.c % 2 == 0 ? 2 : 1;
+  if (!map.channels_last) return widest;
+  if (const int most = std::min(widest, ways.row_elements); map.c % most == 0) return most;
+  return ways.widths > 2 && widest == 8 && map.c % 2 == 0 ? 2 : 1;
 }
 
 // `staged`: numbers that a position leaves in shared memory. `by_sample`: maps are dense in a
 // sample only, so that no run of planes goes on into the next one.
-inline ReducePlan plan_reduce(const MapShape& map, int staged = 1, bool by_sample = false) {
+inline ReducePlan plan_reduce(const MapShape& map, int staged = 1, bool by_sample = false,
+                              const Ways& ways = {}) {
   ReducePlan plan;
   const int widest = widest_vector(map.dtype);
-  plan.vec = plan_vector(map);
+  plan.vec = plan_vector(map, ways);
   if (map.channels_last) {
     plan.kind = ReducePlan::rows;
     const index_t vectors = map.c / plan.vec;
@@ -86,7 +97,7 @@ inline ReducePlan plan_reduce(const MapShape& map, int staged = 1, bool by_sampl
   // Planes that start anywhere in a 16-byte word, or end within one, would waste sectors.
   constexpr index_t kStagedPlane = 512, kStagedElements = 4096;
   const bool ragged = map.hw % widest != 0;
-  if (map.hw < kStagedPlane && (ragged || map.hw < 256)) {
+  if (ways.tiles && map.hw < kStagedPlane && (ragged || map.hw < 256)) {
     plan.kind = ReducePlan::tiles;
     // A multiple of `widest` planes starts on a 16-byte boundary whatever HW is.
     plan.tile_planes = static_cast<int>(std::max<index_t>(
@@ -178,10 +189,11 @@ struct ApplyPlan {
 
 // `weight_bytes`: what a block tile over all channels reads of the weights. `samples`: per block,
 // at least.
-inline ApplyPlan plan_apply(const MapShape& map, index_t weight_bytes, int samples = 1) {
+inline ApplyPlan plan_apply(const MapShape& map, index_t weight_bytes, int samples = 1,
+                            const Ways& ways = {}) {
   ApplyPlan plan;
   plan.samples = samples;
-  plan.vec = plan_vector(map);
+  plan.vec = plan_vector(map, ways);
   // Offsets inside a tile, of NCHW planes or of channels_last rows, stay below 2^31.
   const bool large = map.hw >= index_t{1} << 20;
   if (!map.channels_last && large) plan.channels = 1;

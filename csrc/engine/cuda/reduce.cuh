@@ -6,117 +6,14 @@
 #pragma once
 #include <bit>
 
-#include "engine/cuda/arrival.cuh"
-#include "engine/cuda/elements.cuh"
 #include "engine/cuda/fast_div.h"
 #include "engine/cuda/launch.cuh"
 #include "engine/cuda/plan.h"
+#include "engine/cuda/reduce_io.cuh"
 //
 #include "common/device.cuh"
 
 namespace chattn::cuda {
-
-// Places whose inputs a thread asks for before it uses the first of them, for 3 to 6 loads in
-// flight within the registers of as many blocks. Unrolling a loop whose count only the launch knows
-// leaves one place in flight: each load stays behind the exit test before it.
-template <class Op>
-constexpr int kBatch = Op::kInputs == 1   ? 4
-                       : Op::kInputs == 2 ? 2
-                                          : 1;
-template <int V, class Op>
-constexpr int kTilesBatch = Op::kInputs > 1 ? 1
-                            : V > 4         ? 2
-                                            : 4;
-template <class Op>
-constexpr int kRowsBatch = Op::kInputs == 3 ? 2 : kBatch<Op>;
-
-// A thread's way over a map: elements to its first place, and from each place to the next; and
-// what slices skip on top of that.
-struct Walk {
-  index_t first, step;
-  index_t skipped = 0, skipped_step = 0;
-};
-
-template <class T, class Op>
-struct ReduceIo {
-  using A = acc_t<T>;
-  static constexpr bool kSlices = Op::kBranches >= 0;
-  const T* in[Op::kInputs];
-  A* out[Op::kOutputs];
-  typename Op::Memory reference;  // what the Op's References are loaded from, or null
-  Arrivals arrivals;              // cleared for the next launch
-  index_t gap = 0;  // of the branches: elements between samples (channels_last: positions)
-  index_t sample_planes = 1;  // C, where an Op asks for it
-
-  CHATTN_DEVICE static constexpr bool is_slice(int m) { return kSlices && m >= Op::kBranches; }
-  // Elements that the branches' samples (channels_last: positions) before the i-th skip.
-  CHATTN_DEVICE index_t skipped(index_t i) const { return kSlices ? i * gap : 0; }
-
-  template <int V, class Use>
-  CHATTN_DEVICE static void use_place(int i, const Vec<T, V> (&v)[Op::kInputs], Use use) {
-    A staged[V][Op::kStaged];
-    CHATTN_UNROLL
-    for (int k = 0; k < V; ++k) {
-      A values[Op::kInputs];
-      CHATTN_UNROLL
-      for (int m = 0; m < Op::kInputs; ++m) values[m] = to_acc(v[m][k]);
-      Op::stage(values, staged[k]);
-    }
-    use(i, staged);
-  }
-  template <int V>
-  CHATTN_DEVICE void load(index_t offset, index_t skip, Vec<T, V> (&v)[Op::kInputs]) const {
-    CHATTN_UNROLL
-    for (int m = 0; m < Op::kInputs; ++m)
-      v[m] = load_vec<V>(in[m] + offset + (is_slice(m) ? skip : 0));
-  }
-  // use(i, staged) for i = 0, step, ... below count: the places of a walk, in their order.
-  template <int V, int Batch, class Use>
-  CHATTN_DEVICE void walk(const Walk& w, int count, int step, Use use) const {
-    if constexpr (Batch == 1) {
-      index_t at = w.first, skipped = w.skipped;
-      CHATTN_UNROLL_BY(1)
-      for (int i = 0; i < count; i += step, at += w.step, skipped += w.skipped_step) {
-        Vec<T, V> v[Op::kInputs];
-        load<V>(at, skipped, v);
-        use_place<V>(i, v, use);
-      }
-    } else {
-      const T* at[Op::kInputs];
-      CHATTN_UNROLL
-      for (int m = 0; m < Op::kInputs; ++m) at[m] = in[m] + w.first + (is_slice(m) ? w.skipped : 0);
-      int i = 0;
-      // No test before the loop: the first place of a batch needs one as the others do. Without,
-      // the compiler uses it while it has yet to ask for the others.
-      CHATTN_UNROLL_BY(1)
-      do {
-        Vec<T, V> v[Batch][Op::kInputs];
-        CHATTN_UNROLL
-        for (int b = 0; b < Batch; ++b) {
-          if (i + b * step >= count) continue;
-          CHATTN_UNROLL
-          for (int m = 0; m < Op::kInputs; ++m)
-            v[b][m] = load_vec<V>(at[m] + b * (w.step + (is_slice(m) ? w.skipped_step : 0)));
-        }
-        CHATTN_UNROLL
-        for (int m = 0; m < Op::kInputs; ++m)
-          at[m] += Batch * (w.step + (is_slice(m) ? w.skipped_step : 0));
-        CHATTN_UNROLL
-        for (int b = 0; b < Batch; ++b) {
-          if (i + b * step < count) use_place<V>(i + b * step, v[b], use);
-        }
-        i += Batch * step;
-      } while (i < count);
-    }
-  }
-  CHATTN_DEVICE index_t sample_of(index_t plane) const {
-    return static_cast<unsigned>(plane) / static_cast<unsigned>(sample_planes);
-  }
-  CHATTN_DEVICE typename Op::Reference of_plane(index_t plane) const {
-    const index_t channel = plane - sample_of(plane) * sample_planes;
-    return Op::Reference::load(reference, plane, channel, sample_planes);
-  }
-};
 
 // Merges across lanes whose numbers differ in the bits [from, to) (powers of two).
 template <class Op, class A>
@@ -194,9 +91,9 @@ reduce_tiles(ReduceIo<T, Op> io, index_t planes, int hw, int tile_planes, int la
   constexpr int kBatch = kTilesBatch<V, Op>;
   io.template walk<V, kBatch>({base + tid * V, kThreads * V, skip}, vectors - tid, kThreads, store);
   if (const int i = vectors * V + tid; i < length) {
-    Vec<T, 1> v[Op::kInputs];
-    io.template load<1>(base + i, skip, v);
-    io.template use_place<1>(i, v, [&](int i, const A(&staged)[1][Op::kStaged]) {
+    typename ReduceIo<T, Op>::template Place<1> place;
+    io.template load<1>(base + i, skip, place);
+    io.template use_place<1>(i, place, [&](int i, const A(&staged)[1][Op::kStaged]) {
       CHATTN_UNROLL
       for (int q = 0; q < Op::kStaged; ++q) tile.st(q * capacity + i, staged[0][q]);
     });
@@ -210,11 +107,12 @@ reduce_tiles(ReduceIo<T, Op> io, index_t planes, int hw, int tile_planes, int la
     A s[Op::kOutputs] = {};
     if (p < count) {
       const auto reference = io.of_plane(first + p);
+      CHATTN_UNROLL_BY(Op::kWays.unrolled)
       for (int i = lane; i < hw; i += lanes) {
         A v[Op::kStaged];
         CHATTN_UNROLL
         for (int q = 0; q < Op::kStaged; ++q) v[q] = tile.ld(q * capacity + p * hw + i);
-        Op::fold(s, v, reference);
+        io.op.fold(s, v, reference);
       }
     }
     merge_lanes<Op>(s, 1, lanes);
@@ -255,20 +153,20 @@ reduce_planes(ReduceIo<T, Op> io, index_t planes, int hw, int warps_per_plane, F
   A s[Op::kOutputs] = {};
   const auto fold = [&](int, const auto& staged) {
     CHATTN_UNROLL
-    for (const auto& numbers : staged) Op::fold(s, numbers, reference);
+    for (const auto& numbers : staged) io.op.fold(s, numbers, reference);
   };
   const int from = body + me * V;
   io.template walk<V, kBatch<Op>>({base + from, others * V, skip}, tail - from, others * V, fold);
   const int ends[2] = {begin + me, tail + me};
   const bool within[2] = {me < body - begin, me < end - tail};
-  Vec<T, 1> v[2][Op::kInputs];
+  typename ReduceIo<T, Op>::template Place<1> places[2];
   CHATTN_UNROLL
   for (int e = 0; e < 2; ++e) {
-    if (within[e]) io.template load<1>(base + ends[e], skip, v[e]);
+    if (within[e]) io.template load<1>(base + ends[e], skip, places[e]);
   }
   CHATTN_UNROLL
   for (int e = 0; e < 2; ++e) {
-    if (within[e]) io.template use_place<1>(e, v[e], fold);
+    if (within[e]) io.template use_place<1>(e, places[e], fold);
   }
   merge_lanes<Op>(s, 1, kWarp);
 
@@ -314,12 +212,11 @@ reduce_rows(ReduceIo<T, Op> io, index_t n_count, int c_count, int hw, int col_bi
   typename Op::Reference reference[V] = {};
   CHATTN_UNROLL
   for (int k = 0; k < V; ++k) {
-    if (c < c_count)
-      reference[k] = Op::Reference::load(io.reference, n * c_count + c + k, c + k, c_count);
+    if (c < c_count) reference[k] = io.reference_of(n * c_count + c + k, c + k, c_count);
   }
   const auto fold = [&](int, const A(&staged)[V][Op::kStaged]) {
     CHATTN_UNROLL
-    for (int k = 0; k < V; ++k) Op::fold(s[k], staged[k], reference[k]);
+    for (int k = 0; k < V; ++k) io.op.fold(s[k], staged[k], reference[k]);
   };
   const index_t first = n * hw + begin + row;
   const Walk walk{first * c_count + c, index_t{rows} * c_count, io.skipped(first),
@@ -355,10 +252,12 @@ Status launch_reduce_as(const char* name, const ReducePlan& plan, const MapShape
   const FastDiv by_splits(static_cast<std::uint32_t>(plan.splits));
   const auto bits = [](int power) { return std::countr_zero(static_cast<unsigned>(power)); };
   if constexpr (V * sizeof(T) == 16) {
-    if (plan.kind == ReducePlan::tiles) {
-      config.shared_bytes = sizeof(A) * Op::kStaged * plan.tile_planes * hw;
-      return launch(name, reduce_tiles<T, V, Op>, config, io, map.planes(), hw, plan.tile_planes,
-                    bits(plan.lanes));
+    if constexpr (Op::kWays.tiles) {
+      if (plan.kind == ReducePlan::tiles) {
+        config.shared_bytes = sizeof(A) * Op::kStaged * plan.tile_planes * hw;
+        return launch(name, reduce_tiles<T, V, Op>, config, io, map.planes(), hw, plan.tile_planes,
+                      bits(plan.lanes));
+      }
     }
     if (plan.kind == ReducePlan::planes) {
       config.shared_bytes = sizeof(A) * Op::kOutputs * kWarps;
@@ -366,10 +265,13 @@ Status launch_reduce_as(const char* name, const ReducePlan& plan, const MapShape
                     plan.warps_per_plane, by_splits);
     }
   }
-  config.shared_bytes = sizeof(A) * Op::kOutputs * kWarps * plan.cols * V;
-  const FastDiv by_tiles(static_cast<std::uint32_t>(ceil_div(map.c / V, plan.cols)));
-  return launch(name, reduce_rows<T, V, Op>, config, io, map.n, static_cast<int>(map.c), hw,
-                bits(plan.cols), by_tiles, by_splits);
+  if constexpr (V <= Op::kWays.row_elements) {
+    config.shared_bytes = sizeof(A) * Op::kOutputs * kWarps * plan.cols * V;
+    const FastDiv by_tiles(static_cast<std::uint32_t>(ceil_div(map.c / V, plan.cols)));
+    return launch(name, reduce_rows<T, V, Op>, config, io, map.n, static_cast<int>(map.c), hw,
+                  bits(plan.cols), by_tiles, by_splits);
+  }
+  return Status::error("%s: no kernel for vectors of %d", name, V);
 }
 
 template <class T, class Op>
@@ -377,7 +279,11 @@ Status launch_reduce(const char* name, const ReducePlan& plan, const MapShape& m
                      const ReduceIo<T, Op>& io, void* stream) {
   constexpr int kWidest = 16 / static_cast<int>(sizeof(T));
   if (plan.vec == kWidest) return launch_reduce_as<T, kWidest, Op>(name, plan, map, io, stream);
-  if constexpr (kWidest == 8) {
+  if constexpr (kWidest > Op::kWays.row_elements) {
+    if (plan.vec == Op::kWays.row_elements)
+      return launch_reduce_as<T, Op::kWays.row_elements, Op>(name, plan, map, io, stream);
+  }
+  if constexpr (kWidest == 8 && Op::kWays.widths > 2) {
     if (plan.vec == 2) return launch_reduce_as<T, 2, Op>(name, plan, map, io, stream);
   }
   return launch_reduce_as<T, 1, Op>(name, plan, map, io, stream);

@@ -6,7 +6,7 @@ from tests.cuda_host.mutation import PLACE, in_csrc
 
 _SELECT, _SK = "blocks/sk/gate.cuh", "blocks/sk/passes.cu"
 _APPLY, _REDUCE = "engine/cuda/apply.cuh", "engine/cuda/reduce.cuh"
-_ELEMENTS = "engine/cuda/elements.cuh"
+_ELEMENTS, _IO = "engine/cuda/elements.cuh", "engine/cuda/reduce_io.cuh"
 
 BUGS = (
     # ---- gates
@@ -88,22 +88,22 @@ BUGS = (
     ),
     in_csrc(
         "prologue-sums-by-another-activation", _ELEMENTS,
-        "s[0] += activated(r.activation,", "s[0] += activated(Activation<A>{Act::relu, A(0)},",
+        "s[0] += called_activation(act,", "s[0] += called_activation(Act::relu,",
         "pooled: max-abs error",
     ),
     in_csrc(
         "prologue-weighs-by-another-activation", _ELEMENTS,
-        "r += gate[m] * activated(f,",
-        "r += gate[m] * activated(Activation<A>{Act::relu, f.act_param},",
+        "r += gate[m] * called_activation(act,",
+        "r += gate[m] * called_activation(Act::relu,",
         "y: max-abs error",
     ),
     in_csrc(
         "prologue-forgets-the-slope", _SK,
-        "{ return {x.act, static_cast<A>(x.act_param)}; }", "{ return {x.act, A(0.01)}; }",
+        "static_cast<A>(x.act_param)", "A(0.01)",
         "pooled: max-abs error",
     ),
     in_csrc(
-        "prologue-of-the-plane-not-its-channel", _REDUCE,
+        "prologue-of-the-plane-not-its-channel", _IO,
         "const index_t channel = plane - sample_of(plane) * sample_planes;",
         "const index_t channel = plane;",
         PLACE + "out-of-bounds load|pooled: max-abs error",
@@ -136,10 +136,10 @@ BUGS = (
     ),
     # ---- traffic
     in_csrc(
-        "branches-read-twice", _REDUCE,
-        "v[m] = load_vec<V>(in[m] + offset + (is_slice(m) ? skip : 0));",
+        "branches-read-twice", _IO,
+        "place.v[m] = load_from<V>(m, in[m] + behind(m, offset + (is_slice(m) ? skip : 0)));",
         "for (int i = 0; i <= (is_slice(m) ? 1 : 0); ++i)\n"
-        "        v[m] = load_vec<V>(in[m] + offset + (is_slice(m) ? skip : 0));",
+        "        place.v[m] = load_from<V>(m, in[m] + offset + (is_slice(m) ? skip : 0));",
         "x0: .* bytes in loads, expected",
     ),
 )  # fmt: skip

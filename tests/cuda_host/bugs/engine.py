@@ -50,7 +50,7 @@ BUGS = (
     ),
     in_csrc(
         "vectors-for-any-channels", _PLAN,
-        "if (!map.channels_last || map.c % widest == 0) return widest;", "return widest;",
+        "map.c % most == 0) return most;", "most > 0) return most;",
         PLACE + "misaligned global load of 16 bytes",
     ),
     # ---- something is not written
