@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from chattn_cuda import backends
-from chattn_cuda.convert import classes, dataflow
+from chattn_cuda.convert import classes, dataflow, surroundings
 from chattn_cuda.convert.adapter import STRUCTURES
 from chattn_cuda.convert.report import Entry, Report
 from chattn_cuda.modules.fused import FusedForward
@@ -18,7 +18,7 @@ from chattn_cuda.modules.fused import FusedForward
 __all__ = ["accelerate", "restore"]
 
 
-def accelerate(model: nn.Module, backend: str = "auto") -> Report:
+def accelerate(model: nn.Module, backend: str = "auto", fuse: str = "block") -> Report:
     """Let the channel-attention blocks inside ``model`` run fused, in place.
 
     Known are the blocks of timm and torchvision (`chattn_cuda.peers.PEERS` lists the classes), and
@@ -35,6 +35,9 @@ def accelerate(model: nn.Module, backend: str = "auto") -> Report:
         model: Any module, also one of these blocks itself.
         backend: "auto" or one of `chattn_cuda.backends.names()`. A program of `torch.export` gets
             plain operations with "auto", and keeps the operators of a backend that is named.
+        fuse: "block": the attention blocks alone. "tail": also batch norms with what follows them
+            (attention, stochastic depth, an addition, an activation), in the blocks of timm and
+            torchvision that `chattn_cuda.convert.surroundings` lists; with and without attention.
 
     Returns:
         A printable `Report` of what was changed, what was not and why; the model is
@@ -42,7 +45,7 @@ def accelerate(model: nn.Module, backend: str = "auto") -> Report:
 
     Raises:
         TypeError: ``model`` is not a module.
-        ValueError: Unknown backend.
+        ValueError: Unknown backend or ``fuse``.
 
     Example:
         >>> model = timm.create_model("seresnet50")
@@ -50,6 +53,8 @@ def accelerate(model: nn.Module, backend: str = "auto") -> Report:
     """
     _check(model)
     backends.check_name(backend, auto=True)
+    if fuse not in ("block", "tail"):
+        raise ValueError(f"fuse must be 'block' or 'tail', got {fuse!r}")
     changed, left, again = [], [], []
     to_do: list[tuple[Any, Any]] = []  # modules and their new classes
     tried = []  # classes, which keep what was found out about them
@@ -58,6 +63,9 @@ def accelerate(model: nn.Module, backend: str = "auto") -> Report:
         cls: Any = type(module)
         base = classes.base_of(cls)
         entry = functools.partial(Entry, name, base.__name__)
+        if fuse == "block" and surroundings.is_tail(classes.origin_of(base)):
+            to_do += [(module, base)] * (base is not cls)
+            continue
         if base is not cls and not classes.is_stale(cls):
             to_do.append((module, cls))
             again.append(entry(f"backend is now {backend!r}"))

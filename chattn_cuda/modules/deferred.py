@@ -1,28 +1,28 @@
 """Batch norms that wait for what follows them, so that both run as one fused tail.
 
-A block's own forward runs with a `View` in the place of ``self``. Its batch norms give a `Deferred`
-map, which remembers what the block does to it: an activation, an attention block, stochastic depth,
-an addition. Whoever needs its values gets them, by the fused operators where they know all of it,
-else from the layers, one after the other.
+A block's own forward runs with a `views.View` in the place of ``self``. Its batch norms give
+`Deferred` maps, which remember what the block does to them: an activation, an attention block,
+stochastic depth, an addition, an activation. Whoever needs the values gets them by the fused
+operators where those know all of it, else from the layers, one after the other.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from chattn_cuda import activations, backends, functional, ops
-from chattn_cuda.hooks import are_as_their_classes
-from chattn_cuda.modules.batch_norm import BATCH_NORMS
-from chattn_cuda.modules.fused import FusedForward, parameter, tensors_at
+from chattn_cuda import activations, backends, functional, reference
+from chattn_cuda.modules.fused import FusedForward, tensors_at
 from chattn_cuda.ops.tail import Gate, Norm, Tail, apply_tail
 
-__all__ = ["Deferred", "View", "values"]
+__all__ = ["Deferred", "Drop", "is_attention", "values"]
 
 _IDENTITY = 0, 0.0
+_SUMS = (torch.add, Tensor.add, Tensor.__add__)
+_GATES = ("se", "eca")  # whose squeeze is the mean
 
 
 def values(x: Any) -> Any:
@@ -30,65 +30,119 @@ def values(x: Any) -> Any:
     return x.values() if type(x) is Deferred else x
 
 
+class Drop(NamedTuple):
+    """Stochastic depth of samples: each is kept and scaled, or gone.
+
+    Attributes:
+        keep: The probability with which a sample is kept.
+        scaled: Whether the others are divided by it.
+    """
+
+    keep: float
+    scaled: bool
+
+    def factors(self, x: Tensor) -> Tensor:
+        """(N, 1, 1, 1) for a map, from the random numbers that the layer would draw."""
+        drawn = x.new_empty((x.shape[0], 1, 1, 1)).bernoulli_(self.keep)
+        return drawn.div_(self.keep) if self.scaled and self.keep > 0 else drawn
+
+
 class Deferred:
-    """What a block has done to a map since its batch norm."""
+    """What a block has done to a map since its batch norm.
 
-    __slots__ = ("act", "factors", "gate", "inner", "norm", "residual", "x", "y")
+    Attributes:
+        backend: By which to run.
+        x: The map in front of the norm.
+        norm: The layer.
+        inner: The activation behind it, or None.
+        gate: The attention block behind that, or None.
+        factors: (N, 1, 1, 1) of stochastic depth, or None.
+        residual: What was added, or None.
+        act: The activation behind that, or None.
+    """
 
-    def __init__(self, x: Tensor, norm: Any) -> None:
-        self.x, self.norm = x, norm
-        self.inner = self.gate = self.factors = self.residual = self.act = self.y = None
+    __slots__ = ("_y", "act", "backend", "factors", "gate", "inner", "norm", "residual", "x")
+
+    def __init__(self, backend: str, x: Tensor, norm: Any) -> None:
+        """A map ``x`` behind ``norm``: a batch norm without an activation of its own."""
+        self.backend, self.x, self.norm = backend, x, norm
+        self.inner: Any = None
+        self.gate: Any = None
+        self.factors: Tensor | None = None
+        self.residual: Tensor | None = None
+        self.act: Any = None
+        self._y: Tensor | None = None
 
     # ---- what a block does
     def activated(self, layer: Any) -> Any:
         """Behind an activation."""
-        if self.gate is not None or self.residual is not None or self.factors is not None:
-            self.act = layer
-            return self.values()
-        if self.inner is not None:
+        if self._y is not None:
+            return layer(self._y)
+        if self._is_bare:
+            if self.inner is None:
+                self.inner = layer
+                return self
             return layer(self.values())
-        self.inner = layer
-        return self
+        self.act = layer
+        return self.values()
 
     def gated(self, layer: Any) -> Any:
         """Behind an attention block."""
-        if self.gate is not None or self.residual is not None or self.factors is not None:
+        if self._y is not None or not self._is_bare:
             return layer(self.values())
         self.gate = layer
         return self
 
+    def dropped(self, layer: Any, drop: Drop) -> Any:
+        """Behind stochastic depth."""
+        if self._y is not None or self.factors is not None or self.residual is not None:
+            return layer(self.values())
+        if self.inner is not None and self.gate is None:  # of a block without attention
+            return layer(self.values())
+        self.factors = drop.factors(self.x)
+        return self
+
     def added(self, other: Any) -> Any:
         """With a residual."""
-        other = values(other)
-        x = self.x
-        if self.residual is not None or type(other) is not Tensor or other.shape != x.shape or (
-            other.dtype is not x.dtype or other.device != x.device
-        ):
+        other, x = values(other), self.x
+        if (
+            self._y is not None or self.residual is not None or type(other) is not Tensor
+            or other.shape != x.shape or other.dtype != x.dtype or other.device != x.device
+        ):  # fmt: skip
             return self.values() + other
         self.residual = other
         return self
 
     __add__ = __radd__ = __iadd__ = added
 
+    @property
+    def _is_bare(self) -> bool:
+        """Whether nothing is behind the inner activation."""
+        return self.gate is None and self.factors is None and self.residual is None
+
     def __getattr__(self, name: str) -> Any:
+        """That of the values."""
         return getattr(self.values(), name)
 
     @classmethod
-    def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        args = [values(a) for a in args]
-        return function(*args, **{k: values(v) for k, v in (kwargs or {}).items()})
+    def __torch_function__(
+        cls, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        """Functions of torch get the values; a sum with a map is one that waits."""
+        if function in _SUMS and len(args) == 2 and not kwargs and type(args[1]) is cls:
+            return args[1].added(args[0])
+        return function(*map(values, args), **{k: values(v) for k, v in (kwargs or {}).items()})
 
     # ---- and what comes of it
     def values(self) -> Tensor:
         """The map itself."""
-        if self.y is None:
-            self.y = self._fused()
-            if self.y is None:
-                self.y = self._by_layers()
-        return self.y
+        if self._y is None:
+            y = self._fused()
+            self._y = self._by_layers() if y is None else y
+        return self._y
 
     def _by_layers(self) -> Tensor:
-        y = self.norm(self.x)
+        y = normalised(self.norm, self.x)
         for layer in (self.inner, self.gate):
             y = y if layer is None else layer(y)
         if self.factors is not None:
@@ -99,108 +153,85 @@ class Deferred:
 
     def _fused(self) -> Tensor | None:
         x, norm = self.x, self.norm
-        inner, act = _code(self.inner), _code(self.act)
-        if functional.why_not_fused(x, ()) is not None or x.numel() == 0 or x.dim() != 4:
+        own, buffers, gated = norm._parameters, norm._buffers, self._gate()
+        names = ("weight", "bias", "running_mean", "running_var")
+        if gated is None or not all(n in own or n in buffers for n in names):
             return None
-        namespace = backends.get(backends.select("auto", x.device.type, x.dtype)).namespace
+        weight, bias, mean, var = of_norm = [own[n] if n in own else buffers[n] for n in names]
+        of_batch = norm.training or (mean is None and var is None)
+        if functional.why_not_fused(x, of_norm) is not None or not _fit(x, of_norm):
+            return None
+        if x.numel() == 0 or (of_batch and x.numel() // x.shape[1] < 2):
+            return None  # for which the layer has an error
+        backend = backends.select(self.backend, x.device.type, x.dtype)
+        namespace = backends.get(backend).namespace
         if namespace is None:
             return None
-        of_batch = norm.training or norm.running_mean is None
-        if of_batch and x.numel() // x.shape[1] < 2:
-            return None
-        gate, of_gate = None, ()
-        if self.gate is not None:
-            found = self.gate.operands()
-            if isinstance(found, str) or found.call.eps is not None:
-                return None
-            gate = Gate(found.call.block, found.call.constants)
-            of_gate = tensors_at(found.places)[: found.call.tensors]
-        elif self.residual is None and self.factors is None:
-            inner, act = _IDENTITY, inner  # a norm and an activation
-        own, buffers = norm._parameters, norm._buffers
-        mean, var = (None, None) if of_batch else (buffers["running_mean"], buffers["running_var"])
-        factors = None
-        if self.factors is not None:
-            factors = self.factors.view(-1, 1).float()
-        tail = Tail(Norm(mean, var, norm.eps), gate, inner, act, factors)
-        y, mean, var = apply_tail(
-            namespace, tail, x, self.residual, own["weight"], own["bias"], *of_gate
-        )
-        if of_batch and norm.track_running_stats and norm.training:
-            _update(norm, mean, var, x.numel() // x.shape[1])
+        gate, of_gate = gated
+        inner, act = _code(self.inner), _code(self.act)
+        if self._is_bare:  # a norm and an activation
+            inner, act = _IDENTITY, inner
+        factors = self.factors
+        if factors is not None:
+            factors = factors.view(-1, 1).to(reference.accumulation_dtype(x.dtype))
+        statistics = Norm(None, None, norm.eps) if of_batch else Norm(mean, var, norm.eps)
+        tail = Tail(statistics, gate, inner, act, factors)
+        y, *measured = apply_tail(namespace, tail, x, self.residual, weight, bias, *of_gate)
+        if norm.training and norm.track_running_stats and mean is not None:
+            _update(norm, x.numel() // x.shape[1], *measured)
         return y
+
+    def _gate(self) -> tuple[Gate | None, list[Any]] | None:
+        """The gate and its tensors; None where the operators do not cover it."""
+        if self.gate is None:
+            return None, []
+        found = self.gate.operands()
+        if isinstance(found, str) or found.call.eps is not None:
+            return None
+        call, tensors = found.call, tensors_at(found.places)[: found.call.tensors]
+        if call.block not in _GATES or call.backend != self.backend:
+            return None
+        if functional.why_not_fused(self.x, tensors) is not None:
+            return None
+        self.gate.check(self.x, tensors, found.names)
+        return Gate(call.block, call.constants), tensors
+
+
+def _fit(x: Tensor, of_norm: Sequence[Any]) -> bool:
+    """Whether the operators take a norm's tensors for the map ``x``."""
+    if x.dim() != 4 or not x.is_floating_point():
+        return False
+    types = (x.dtype, reference.accumulation_dtype(x.dtype))
+    for t in of_norm:
+        if t is not None and (t.dtype not in types or t.device != x.device or len(t) != x.shape[1]):
+            return False
+    return True
+
+
+def normalised(norm: Any, x: Tensor) -> Tensor:
+    """``x`` behind a norm, without the activation that it may have."""
+    if isinstance(norm, nn.BatchNorm2d) and type(norm).forward is not nn.BatchNorm2d.forward:
+        return nn.BatchNorm2d.forward(norm, x)
+    return norm(x)
 
 
 @torch.no_grad()
-def _update(norm: Any, mean: Tensor, var: Tensor, count: int) -> None:
-    """The running statistics, as PyTorch updates them."""
-    buffers = norm._buffers
-    momentum = norm.momentum
-    if buffers["num_batches_tracked"] is not None:
-        buffers["num_batches_tracked"].add_(1)
+def _update(norm: Any, count: int, mean: Any, var: Any) -> None:
+    """The running statistics, as PyTorch updates them from ``count`` positions of a channel."""
+    buffers, momentum = norm._buffers, norm.momentum
+    if (tracked := buffers["num_batches_tracked"]) is not None:
+        tracked.add_(1)
         if momentum is None:
-            momentum = 1.0 / float(buffers["num_batches_tracked"])
-    buffers["running_mean"].lerp_(mean.to(buffers["running_mean"].dtype), momentum)
-    buffers["running_var"].lerp_(var.to(buffers["running_var"].dtype) * (count / (count - 1)), momentum)
+            momentum = 1.0 / float(tracked)
+    for name, of_batch in (("running_mean", mean), ("running_var", var * (count / (count - 1)))):
+        buffers[name].mul_(1 - momentum).add_(of_batch.to(buffers[name].dtype), alpha=momentum)
 
 
 def _code(layer: Any) -> tuple[int, float]:
-    if layer is None:
-        return _IDENTITY
-    activation, param = activations.resolve(layer)
-    return activation.code, param
+    found = None if layer is None else activations.of_layer(layer)
+    return _IDENTITY if found is None else (found[0].code, found[1])
 
 
-class View:
-    """A module whose layers may give and take deferred maps."""
-
-    __slots__ = ("_layers", "_module")
-
-    def __init__(self, module: Any) -> None:
-        self._module = module
-        self._layers: dict[str, Any] = {}
-
-    def __getattr__(self, name: str) -> Any:
-        layers = self._layers
-        if name in layers:
-            return layers[name]
-        module = self._module
-        child = module._modules.get(name)
-        if child is None:
-            return getattr(module, name)
-        layers[name] = made = _view(child)
-        return made
-
-
-def _view(layer: Any) -> Callable[..., Any]:
-    kind = type(layer)
-    if are_as_their_classes(layer):
-        if kind in BATCH_NORMS:
-            return lambda x: Deferred(values(x), layer)
-        if kind.__name__ == "BatchNormAct2d" and type(layer.drop) is nn.Identity:
-            norm = layer
-            act = layer.act
-            if activations.resolve(act) is not None:
-                def both(x: Any) -> Any:
-                    made = Deferred(values(x), norm)
-                    if type(act) is not nn.Identity:
-                        made.inner = act
-                    return made
-                return both
-        if kind is nn.Identity:
-            return lambda x: x
-        if isinstance(layer, FusedForward) and getattr(layer, "_fusible", False):
-            return lambda x: x.gated(layer) if type(x) is Deferred else layer(x)
-        if activations.resolve(layer) is not None:
-            return lambda x: x.activated(layer) if type(x) is Deferred else layer(x)
-        if kind is nn.Sequential:
-            parts = [_view(part) for part in layer]
-            def sequence(x: Any) -> Any:
-                for part in parts:
-                    x = part(x)
-                return x
-            return sequence
-        if kind.__name__ in ("ConvNormAct",):
-            view = View(layer)
-            return lambda x: kind.forward(view, x)
-    return lambda *args: layer(*map(values, args))
+def is_attention(layer: Any) -> bool:
+    """Whether a layer is an attention block whose gate a tail can take."""
+    return isinstance(layer, FusedForward) and layer._fusible and layer._complete is None

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from chattn_cuda.ops import sk
+from chattn_cuda.ops import sk, tail
 from chattn_cuda.ops.autograd import backward_of_graph, setup_graph
 from chattn_cuda.ops.blocks import BLOCKS
 from chattn_cuda.ops.calls import operator_of
@@ -28,7 +28,7 @@ def register_rules(namespace: str) -> None:
     """Register shapes, strides, vmap rules and gradients for the operators of ``namespace``."""
     if namespace in registered_namespaces:
         return
-    fakes = dict(sk.FAKES)
+    fakes = sk.FAKES | tail.FAKES
     gradients = sk.gradients(namespace)
     for block in BLOCKS.values():
         fakes[f"{block.name}_forward"] = block.fake_forward
@@ -37,7 +37,7 @@ def register_rules(namespace: str) -> None:
         gradients[f"{block.name}_forward"] = of_block, backward_of_graph
     for name, fake in fakes.items():
         if not hasattr(getattr(torch.ops, namespace), name):
-            continue  # Triton has none of whole selective kernels
+            continue  # Triton lacks some
         qualified = f"{namespace}::{name}"
         operator = operator_of(namespace, name)
         # The kernels read maps of any strides. Without this, Inductor copies what its convolutions

@@ -75,18 +75,32 @@ class Tail:
         return self.act[0] in _MASKED
 
     def formula(
-        self, x: Tensor, residual: Tensor | None, weight: Tensor | None, bias: Tensor | None,
-        *of_gate: Tensor | None,
-    ) -> Tensor:  # fmt: skip
-        """Y in plain PyTorch, differentiable to any order."""
+        self, numbers: Tensor | None, slope: Tensor | None, x: Tensor, residual: Tensor | None,
+        weight: Tensor | None, bias: Tensor | None, *of_gate: Tensor | None,
+    ) -> tuple[Tensor]:  # fmt: skip
+        """Y in plain PyTorch, differentiable to any order.
+
+        Args:
+            numbers: What `tail_squeeze` made of the norm: by running statistics as they were then.
+                None: as they are now.
+            slope: A map of 0 and 1, with which the last activation multiplies; or None.
+            x: The map in front of the norm.
+            residual: A map, or None.
+            weight: (C,) of the norm, or None.
+            bias: As weight.
+            *of_gate: What the gate's block takes beside its map.
+        """
         acc = accumulation_dtype(x.dtype)
         with no_autocast(x.device.type):
-            u, norm = in_type(x, acc), self.norm
-            if norm.mean is None or norm.var is None:
+            u = in_type(x, acc)
+            if self.norm.mean is None or self.norm.var is None:
                 var, mean = torch.var_mean(u, (0, 2, 3), correction=0)
+                scale = torch.rsqrt(var + self.norm.eps)
+            elif numbers is None:
+                mean = in_type(self.norm.mean, acc)
+                scale = torch.rsqrt(in_type(self.norm.var, acc) + self.norm.eps)
             else:
-                mean, var = in_type(norm.mean, acc), in_type(norm.var, acc)
-            scale = torch.rsqrt(var + norm.eps)
+                mean, scale = numbers[2], numbers[3]
             if weight is not None:
                 scale = scale * in_type(weight, acc)
             v = (u - mean[:, None, None]) * scale[:, None, None]
@@ -100,7 +114,8 @@ class Tail:
                 w = w * self.factors[:, :, None, None]
             if residual is not None:
                 w = w + in_type(residual, acc)
-            return in_type(activation_of_code(*self.act)(w), x.dtype)
+            w = activation_of_code(*self.act)(w) if slope is None else w * in_type(slope, acc)
+            return (in_type(w, x.dtype),)
 
     def _factor(self, gate: Tensor) -> Tensor:
         return gate if self.factors is None else gate * self.factors

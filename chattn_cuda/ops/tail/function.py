@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from chattn_cuda.ops.blocks import BLOCKS
 from chattn_cuda.ops.calls import call_eager
-from chattn_cuda.ops.derivable import Derivable
+from chattn_cuda.ops.derivable import Derivable, pull_back
 from chattn_cuda.ops.saved import save, saved, unchanged_biases
 from chattn_cuda.ops.tail.description import Tail
 from chattn_cuda.reference import accumulation_dtype
@@ -85,18 +86,15 @@ class _Tail(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, namespace: str, tail: Tail, *tensors: Any) -> Any:
         y, numbers, variance, *rest = _forward(namespace, tail, tensors, True)
-        residual = tensors[1]
+        x, residual, weight, bias, *of_gate = tensors
         if tail.is_masked or tail.act[0] == 0:  # the mask tells, or nobody asks
             residual = None
-        spec = None if tail.gate is None else BLOCKS[tail.gate.block]
-        biases = [tensors[1], tensors[3]]
-        weights = list(tensors[4:])
-        if spec is not None:
-            for i in spec.biases:
-                biases.append(weights[i - 1])
-                weights[i - 1] = None
-        save(ctx, (tensors[0], residual, tensors[2], *weights, numbers, *rest), biases)
-        ctx.namespace, ctx.tail, ctx.count = namespace, tail, len(tensors)
+        biases = [bias]
+        for i in () if tail.gate is None else BLOCKS[tail.gate.block].biases:
+            biases.append(of_gate[i - 1])
+            of_gate[i - 1] = None
+        save(ctx, (x, residual, weight, *of_gate, numbers, *rest), biases)
+        ctx.namespace, ctx.tail = namespace, tail
         ctx.set_materialize_grads(False)
         statistics = _statistics(tail, numbers, variance)
         if statistics[0] is not None:
@@ -108,10 +106,64 @@ class _Tail(torch.autograd.Function):
         needs = ctx.needs_input_grad[2:]
         if dy is None:
             return (None, None, *(None for _ in needs))
-        kept = saved(ctx)
+        kept, of_what = saved(ctx), (ctx.namespace, ctx.tail, needs)
         if not torch.is_grad_enabled():
-            return (None, None, *_gradients(ctx.namespace, ctx.tail, needs, dy, *kept))
-        raise NotImplementedError
+            return (None, None, *_gradients(*of_what, dy, *kept))
+        # With derivatives of its own: those of the formulas.
+        count = len(needs) - 1
+        tensors, rest = list(kept[:count]), kept[count:]
+        bias, *others = unchanged_biases(ctx)
+        tensors.insert(3, bias)
+        for i, b in zip(_biases(ctx.tail), others, strict=True):
+            tensors[i] = b
+        formula = functools.partial(
+            ctx.tail.formula, rest[0], _slope(*of_what[:2], tensors[0], *rest)
+        )
+        derivable = Derivable(
+            functools.partial(_gradients_of_given, *of_what),
+            functools.partial(_derivatives, formula, needs),
+            1 + len(needs),
+        )
+        return (None, None, *derivable(dy, *tensors, *rest))
+
+
+def _biases(tail: Tail) -> list[int]:
+    """Places of the gate's biases among the tensors."""
+    return [] if tail.gate is None else [3 + i for i in BLOCKS[tail.gate.block].biases]
+
+
+def _gradients_of_given(
+    namespace: str, tail: Tail, needs: Sequence[bool], dy: Tensor, *args: Any
+) -> tuple[Any, ...]:
+    """`_gradients` of all tensors that the forward took."""
+    kept = list(args)
+    for i in _biases(tail):
+        kept[i] = None
+    del kept[3]
+    return tuple(_gradients(namespace, tail, needs, dy, *kept))
+
+
+def _derivatives(formula: Any, needs: Sequence[bool], dy: Tensor, *args: Any) -> tuple[Any, ...]:
+    """What `_gradients` returns, by differentiating the formula."""
+    given = list(args[: len(needs)])
+    if needs[1] and given[1] is None:  # of which nobody needs the values
+        given[1] = torch.zeros_like(given[0])
+    found = pull_back(formula, given, [dy])
+    return tuple(g if needed else None for g, needed in zip(found, needs, strict=True))
+
+
+def _slope(
+    namespace: str, tail: Tail, x: Tensor, numbers: Tensor, means: Any, pooled: Any, mask: Any,
+    factor: Any, *of_gate: Any,
+) -> Tensor | None:  # fmt: skip
+    """The derivative of the activation as a map, where a mask tells it."""
+    if mask is None:
+        return None
+    with torch.no_grad():
+        maps = torch.ones_like(x), x, None, mask, numbers, factor
+        of_norm: tuple[None, ...] = (None,) * 4
+        wanted = False, False, True, False
+        return call_eager(namespace, "tail_gradient", *maps, *of_norm, *tail.functions, *wanted)[1]
 
 
 def _gradients(
@@ -130,9 +182,7 @@ def _gradients(
     maps = dy, x, residual, mask, numbers, factor
     sums = dpooled = dgate = None
     if of_gate_needed or of_norm or (tail.norm.of_batch and need_dx):
-        sums, dgate = call_eager(
-            namespace, "tail_reduce", *maps, *tail.functions, of_gate_needed
-        )
+        sums, dgate = call_eager(namespace, "tail_reduce", *maps, *tail.functions, of_gate_needed)
     if of_gate_needed:
         assert gate is not None and dgate is not None
         spec = BLOCKS[gate.block]

@@ -177,14 +177,11 @@ inline std::vector<LaunchInfo> describe_forward(const TailOptions& o, const MapS
   const TailApplyPlan apply = plan_tail_apply(map, is_usual(map, o.functions),
                                               o.train && o.residual && o.functions.is_masked());
   const index_t bytes = map.bytes(), per_channel = ceil_div(map.c, kTailChannels);
-  const int vector = plan.reduce.vec * size_of(map.dtype);
-  const char* const fold = name_of(plan.reduce.kind);
   std::vector<LaunchInfo> found;
-  if (plan.moments)
-    found.push_back({fold, "mean and variance of planes", plan.reduce.blocks, vector, bytes, 0});
+  if (plan.moments) found.push_back(fold_info(plan.reduce, map, "mean and variance of planes", 1));
   found.push_back({"tail_statistics", "scale, shift, pooled values", per_channel, 0, 0, 0});
   if (plan.pools) {
-    found.push_back({fold, "sum of inner(v)", plan.reduce.blocks, vector, bytes, 0});
+    found.push_back(fold_info(plan.reduce, map, "sum of inner(v)", 1));
     found.push_back({"tail_means", "pooled values", per_channel, 0, 0, 0});
   }
   found.push_back({apply.kernel(map), "y = act(gate * inner(v) + residual)", apply.blocks(map), 16,
@@ -199,8 +196,7 @@ inline std::vector<LaunchInfo> describe_backward(const TailOptions& o, const Map
   const TailReducePlan reduce = plan_tail_reduce(map, usual);
   const TailApplyPlan apply = plan_tail_apply(map, usual, false);
   const index_t bytes = map.bytes(), maps = reads ? 3 : 2;
-  return {{name_of(reduce.reduce.kind), "sums of planes", reduce.reduce.blocks,
-           reduce.reduce.vec * size_of(map.dtype), maps * bytes, 0},
+  return {fold_info(reduce.reduce, map, "sums of planes", maps),
           {"tail_sums", "their parts together, dgate", ceil_div(map.planes(), kThreads), 0, 0, 0},
           {"tail_norm", "dweight, dbias", ceil_div(map.c, kTailChannels), 0, 0, 0},
           {apply.kernel(map), "dx, dresidual", apply.blocks(map), 16, maps * bytes,

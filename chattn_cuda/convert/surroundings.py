@@ -1,0 +1,52 @@
+"""The blocks of networks in which batch norms run with what follows them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from chattn_cuda.convert.adapter import ADAPTERS, Adapter
+from chattn_cuda.modules.tails import TailForward
+from chattn_cuda.modules.views import PARTS
+
+__all__ = ["PATHS", "is_tail"]
+
+_TIMM = {
+    "layers.norm_act": ("BatchNormAct2d",),
+    "layers.conv_bn_act": ("ConvNormAct",),
+    "models.resnet": ("BasicBlock", "Bottleneck"),
+    "models.regnet": ("Bottleneck", "PreBottleneck"),
+    "models._efficientnet_blocks": (
+        "ConvBnAct", "DepthwiseSeparableConv", "EdgeResidual", "InvertedResidual",
+    ),
+}  # fmt: skip
+_TORCHVISION = {
+    "models.resnet": ("BasicBlock", "Bottleneck"),
+    "models.mobilenetv2": ("InvertedResidual",),
+    "models.mobilenetv3": ("InvertedResidual",),
+    "models.efficientnet": ("MBConv", "FusedMBConv"),
+    "models.regnet": ("ResBottleneckBlock",),
+}
+
+#: Their qualified names.
+PATHS = tuple(
+    f"{library}.{module}.{name}"
+    for library, classes in (("timm", _TIMM), ("torchvision", _TORCHVISION))
+    for module, names in classes.items()
+    for name in names
+)
+
+
+def is_tail(cls: Any) -> bool:
+    """Whether a class is one of these blocks."""
+    return cls is not None and f"{cls.__module__}.{cls.__qualname__}" in PATHS
+
+
+def _obstacle(module: Any) -> str | None:
+    if any(isinstance(m, nn.BatchNorm2d) for m in module.modules()):
+        return None
+    return "it has no batch norm"
+
+
+ADAPTERS.update({path: Adapter(TailForward, _obstacle, PARTS) for path in PATHS})

@@ -1,0 +1,56 @@
+"""Blocks around channel attention, whose batch norms run with what follows them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from chattn_cuda import backends
+from chattn_cuda.explanation import Explanation
+from chattn_cuda.functional import why_not_fused
+from chattn_cuda.modules.deferred import values
+from chattn_cuda.modules.fused import FusedForward
+from chattn_cuda.modules.views import View, as_norm
+
+__all__ = ["TailForward"]
+
+
+class TailForward(FusedForward):
+    """The forward of a block, in which batch norms wait for what follows them."""
+
+    @torch.jit.unused
+    def _why_not_fused(self, x: Any) -> str | None:
+        if torch.compiler.is_compiling():
+            return "torch.compile fuses norms itself"
+        if torch._C._get_tracing_state() is not None or type(x) is not Tensor or x.dim() != 4:
+            return "x is not an ordinary map (N, C, H, W)"
+        if torch._C._are_functorch_transforms_active():
+            return "torch.func differentiates the layers"
+        if backends.get(backends.select(self.backend, x.device.type, x.dtype)).namespace is None:
+            return "no fused backend can run here"
+        return why_not_fused(x, (), False)
+
+    @torch.jit.unused
+    def fused_forward(self, x: Tensor) -> Tensor | None:
+        """The block with fused tails, or None where its layers must run one after the other."""
+        if self._why_not_fused(x) is not None:
+            return None
+        cls: Any = type(self)
+        found = as_norm(self.backend, self, cls._accelerated_from)
+        return values(cls.eager_forward(View(self.backend, self), x) if found is None else found(x))
+
+    @torch.jit.unused
+    def _fused_or_eager(self, x: Tensor) -> Tensor:
+        y = self.fused_forward(x)
+        return self.eager_forward(x) if y is None else y
+
+    @torch.jit.unused
+    def explain(self, x: Tensor) -> Explanation:
+        """How ``forward(x)`` would run; see `chattn_cuda.explain`."""
+        reason = self._why_not_fused(x)
+        if reason is not None:
+            return Explanation("tail", "reference", "eager", (reason,))
+        backend = backends.select(self.backend, x.device.type, x.dtype)
+        return Explanation("tail", backend, "fused", ("its norms run with what follows them",))

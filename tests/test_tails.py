@@ -1,0 +1,279 @@
+"""Blocks whose batch norms run with what follows them: the same numbers as by their layers."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import chattn_cuda
+from chattn_cuda import backends
+from chattn_cuda.modules import deferred
+
+timm = pytest.importorskip("timm", reason="timm is not installed")
+torchvision = pytest.importorskip("torchvision", reason="torchvision is not installed")
+
+FUSED = backends.select("auto", "cpu") != "reference"
+pytestmark = pytest.mark.skipif(not FUSED, reason="no fused backend for the CPU")
+
+
+def _timm_resnet(block: str, down: bool = False, **kwargs: Any) -> Callable[[], nn.Module]:
+    def make() -> nn.Module:
+        cls = getattr(timm.models.resnet, block)
+        planes = 8 if block == "Bottleneck" else 32
+        if down:
+            layer = timm.models.resnet.downsample_conv(32, 4 * planes, 1, 2)
+            return cls(32, planes, 2, layer, **kwargs)  # type: ignore[no-any-return]
+        return cls(32, planes, **kwargs)  # type: ignore[no-any-return]
+
+    return make
+
+
+def _efficient(block: str, **kwargs: Any) -> Callable[[], nn.Module]:
+    return lambda: getattr(timm.models._efficientnet_blocks, block)(32, 32, **kwargs)
+
+
+def _torchvision(path: str, make: Callable[[Any], nn.Module]) -> Callable[[], nn.Module]:
+    return lambda: make(getattr(torchvision.models, path))
+
+
+def _mb(module: Any) -> nn.Module:
+    config = module.MBConvConfig(4, 3, 1, 32, 32, 1)
+    return module.MBConv(config, 0.3, nn.BatchNorm2d)  # type: ignore[no-any-return]
+
+
+def _mobile(module: Any) -> nn.Module:
+    config = module.InvertedResidualConfig(32, 3, 64, 32, True, "HS", 1, 1, 1.0)
+    return module.InvertedResidual(config, nn.BatchNorm2d)  # type: ignore[no-any-return]
+
+
+SE, ECA, ESE = "se", "eca", "ese"
+BLOCKS: dict[str, Callable[[], nn.Module]] = {
+    "bottleneck": _timm_resnet("Bottleneck"),
+    "bottleneck-se": _timm_resnet("Bottleneck", attn_layer=timm.layers.SEModule),
+    "bottleneck-eca": _timm_resnet("Bottleneck", attn_layer=timm.layers.EcaModule),
+    "bottleneck-ese": _timm_resnet("Bottleneck", attn_layer=timm.layers.EffectiveSEModule),
+    "bottleneck-down-drop": _timm_resnet(
+        "Bottleneck", attn_layer=timm.layers.SEModule, down=True,
+        drop_path=timm.layers.DropPath(0.4),
+    ),
+    "bottleneck-silu": _timm_resnet("Bottleneck", act_layer=nn.SiLU),
+    "basic-se": _timm_resnet("BasicBlock", attn_layer=timm.layers.SEModule),
+    "basic-drop": _timm_resnet("BasicBlock", drop_path=timm.layers.DropPath(0.4)),
+    "inverted": _efficient("InvertedResidual", exp_ratio=2.0, drop_path_rate=0.3),
+    "inverted-se": _efficient(
+        "InvertedResidual", act_layer=nn.SiLU,
+        se_layer=timm.models._efficientnet_blocks.SqueezeExcite,
+    ),
+    "separable": _efficient("DepthwiseSeparableConv"),
+    "edge": _efficient("EdgeResidual"),
+    "conv-bn-act": _efficient("ConvBnAct", kernel_size=3, skip=True),
+    "regnety": lambda: timm.models.regnet.Bottleneck(32, 32, group_size=8),
+    "norm-act": lambda: nn.Sequential(timm.layers.BatchNormAct2d(32, act_layer=nn.SiLU)),
+    "tv-bottleneck": _torchvision("resnet", lambda m: m.Bottleneck(32, 8)),
+    "tv-basic": _torchvision("resnet", lambda m: m.BasicBlock(32, 32)),
+    "tv-mobilenetv2": _torchvision("mobilenetv2", lambda m: m.InvertedResidual(32, 32, 1, 2)),
+    "tv-mobilenetv3": _torchvision("mobilenetv3", _mobile),
+    "tv-efficientnet": _torchvision("efficientnet", _mb),
+    "tv-regnet": _torchvision(
+        "regnet",
+        lambda m: m.ResBottleneckBlock(32, 32, 1, nn.BatchNorm2d, nn.ReLU, 8, 1.0, 0.25),
+    ),
+}  # fmt: skip
+
+
+def _randomise(module: nn.Module) -> nn.Module:
+    for m in module.modules():
+        if isinstance(m, nn.BatchNorm2d):
+            nn.init.uniform_(m.weight, 0.5, 1.5)
+            nn.init.normal_(m.bias)
+            if m.running_mean is not None and m.running_var is not None:
+                nn.init.normal_(m.running_mean, std=0.3)
+                nn.init.uniform_(m.running_var, 0.5, 2.0)
+    return module
+
+
+def _pair(name: str) -> tuple[nn.Module, nn.Module]:
+    torch.manual_seed(0)
+    module = _randomise(BLOCKS[name]()).double()
+    fused = copy.deepcopy(module)
+    chattn_cuda.accelerate(fused, fuse="tail")
+    return module, fused
+
+
+def _maps(channels_last: bool = False) -> Tensor:
+    x = torch.randn(3, 32, 7, 6, dtype=torch.float64) + 0.5
+    return x.contiguous(memory_format=torch.channels_last) if channels_last else x
+
+
+def _step(module: nn.Module, x: Tensor) -> dict[str, Any]:
+    leaf = x.detach().clone(memory_format=torch.preserve_format).requires_grad_()
+    module.zero_grad()
+    torch.manual_seed(7)
+    y = module(leaf)
+    y.sin().sum().backward()
+    found = {"y": y.detach(), "dx": leaf.grad}
+    found |= {f"d{k}": p.grad for k, p in module.named_parameters()}
+    return found | {k: b.clone() for k, b in module.named_buffers()}
+
+
+def _assert_same(ours: nn.Module, theirs: nn.Module, x: Tensor) -> None:
+    torch.testing.assert_close(_step(ours, x), _step(theirs, x), rtol=1e-7, atol=1e-7)
+
+
+@pytest.fixture
+def fused_calls(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The tails that ran fused, in their order."""
+    calls: list[Any] = []
+
+    def apply(namespace: str, tail: Any, *args: Any) -> Any:
+        calls.append(tail)
+        return apply_tail(namespace, tail, *args)
+
+    apply_tail = deferred.apply_tail
+    monkeypatch.setattr(deferred, "apply_tail", apply)
+    return calls
+
+
+@pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "channels_last"])
+@pytest.mark.parametrize("name", BLOCKS)
+def test_same_numbers_in_both_modes(name: str, channels_last: bool, fused_calls: list[Any]) -> None:
+    """Outputs, gradients, running statistics; training, then inference, then training again."""
+    module, fused = _pair(name)
+    x = _maps(channels_last)
+    for mode in (True, False, True):
+        module.train(mode)
+        fused.train(mode)
+        _assert_same(fused, module, x)
+    norms = sum(isinstance(m, nn.BatchNorm2d) for m in module.modules())
+    assert len(fused_calls) == 3 * norms  # each of them, in every step
+
+
+def test_a_bottleneck_is_three_tails(fused_calls: list[Any]) -> None:
+    """The last has all: gate, stochastic depth, residual, activation."""
+    _, fused = _pair("bottleneck-down-drop")
+    fused.train()(_maps())
+    assert [t.gate is not None for t in fused_calls] == [False, False, False, True]
+    last = fused_calls[-1]
+    assert last.factors is not None and last.act[0] == 1 and last.inner[0] == 0
+
+
+@pytest.mark.parametrize("momentum", [0.3, None])
+@pytest.mark.parametrize("affine", [False, True])
+@pytest.mark.parametrize("track", [False, True])
+def test_every_kind_of_norm(
+    momentum: float | None, affine: bool, track: bool, fused_calls: list[Any]
+) -> None:
+    """As torch.nn.BatchNorm2d has them."""
+
+    def norm(channels: int) -> nn.BatchNorm2d:
+        return nn.BatchNorm2d(channels, 1e-3, momentum, affine, track)
+
+    module = torchvision.models.resnet.BasicBlock(32, 32, norm_layer=norm).double()
+    fused = copy.deepcopy(module)
+    chattn_cuda.accelerate(fused, fuse="tail")
+    for mode in (True, True, False):
+        _assert_same(fused.train(mode), module.train(mode), _maps())
+    assert len(fused_calls) == 6
+
+
+def test_hooks_see_their_layers(fused_calls: list[Any]) -> None:
+    """A layer with a hook runs by itself; the others are as before."""
+    module, fused = _pair("bottleneck-se")
+    seen: list[Tensor] = []
+    for m in (module, fused):
+        m.bn3.register_forward_hook(lambda m, args, y: seen.append(y.detach()))  # type: ignore
+    _assert_same(fused, module, _maps())
+    torch.testing.assert_close(seen[0], seen[1])
+    assert len(fused_calls) == 2
+
+
+def test_what_is_put_in_its_place_runs(fused_calls: list[Any]) -> None:
+    """Another norm, or an activation that is not known."""
+    module, fused = _pair("bottleneck")
+    for m in (module, fused):
+        m.bn2 = nn.GroupNorm(4, 8).double()
+        m.act1 = nn.Softsign()
+    _assert_same(fused, module, _maps())
+    assert len(fused_calls) == 2
+
+
+def test_patched_and_overridden_forwards_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The block's own, and those of layers that are known."""
+    module, fused = _pair("bottleneck-down-drop")
+
+    def forward(self: Any, x: Tensor) -> Tensor:
+        return 2 * x
+
+    monkeypatch.setattr(timm.layers.DropPath, "forward", forward)
+    _assert_same(fused, module, _maps())
+    monkeypatch.setattr(timm.models.resnet.Bottleneck, "forward", forward)
+    x = _maps()
+    assert torch.equal(fused(x), 2 * x)
+
+
+def test_a_single_value_per_channel_has_torchs_error() -> None:
+    """And changes what the layer would."""
+    found = []
+    for module in _pair("norm-act"):
+        with pytest.raises(ValueError, match="more than 1 value per channel"):
+            module.train()(torch.randn(1, 32, 1, 1, dtype=torch.float64))
+        found.append(module.state_dict())
+    torch.testing.assert_close(found[1], found[0])
+
+
+def test_second_derivatives() -> None:
+    """By the formulas."""
+    module, fused = _pair("bottleneck-se")
+    found, values = [], _maps()
+    for m in (module, fused):
+        x = values.clone().requires_grad_()
+        (dx,) = torch.autograd.grad(m(x).sin().sum(), x, create_graph=True)
+        parameters = list(m.parameters())
+        found.append(torch.autograd.grad(dx.square().sum(), [x, *parameters]))
+    torch.testing.assert_close(found[1], found[0], rtol=1e-8, atol=1e-9)
+
+
+def test_restore_pickle_and_copies() -> None:
+    """Class, state and results, as of every accelerated module."""
+    module, fused = _pair("bottleneck-se")
+    x = _maps()
+    expected = module.eval()(x)
+    for copied in (pickle.loads(pickle.dumps(fused)), copy.deepcopy(fused)):
+        assert type(copied).__name__ == type(fused).__name__
+        torch.testing.assert_close(copied.eval()(x), expected)
+    assert isinstance(fused, type(module)) and list(fused.state_dict()) == list(module.state_dict())
+    chattn_cuda.restore(fused)
+    assert type(fused) is type(module)
+
+
+def test_fuse_is_for_all_or_for_blocks() -> None:
+    """What was fused goes back to its layers with fuse="block"."""
+    _, fused = _pair("bottleneck-se")
+    assert chattn_cuda.explain(fused, _maps()).path == "fused"
+    report = chattn_cuda.accelerate(fused)
+    assert type(fused) is timm.models.resnet.Bottleneck and len(report.again) == 1
+    with pytest.raises(ValueError, match="'block' or 'tail'"):
+        chattn_cuda.accelerate(fused, fuse="all")
+
+
+def test_memory_is_that_of_one_map() -> None:
+    """A tail keeps its input, and no map besides."""
+    kept: dict[int, int] = {}
+
+    def pack(t: Tensor) -> Tensor:
+        kept[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
+        return t
+
+    _, fused = _pair("bottleneck-se")
+    x = torch.randn(8, 32, 16, 16, dtype=torch.float64, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        fused.train()(x)
+    maps = [n for n in kept.values() if n >= 8 * 8 * 16 * 16 * 8]
+    # Of the convolutions: x and two activations; of the norms: what the convolutions give.
+    assert len(maps) == 6
