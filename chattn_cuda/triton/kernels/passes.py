@@ -143,6 +143,16 @@ def read(x, at, ACC: tl.constexpr):
 
 
 @triton.jit
+def first_values(x, n, c, exists, C, L, CL: tl.constexpr, ACC: tl.constexpr):
+    """The values of a map where its planes begin, to be broadcast over L."""
+    if CL:
+        offs = n[:, None] * L * C + c[None, :]
+    else:
+        offs = (n[:, None] * C + c[None, :]) * L
+    return over_length(read(x, (offs, exists), ACC), CL)
+
+
+@triton.jit
 def store_map(y, offs, mask, v):
     """Round once and store: the one place where maps are written."""
     tl.store(y + offs, to_storage(v, y.dtype.element_ty), mask=mask)
@@ -248,9 +258,7 @@ def fold_kernel(
     rows = all_over_length(rows, CL)
     state = ()
     if FIRST:
-        pos = tl.arange(0, 1)
-        at = offsets(n, c, pos, C, L, CL), inside(n, c, pos, n_size, C, L, CL)
-        state = state + (read(xs[0], at, ACC),)
+        state = state + (first_values(xs[0], n, c, exists, C, L, CL, ACC),)
     for _ in tl.static_range(STATES - FIRST):
         state = state + (zero_tile(TN, TC, TL, CL, ACC),)
     begin, end = step_range(split, steps, L, TL)
