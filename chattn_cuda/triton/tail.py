@@ -234,14 +234,15 @@ def gradient_launches(
         return (dx, dresidual, dweight, dbias), launches
     lost = numbers.new_empty((2, c)) if of_batch and need_dx else None
     if need_dnorm or lost is not None:
-        norm = (
-            sums, means, dpooled, gate, numbers, *((dweight, dbias) if need_dnorm else (None, None)),
-            lost, n, c, hw, 2 if inner == _IDENTITY else 5, _SAMPLES, _COLUMNS,
-        )  # fmt: skip
+        of_norm = (dweight, dbias) if need_dnorm else (None, None)
+        rows = 2 if inner == _IDENTITY else 5
+        sizes = (n, c, hw, rows, _SAMPLES, _COLUMNS)
+        norm = (sums, means, dpooled, gate, numbers, *of_norm, lost, *sizes)
         launches.append(host.Launch(kernels.tail_norm_kernel, -(-c // _COLUMNS), norm))
     if need_dx or need_dresidual:
         kept = _kept(x, residual, act, mask)
-        p = _plan(x, channels_last, 4, mask is not None)
+        tiles = _tiles(inner, act, 2 + (kept is not None))
+        p = _plan(x, channels_last, tiles, mask is not None)
         wanted = (dx if need_dx else None, dresidual if need_dresidual else None)
         maps: tuple[Any, ...] = (
             (dy, x, kept), mask, numbers, gate, dpooled, lost, wanted, *host.sizes(p, n), hw,

@@ -143,12 +143,13 @@ def read(x, at, ACC: tl.constexpr):
 
 
 @triton.jit
-def first_values(x, n, c, exists, C, L, CL: tl.constexpr, ACC: tl.constexpr):
+def first_values(x, n, c, N, C, L, CL: tl.constexpr, ACC: tl.constexpr):
     """The values of a map where its planes begin, to be broadcast over L."""
     if CL:
         offs = n[:, None] * L * C + c[None, :]
     else:
         offs = (n[:, None] * C + c[None, :]) * L
+    exists = (n < N)[:, None] & (c < C)[None, :]
     return over_length(read(x, (offs, exists), ACC), CL)
 
 
@@ -200,12 +201,13 @@ def load_rows(numbers, ROWS: tl.constexpr, c, C):
 
 
 @triton.jit
-def load_planes(numbers, where, exists, otherwise: tl.constexpr, ACC: tl.constexpr):
+def load_planes(numbers, n, c, N, C, otherwise: tl.constexpr, ACC: tl.constexpr):
     """Numbers per (n, c) as a tile [TN, TC]; numbers: None for those that are all the same."""
     if numbers is None:
-        return tl.full(where.shape, otherwise, ACC)
+        return tl.full([n.shape[0], c.shape[0]], otherwise, ACC)
     else:
-        return tl.load(numbers + where, mask=exists, other=0.0)
+        exists = (n < N)[:, None] & (c < C)[None, :]
+        return tl.load(numbers + (n[:, None] * C + c[None, :]), mask=exists, other=0.0).to(ACC)
 
 
 @triton.jit
@@ -252,13 +254,11 @@ def fold_kernel(
     ACC: tl.constexpr = parts.dtype.element_ty
     C, L = channels_and_length(mid_size, inner_units, ALIGN, CL)
     n, c, split = locate(tl.program_id(0), c_tiles, splits, TN, TC, CL)
-    plane = n[:, None] * C + c[None, :]
-    exists = (n < n_size)[:, None] & (c < C)[None, :]
-    rows = load_rows(numbers, ROWS, c, C) + (load_planes(planes, plane, exists, 1.0, ACC),)
-    rows = all_over_length(rows, CL)
+    of_planes = (load_planes(planes, n, c, n_size, C, 1.0, ACC),)
+    rows = all_over_length(load_rows(numbers, ROWS, c, C) + of_planes, CL)
     state = ()
     if FIRST:
-        state = state + (first_values(xs[0], n, c, exists, C, L, CL, ACC),)
+        state = state + (first_values(xs[0], n, c, n_size, C, L, CL, ACC),)
     for _ in tl.static_range(STATES - FIRST):
         state = state + (zero_tile(TN, TC, TL, CL, ACC),)
     begin, end = step_range(split, steps, L, TL)
@@ -271,6 +271,7 @@ def fold_kernel(
             at = at + (read_bits(bits, place, offs.shape),)
         state = FOLD(state, xs, rows, at, CONSTANTS)
     where = (split * n_size + n)[:, None] * C + c[None, :]
+    exists = (n < n_size)[:, None] & (c < C)[None, :]
     for k in tl.static_range(STATES):
         merged = MERGE(state, k, CL)  # stored at once: all together they may not fit in registers
         tl.store(parts + k * splits * n_size * C + where, merged, mask=exists)

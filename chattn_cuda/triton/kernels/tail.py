@@ -28,7 +28,7 @@ from .passes import (
 COUNTS = ("n_size", "c_size", "parts")
 
 
-# ---- element functions; CONSTANTS: code and parameter of the inner activation and of the one behind
+# ---- element functions, whose CONSTANTS are codes and parameters: of `inner`, then of `act`
 @triton.jit
 def add_differences(state, xs, numbers, at, CONSTANTS: tl.constexpr):
     """A plane's first value, and the sums of the differences from it and of their squares.
@@ -139,8 +139,7 @@ def tail_apply_kernel(
     ACC: tl.constexpr = numbers.dtype.element_ty
     C, L = channels_and_length(mid_size, inner_units, ALIGN, CL)
     n, c, split = locate(last_first(), c_tiles, splits, TN, TC, CL)
-    plane, exists = n[:, None] * C + c[None, :], (n < n_size)[:, None] & (c < C)[None, :]
-    tiles = load_rows(numbers, 2, c, C) + (load_planes(gate, plane, exists, 1.0, ACC),)
+    tiles = load_rows(numbers, 2, c, C) + (load_planes(gate, n, c, n_size, C, 1.0, ACC),)
     emit_tile(
         xs, tiles, (y,), n, c, split, steps, n_size, C, L, tail, CL, TN, TC, TL, CONSTANTS,
         None, new_bits,
@@ -153,15 +152,14 @@ def tail_gradient_kernel(
     splits, hw, CONSTANTS: tl.constexpr, ALIGN: tl.constexpr, CL: tl.constexpr, TN: tl.constexpr,
     TC: tl.constexpr, TL: tl.constexpr,
 ):  # fmt: skip
-    """Dx and the residual's gradient, either perhaps None; lost: rows constant and slope or None."""
+    """Dx and the residual's gradient, of which one may be None; lost: as in `tail_norm_kernel`."""
     ACC: tl.constexpr = numbers.dtype.element_ty
     C, L = channels_and_length(mid_size, inner_units, ALIGN, CL)
     n, c, split = locate(last_first(), c_tiles, splits, TN, TC, CL)
-    plane, exists = n[:, None] * C + c[None, :], (n < n_size)[:, None] & (c < C)[None, :]
-    pooled = load_planes(dpooled, plane, exists, 0.0, ACC)
+    pooled = load_planes(dpooled, n, c, n_size, C, 0.0, ACC)
     if dpooled is not None:
         pooled = pooled / hw
-    tiles = load_rows(numbers, 3, c, C) + (load_planes(gate, plane, exists, 1.0, ACC), pooled)
+    tiles = load_rows(numbers, 3, c, C) + (load_planes(gate, n, c, n_size, C, 1.0, ACC), pooled)
     if lost is None:
         zero = tl.zeros([1, TC], ACC)
         tiles = tiles + (zero, zero)
@@ -286,18 +284,18 @@ def tail_norm_kernel(
     scales = shifts
     for begin in range(0, n_size, TN):
         n = tl.cast(begin, tl.int64) + tl.arange(0, TN)
-        where, exists = n[:, None] * C + c[None, :], (n < N)[:, None] & there[None, :]
-        s = load_planes(gate, where, exists, 1.0, tl.float64).to(tl.float64)
+        exists = (n < N)[:, None] & there[None, :]
+        s = load_planes(gate, n, c, N, C, 1.0, tl.float64)
         row = sums + n[:, None] * ROWS * C + c[None, :]
         if ROWS > 2:
             row += C
         shifts += s * tl.load(row, mask=exists, other=0.0)
         scales += s * tl.load(row + C, mask=exists, other=0.0)
         if dpooled is not None:
-            d = tl.load(dpooled + where, mask=exists, other=0.0).to(tl.float64)
+            d = load_planes(dpooled, n, c, N, C, 0.0, tl.float64)
             if ROWS == 2:
                 shifts += d
-                scales += d * (tl.load(means + where, mask=exists, other=0.0) - mean[None, :])
+                scales += d * (load_planes(means, n, c, N, C, 0.0, tl.float64) - mean[None, :])
             else:
                 shifts += d * each * tl.load(row + 2 * C, mask=exists, other=0.0)
                 scales += d * each * tl.load(row + 3 * C, mask=exists, other=0.0)
