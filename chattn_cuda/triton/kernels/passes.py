@@ -320,4 +320,4 @@ def emit_tile(
                 store_map(ys[o], offs, mask, made[o])
         if new_bits is not None:
             place = bytes_of_tile(n, c, step, n_size, C, L, CL, TN, TC, TL)
-            store_bits(new_bits, place, made[len(ys)] & mask)
+            store_bits(new_bits, place, made[len(ys)])
