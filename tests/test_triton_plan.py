@@ -44,6 +44,17 @@ def test_pass_plans(channels_last: bool, itemsize: int, tiles: int, hidden: int)
             assert p.tile_n * p.tile_c * p.tile_k * wide <= 2048
 
 
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("itemsize", [2, 4, 8])
+def test_tiles_of_whole_bytes_of_bits(channels_last: bool, itemsize: int) -> None:
+    """Others are as without this wish."""
+    for n, c, length in _shapes():
+        plain = plan.plan_pass(n, c, length, channels_last, itemsize, 4)
+        p = plan.plan_pass(n, c, length, channels_last, itemsize, 4, least=8)
+        assert (p.tile_c if channels_last else p.tile_l) >= 8
+        assert p == plain or (c if channels_last else length) < 8
+
+
 @pytest.mark.parametrize("itemsize", [4, 8])
 def test_products_cover_their_results(itemsize: int) -> None:
     for n in (1, 3, 8, 256):

@@ -36,6 +36,7 @@ _POINTEES = {
     torch.float16: "fp16",
     torch.bfloat16: "bf16",
     torch.float64: "fp64",
+    torch.uint8: "u8",
 }
 _DTYPES = {name: dtype for dtype, name in _POINTEES.items()}
 TRITON = {name: block.triton for name, block in BLOCKS.items() if block.triton is not None}

@@ -65,39 +65,49 @@ def constants(p: PassPlan) -> tuple[Any, ...]:
 
 
 def fold(
-    xs: tuple[Tensor, ...],
+    xs: tuple[Tensor | None, ...],
     channels_last: bool,
     element: Any,
     *,
     merge: Any = elements.sums,
     states: int = 1,
     tiles: int = 1,
+    first: bool = False,
+    bits: Tensor | None = None,
     numbers: Tensor | None = None,
+    planes: Tensor | None = None,
     given: tuple[Any, ...] | None = None,
 ) -> tuple[Tensor, Launch]:
     """What a fold makes of the maps, in parts (states, splits, N, C), and the launch that does.
 
     Args:
-        xs: The maps.
+        xs: The maps; None for one of zeros.
         channels_last: Their format.
         element: One of the folds of `elements`.
         merge: Of its states.
         states: How many numbers it makes of a plane.
         tiles: How many the pass keeps in registers.
+        first: Whether the first of the numbers is the first map's value where the plane begins.
+        bits: A map of bits that it takes, if any.
         numbers: Rows of C that it takes, if any: (..., C).
+        planes: And beside them such (N, C).
         given: Its constants.
     """
     x = xs[0]
+    assert x is not None
     n, c, hw, cl = shape_of(x, channels_last)
+    least = 1 if bits is None else 8
     if cl or numbers is not None:  # a plane must know which channel it is
-        samples, p = n, plan_pass(n, c, hw, cl, x.element_size(), tiles, fill=FILL)
+        samples = n
+        p = plan_pass(n, c, hw, cl, x.element_size(), tiles, fill=FILL, least=least)
     else:
         # Planes of NCHW are independent and adjacent: one sample with N * C channels.
-        samples, p = 1, plan_pass(1, n * c, hw, False, x.element_size(), tiles, fill=FILL)
+        samples = 1
+        p = plan_pass(1, n * c, hw, False, x.element_size(), tiles, fill=FILL, least=least)
     parts = x.new_empty((states, p.splits, n, c), dtype=accumulation_dtype(x.dtype))
     rows = 0 if numbers is None else numbers.numel() // c
-    how = (element, merge, given, states, rows, *constants(p))
-    args = (xs, numbers, parts, *sizes(p, samples), *how)
+    how = (element, merge, given, states, first, rows, *constants(p))
+    args = (xs, bits, numbers, planes, parts, *sizes(p, samples), *how)
     return parts, Launch(passes.fold_kernel, p.programs, args)
 
 

@@ -96,6 +96,7 @@ def plan_pass(
     max_splits: int = _MAX_SPLITS,
     hidden: int = 0,
     fill: int = FILL,
+    least: int = 1,
 ) -> PassPlan:
     """Plan a pass over an (n, c, length) map.
 
@@ -109,6 +110,7 @@ def plan_pass(
         max_splits: limit of the splits of L; for passes that leave partial sums.
         hidden: hidden size of the gate that the pass computes, 0 if it computes none.
         fill: how many programs to aim at.
+        least: length of a tile's contiguous axis, at least; a power of two, up to 32.
     """
     wide = 2 if itemsize == 8 else 1
     mid, inner = (length, c) if channels_last else (c, length)
@@ -117,10 +119,10 @@ def plan_pass(
     budget = max(_MAX_TILE // (tiles * wide * narrow), 256)
     floor = min(_MIN_TILE, budget)
     if channels_last:
-        tile_c = min(_pow2_at_least(c), _SEGMENT_BYTES // itemsize)
+        tile_c = max(min(_pow2_at_least(c), _SEGMENT_BYTES // itemsize), least)
         tile_l = min(_pow2_at_least(length), budget // tile_c)
     else:
-        tile_l = min(_pow2_at_least(length), _MAX_ROW, budget)
+        tile_l = max(min(_pow2_at_least(length), _MAX_ROW, budget), least)
         tile_c = min(_pow2_at_least(c), budget // tile_l)
     tile_n = 1
     if hidden:

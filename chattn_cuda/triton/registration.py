@@ -33,7 +33,7 @@ def register() -> None:
         if _library is not None:
             return
         library = torch.library.Library(NAMESPACE, "DEF")
-        for block in (*BLOCKS, "sk"):
+        for block in (*BLOCKS, "sk", "tail"):
             # It has a function for each operator, of its name.
             module = importlib.import_module(f"chattn_cuda.triton.{block}")
             described = BLOCKS.get(block)

@@ -42,6 +42,7 @@ class Triton:
         ways: By name, what changes a launch: options of `calls`, and of `triton_launches.calls_of`.
         options: ``options(shape)``: the options where a case gives no others.
         operators: The operator that makes a plan, where it has another name than what is called.
+        folds_numbers: Whether its folds read numbers beside maps.
     """
 
     calls: Callable[..., Calls]
@@ -52,3 +53,4 @@ class Triton:
     ways: dict[str, dict[str, Any]]
     options: Callable[[Shape], dict[str, Any]] = lambda shape: {}
     operators: dict[str, str] = field(default_factory=dict)
+    folds_numbers: bool = False

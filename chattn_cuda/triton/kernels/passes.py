@@ -17,6 +17,9 @@ are aligned and uses 128-bit accesses. Offsets are 64-bit.
 
 Partial results are laid out (states, splits, N, C): the splits of L are merged, in order, by the
 gate's kernel. Nothing is atomic, so results depend on the shape alone.
+
+Beside maps of numbers there are maps of bits: rows along the contiguous axis, each of which begins
+with a byte of its own. A tile is at least eight long there, so that a byte belongs to one program.
 """
 
 # mypy: ignore-errors
@@ -131,9 +134,23 @@ def zero_tile(
 def read(x, at, ACC: tl.constexpr):
     """A tile of a map in the accumulation type, 0 outside of it: the one place where maps are read.
 
-    at: the tile's offsets, and which of its elements exist.
+    x: None for a map of zeros; at: the tile's offsets, and which of its elements exist.
     """
-    return tl.load(x + at[0], mask=at[1], other=0.0).to(ACC)
+    if x is None:
+        return tl.zeros(at[0].shape, ACC)
+    else:
+        return tl.load(x + at[0], mask=at[1], other=0.0).to(ACC)
+
+
+@triton.jit
+def first_values(x, n, c, N, C, L, CL: tl.constexpr, ACC: tl.constexpr):
+    """The values of a map where its planes begin, to be broadcast over L."""
+    if CL:
+        offs = n[:, None] * L * C + c[None, :]
+    else:
+        offs = (n[:, None] * C + c[None, :]) * L
+    exists = (n < N)[:, None] & (c < C)[None, :]
+    return over_length(read(x, (offs, exists), ACC), CL)
 
 
 @triton.jit
@@ -143,12 +160,54 @@ def store_map(y, offs, mask, v):
 
 
 @triton.jit
+def bytes_of_tile(
+    n, c, step, N, C, L,
+    CL: tl.constexpr, TN: tl.constexpr, TC: tl.constexpr, TL: tl.constexpr,
+):  # fmt: skip
+    """Offsets of a tile's bytes in a map of bits, which of them exist, and which bit is which."""
+    if CL:
+        pos = step * TL + tl.arange(0, TL)
+        eighth, eighths = tl.min(tl.reshape(c, [TC // 8, 8]), axis=1) // 8, tl.cdiv(C, 8)
+        offs = offsets(n, eighth, pos, eighths, L, CL)
+        exists = inside(n, eighth, pos, N, eighths, L, CL)
+    else:
+        eighth, eighths = step * (TL // 8) + tl.arange(0, TL // 8), tl.cdiv(L, 8)
+        offs = offsets(n, c, eighth, C, eighths, CL)
+        exists = inside(n, c, eighth, N, C, eighths, CL)
+    return offs, exists, tl.arange(0, 8)[None, None, None, :]
+
+
+@triton.jit
+def read_bits(bits, place, SHAPE: tl.constexpr):
+    """A tile [SHAPE] of a map of bits, of which ``place`` is `bytes_of_tile`."""
+    eights = tl.load(bits + place[0], mask=place[1], other=0)
+    return tl.reshape((eights[:, :, :, None] >> place[2]) & 1, SHAPE) != 0
+
+
+@triton.jit
+def store_bits(bits, place, v):
+    """The same way back."""
+    eights = tl.reshape(v.to(tl.int32), [v.shape[0], v.shape[1], v.shape[2] // 8, 8])
+    tl.store(bits + place[0], tl.sum(eights << place[2], axis=3).to(tl.uint8), mask=place[1])
+
+
+@triton.jit
 def load_rows(numbers, ROWS: tl.constexpr, c, C):
     """Rows of numbers per channel, (ROWS, C), as a tuple of [1, TC]; numbers: None for no rows."""
     rows = ()
     for q in tl.static_range(ROWS):
         rows = rows + (tl.load(numbers + q * C + c, mask=c < C, other=0.0)[None, :],)
     return rows
+
+
+@triton.jit
+def load_planes(numbers, n, c, N, C, otherwise: tl.constexpr, ACC: tl.constexpr):
+    """Numbers per (n, c) as a tile [TN, TC]; numbers: None for those that are all the same."""
+    if numbers is None:
+        return tl.full([n.shape[0], c.shape[0]], otherwise, ACC)
+    else:
+        exists = (n < N)[:, None] & (c < C)[None, :]
+        return tl.load(numbers + (n[:, None] * C + c[None, :]), mask=exists, other=0.0).to(ACC)
 
 
 @triton.jit
@@ -163,7 +222,9 @@ def all_over_length(numbers, CL: tl.constexpr):
 @triton.jit(do_not_specialize=SIZES)
 def fold_kernel(
     xs,
+    bits,
     numbers,
+    planes,
     parts,
     n_size,
     mid_size,
@@ -175,6 +236,7 @@ def fold_kernel(
     MERGE: tl.constexpr,
     CONSTANTS: tl.constexpr,
     STATES: tl.constexpr,
+    FIRST: tl.constexpr,
     ROWS: tl.constexpr,
     ALIGN: tl.constexpr,
     CL: tl.constexpr,
@@ -184,21 +246,30 @@ def fold_kernel(
 ):
     """parts[k, split, n, c] = state k of the fold over the maps and the split of L.
 
-    xs: tuple of maps; numbers: (ROWS, C) or None. Grid: sample tiles x channel tiles x splits.
+    xs: tuple of maps; bits: a map of bits or None, which the element function gets behind the place
+    in the maps; numbers: (ROWS, C) or None; planes: behind them a number per (n, c), (N, C), or
+    None for 1. FIRST: whether state 0 is the first map's value where the plane begins. Grid: sample
+    tiles x channel tiles x splits.
     """
     ACC: tl.constexpr = parts.dtype.element_ty
     C, L = channels_and_length(mid_size, inner_units, ALIGN, CL)
     n, c, split = locate(tl.program_id(0), c_tiles, splits, TN, TC, CL)
-    rows = all_over_length(load_rows(numbers, ROWS, c, C), CL)
+    of_planes = (load_planes(planes, n, c, n_size, C, 1.0, ACC),)
+    rows = all_over_length(load_rows(numbers, ROWS, c, C) + of_planes, CL)
     state = ()
-    for _ in tl.static_range(STATES):
+    if FIRST:
+        state = state + (first_values(xs[0], n, c, n_size, C, L, CL, ACC),)
+    for _ in tl.static_range(STATES - FIRST):
         state = state + (zero_tile(TN, TC, TL, CL, ACC),)
     begin, end = step_range(split, steps, L, TL)
     for step in range(begin, end):
         pos = step * TL + tl.arange(0, TL)
         offs = offsets(n, c, pos, C, L, CL)
-        mask = inside(n, c, pos, n_size, C, L, CL)
-        state = FOLD(state, xs, rows, (offs, mask), CONSTANTS)
+        at = offs, inside(n, c, pos, n_size, C, L, CL)
+        if bits is not None:
+            place = bytes_of_tile(n, c, step, n_size, C, L, CL, TN, TC, TL)
+            at = at + (read_bits(bits, place, offs.shape),)
+        state = FOLD(state, xs, rows, at, CONSTANTS)
     where = (split * n_size + n)[:, None] * C + c[None, :]
     exists = (n < n_size)[:, None] & (c < C)[None, :]
     for k in tl.static_range(STATES):
@@ -224,10 +295,14 @@ def emit_tile(
     TC: tl.constexpr,
     TL: tl.constexpr,
     CONSTANTS: tl.constexpr = None,
+    bits=None,
+    new_bits=None,
 ):
     """Ys = what EMIT makes of the maps xs over one split of L; each is read once.
 
-    numbers: tuple of [TN, TC] or [1, TC] tiles, of which the first has the accumulation type.
+    numbers: tuple of [TN, TC] or [1, TC] tiles, of which the first has the accumulation type; ys:
+    None for what is not wanted; bits: as in `fold_kernel`; new_bits: a map of bits, which EMIT
+    makes behind the others, or None.
     """
     tiles = all_over_length(numbers, CL)
     begin, end = step_range(split, steps, L, TL)
@@ -235,6 +310,14 @@ def emit_tile(
         pos = step * TL + tl.arange(0, TL)
         offs = offsets(n, c, pos, C, L, CL)
         mask = inside(n, c, pos, n_size, C, L, CL)
-        made = EMIT(xs, tiles, (offs, mask), CONSTANTS)
+        at = offs, mask
+        if bits is not None:
+            place = bytes_of_tile(n, c, step, n_size, C, L, CL, TN, TC, TL)
+            at = at + (read_bits(bits, place, offs.shape),)
+        made = EMIT(xs, tiles, at, CONSTANTS)
         for o in tl.static_range(len(ys)):
-            store_map(ys[o], offs, mask, made[o])
+            if ys[o] is not None:
+                store_map(ys[o], offs, mask, made[o])
+        if new_bits is not None:
+            place = bytes_of_tile(n, c, step, n_size, C, L, CL, TN, TC, TL)
+            store_bits(new_bits, place, made[len(ys)])

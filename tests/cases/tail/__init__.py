@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from tests.cases.block import Block
 from tests.cases.tail.cuda import KERNELS
+from tests.cases.tail.triton import TRITON
 
 
 def _not_yet(*_: object) -> object:
@@ -20,4 +21,5 @@ BLOCK = Block(
     options=(),
     operator="",
     kernels=(KERNELS,),
+    triton=TRITON,
 )

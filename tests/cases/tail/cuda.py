@@ -155,7 +155,7 @@ def _loads(problem: TailProblem, plans: Plans) -> tuple[Bytes, Bytes]:
     return forward, backward
 
 
-def _calls(
+def calls(
     make: Make,
     shape: tuple[int, int, int, int],
     inner: int = IDENTITY,
@@ -177,7 +177,9 @@ def _calls(
     pitch, rows = (
         (c, n * h * w) if ops.memory_format_of(x) == torch.channels_last else (h * w, n * c)
     )
-    mask = torch.ones(rows, math.ceil(pitch / 8), dtype=torch.uint8) if masked else None
+    mask = None
+    if masked:
+        mask = torch.ones(rows, math.ceil(pitch / 8), dtype=torch.uint8, device=x.device)
     kept = r if residual and not masked and act != IDENTITY else None
     sums = make.sums("sums", n, 2 if inner == IDENTITY else 5, c)
     planes = make.sums("means", n, c) if gate else None
@@ -236,7 +238,7 @@ KERNELS = Kernels(
     _loads,
     ordered=("tiles", "rows_ragged", "inner_tiles"),
     bugs=BUGS,
-    calls=_calls,
+    calls=calls,
     floors=_floors,
     largest=(
         (
