@@ -45,6 +45,8 @@ from chattn_cuda.triton.kernels.passes import (  # noqa: E402
     emit_tile,
     locate,
     offsets,
+    over_length,
+    read,
     sum_length,
 )
 
@@ -447,25 +449,27 @@ def test_storage_rounds_to_nearest_even(dtype: torch.dtype) -> None:
 
 
 @triton.jit
-def _fold_moments(state, values, numbers, there, CONSTANTS: tl.constexpr):
+def _fold_moments(state, xs, numbers, at, CONSTANTS: tl.constexpr):
     # Welford's count, mean and sum of squared deviations, of the first map
+    x, there = read(xs[0], at, state[0].dtype), at[1]
     count = state[0] + tl.where(there, 1.0, 0.0)
-    deviation = values[0] - state[1]
+    deviation = x - state[1]
     mean = state[1] + tl.where(there, deviation / tl.where(there, count, 1.0), 0.0)
-    return count, mean, state[2] + tl.where(there, deviation * (values[0] - mean), 0.0)
+    return count, mean, state[2] + tl.where(there, deviation * (x - mean), 0.0)
 
 
 @triton.jit
-def _merge_moments(state, CL: tl.constexpr):
+def _merge_moments(state, K: tl.constexpr, CL: tl.constexpr):
     count = sum_length(state[0], CL)
     mean = sum_length(state[0] * state[1], CL) / tl.where(count > 0, count, 1.0)
-    apart = state[1] - (mean[:, None, :] if CL else mean[:, :, None])
-    return count, mean, sum_length(state[2] + state[0] * apart * apart, CL)
+    apart = state[1] - over_length(mean, CL)
+    return (count, mean, sum_length(state[2] + state[0] * apart * apart, CL))[K]
 
 
 @triton.jit
-def _mix(values, numbers, CONSTANTS: tl.constexpr):
-    return values[0] + values[1] * numbers[0] * CONSTANTS[0], values[0] * numbers[1]
+def _mix(xs, numbers, at, CONSTANTS: tl.constexpr):
+    a, b = read(xs[0], at, numbers[0].dtype), read(xs[1], at, numbers[0].dtype)
+    return a + b * numbers[0] * CONSTANTS[0], a * numbers[1]
 
 
 @triton.jit
