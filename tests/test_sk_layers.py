@@ -219,6 +219,16 @@ def test_other_layers_are_called(change: str, training: bool) -> None:
     require_like_plain(plain, "cpu", u, one_node=False)
 
 
+@pytest.mark.parametrize("change", ["hook-bn", "forward-bn"])
+def test_an_identity_that_does_more_is_called(change: str) -> None:
+    plain = Plain(2, NORMS["plain"])
+    plain.bn = nn.Identity()
+    CALLED[change](plain)
+    u = maps()
+    assert not isinstance(plain.network(u[0]), ops.Network)
+    require_like_plain(plain, "cpu", u, one_node=False)
+
+
 @on_modes
 def test_a_norm_of_another_type_is_called_in_its_own(training: bool) -> None:
     plain, u = Plain(2, NORMS["plain"]).train(training), maps()

@@ -139,7 +139,7 @@ struct Forward {
   void run(const Parallel& parallel) const {
     const Schedule schedule = Schedule::make(p.map, 0, parallel.threads);
     if (schedule.by_sample) {
-      parallel.run(0, p.map.n, 1, [&](index_t first, index_t last) {
+      parallel.run(0, p.map.n, schedule.grain, [&](index_t first, index_t last) {
         for (index_t n = first; n < last; ++n)
           for_tiles(
               p.map, p.gate, 1,
@@ -203,7 +203,8 @@ struct Backward {
     const index_t samples = p.map.n, count = p.gate.weights(c);
     const index_t parts = std::min<index_t>(samples, 8);
     std::vector<A> part(static_cast<std::size_t>(parts * count), A(0));
-    parallel.run(0, parts, 1, [&](index_t first, index_t last) {
+    const index_t grain = std::max<index_t>(1, 32768 * parts / (samples * c * p.gate.taps));
+    parallel.run(0, parts, grain, [&](index_t first, index_t last) {
       for (index_t q = first; q < last; ++q)
         for (index_t n = samples * q / parts; n < samples * (q + 1) / parts; ++n)
           convolution.weight_gradient(dz.data() + n * c, at<A>(p.pooled, n * c),
@@ -219,7 +220,7 @@ struct Backward {
   void run(const Parallel& parallel) {
     const Schedule schedule = Schedule::make(p.map, 0, parallel.threads);
     if (schedule.by_sample) {
-      parallel.run(0, p.map.n, 1, [&](index_t first, index_t last) {
+      parallel.run(0, p.map.n, schedule.grain, [&](index_t first, index_t last) {
         for (index_t n = first; n < last; ++n)
           for_tiles(
               p.map, p.gate, 2,

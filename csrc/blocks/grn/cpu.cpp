@@ -18,7 +18,7 @@ void two_passes(const MapShape& map, const Parallel& parallel, A* sums, index_t 
   const Schedule schedule = Schedule::make(map, 0, parallel.threads);
   const index_t row = rows * map.c;
   if (schedule.by_sample) {
-    parallel.run(0, map.n, 1, [&](index_t first, index_t last) {
+    parallel.run(0, map.n, schedule.grain, [&](index_t first, index_t last) {
       for (index_t n = first; n < last; ++n) {
         fold(region(map, n, 0, map.c), sums + n * row);
         gates(n);
@@ -29,7 +29,7 @@ void two_passes(const MapShape& map, const Parallel& parallel, A* sums, index_t 
   }
   const SpanSums<A> spans(map, rows);
   for_regions(map, parallel, [&](const Region& r) { fold(r, spans.at(r, sums + r.n * row)); });
-  parallel.run(0, map.n, 1, [&](index_t first, index_t last) {
+  parallel.run(0, map.n, std::max<index_t>(1, 16384 / row), [&](index_t first, index_t last) {
     for (index_t n = first; n < last; ++n) {
       spans.merge(n, 0, map.c, 0, rows, sums + n * row);
       gates(n);

@@ -72,7 +72,7 @@ struct Forward {
     const index_t samples = p.map.n;
     const Schedule schedule = Schedule::make(p.map, p.gate.bytes(p.map.c), parallel.threads);
     if (schedule.by_sample) {
-      parallel.run(0, samples, 1, [&](index_t first, index_t last) {
+      parallel.run(0, samples, schedule.grain, [&](index_t first, index_t last) {
         std::vector<A> activated(static_cast<std::size_t>(schedule.tile * rd));
         for (index_t n0 = first; n0 < last; n0 += schedule.tile) {
           const index_t n1 = std::min(last, n0 + schedule.tile);
@@ -171,7 +171,7 @@ struct Backward {
     const index_t samples = p.map.n;
     const Schedule schedule = Schedule::make(p.map, p.gate.bytes(p.map.c), parallel.threads);
     if (schedule.by_sample) {
-      parallel.run(0, samples, 1, [&](index_t first, index_t last) {
+      parallel.run(0, samples, schedule.grain, [&](index_t first, index_t last) {
         for (index_t n0 = first; n0 < last; n0 += schedule.tile) {
           const index_t n1 = std::min(last, n0 + schedule.tile);
           for (index_t n = n0; n < n1; ++n) {

@@ -12,13 +12,16 @@ namespace chattn::cpu {
 // or, where there are too few samples for that, all threads share each stage in turn.
 struct Schedule {
   bool by_sample = true;
-  index_t tile = 1;  // samples that go through the gate together and share its weights
+  index_t tile = 1;   // samples that go through the gate together and share its weights
+  index_t grain = 1;  // samples that a thread takes at least
   bool stream = false;
 
   // A tile's map should stay in a core's share of the cache between its two passes.
   static constexpr index_t kTileBytes = 3 << 20;
   // Outputs beyond this size leave the cache before anybody reads them: write them past it.
   static constexpr index_t kStreamBytes = 12 << 20;
+  // Another thread is not worth waking up for less: as much as PyTorch's operations leave to one.
+  static constexpr index_t kTaskBytes = 32768 * 4;
 
   // `weight_bytes`: what the gate reads for every tile.
   static Schedule make(const MapShape& map, index_t weight_bytes, int threads) {
@@ -33,6 +36,7 @@ struct Schedule {
     // Every thread would read all weights; where they outweigh its maps, threads share them
     // instead.
     s.by_sample = threads <= 1 || (map.n >= threads && weight_bytes < share * sample_bytes);
+    s.grain = std::max<index_t>(1, kTaskBytes / (sample_bytes + weight_bytes));
     s.stream = map.bytes() >= kStreamBytes;
     return s;
   }
@@ -70,7 +74,8 @@ struct Tasks {
   const index_t width = !map.channels_last ? 1 : map.c > kWholeRow ? 32 : map.c;
   const index_t blocks = (map.c + width - 1) / width;
   const index_t block_bytes = width * std::min(spans.length, map.hw) * size_of(map.dtype);
-  const index_t grain = std::max<index_t>(1, 65536 / std::max<index_t>(1, block_bytes));
+  const index_t grain =
+      std::max<index_t>(1, Schedule::kTaskBytes / std::max<index_t>(1, block_bytes));
 
   index_t of_sample() const { return spans.count * blocks; }
 
