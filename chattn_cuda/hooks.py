@@ -6,7 +6,13 @@ from typing import Any
 
 from torch import nn
 
-__all__ = ["are_as_their_classes", "has_hooks", "has_own_forward", "own_behaviour"]
+__all__ = ["are_as_their_classes", "class_of", "has_hooks", "has_own_forward", "own_behaviour"]
+
+
+def class_of(module: Any) -> Any:
+    """The class of ``module``, before `chattn_cuda.accelerate`."""
+    cls = type(module)
+    return cls.__dict__.get("_accelerated_from", cls)
 
 
 def has_hooks(module: nn.Module) -> bool:

@@ -100,7 +100,10 @@ def accelerate(model: nn.Module, backend: str = "auto", fuse: str = "block") -> 
                 reason = classes.why_not_as(module, new)
         if reason is None:
             to_do.append((module, new))
-            changed.append(entry(f"backend {backend!r}"))
+            what = "its batch norms with what follows them, " * surroundings.is_tail(
+                classes.origin_of(base)
+            )
+            changed.append(entry(f"{what}backend {backend!r}"))
         else:
             to_do += [(module, base)] * (base is not cls)
             left.append(entry(reason))

@@ -16,6 +16,8 @@ _TIMM = {
     "layers.norm_act": ("BatchNormAct2d",),
     "layers.conv_bn_act": ("ConvNormAct",),
     "models.resnet": ("BasicBlock", "Bottleneck"),
+    "models.resnest": ("ResNestBottleneck",),
+    "models.sknet": ("SelectiveKernelBasic", "SelectiveKernelBottleneck"),
     "models.regnet": ("Bottleneck", "PreBottleneck"),
     "models._efficientnet_blocks": (
         "ConvBnAct", "DepthwiseSeparableConv", "EdgeResidual", "InvertedResidual",

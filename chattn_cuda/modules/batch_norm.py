@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from chattn_cuda import activations, ops, reference
-from chattn_cuda.hooks import are_as_their_classes
+from chattn_cuda.hooks import are_as_their_classes, class_of
 
 __all__ = ["BATCH_NORMS", "as_prologue", "fold_batch_norm"]
 
@@ -61,7 +61,7 @@ def as_prologue(stages: Sequence[Sequence[Any]], slices: int = 1) -> ops.Prologu
     modules: list[Any] = []
     acts: list[tuple[int, float]] = []
     for norm, *rest in stages:
-        kind = type(norm)
+        kind = class_of(norm)
         if (kind.__module__, kind.__qualname__) == _WITH_ACTIVATION:
             rest = [norm._modules["drop"], norm._modules["act"], *rest]
         elif kind not in BATCH_NORMS:

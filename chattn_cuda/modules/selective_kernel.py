@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from chattn_cuda import activations, backends, functional, ops, validation
 from chattn_cuda.activations import ActivationSpec
-from chattn_cuda.hooks import are_as_their_classes, own_behaviour
+from chattn_cuda.hooks import are_as_their_classes, class_of, own_behaviour
 from chattn_cuda.modules import memory
 from chattn_cuda.modules.batch_norm import as_prologue
 from chattn_cuda.modules.fused import FusedForward, children
@@ -215,7 +215,7 @@ class SelectiveKernelForward(FusedForward):
             return None
         stages = []
         for path in paths:
-            kind = type(path)
+            kind = class_of(path)
             if (kind.__module__, kind.__qualname__) not in _PATHS:
                 return None
             own, layers = path._modules, []

@@ -10,6 +10,7 @@ from torch import Tensor
 from chattn_cuda import backends
 from chattn_cuda.explanation import Explanation
 from chattn_cuda.functional import why_not_fused
+from chattn_cuda.hooks import class_of
 from chattn_cuda.modules.deferred import values
 from chattn_cuda.modules.fused import FusedForward
 from chattn_cuda.modules.views import View, as_norm
@@ -21,10 +22,10 @@ class TailForward(FusedForward):
     """The forward of a block, in which batch norms wait for what follows them."""
 
     @torch.jit.unused
-    def _why_not_fused(self, x: Any) -> str | None:
+    def _why_not_fused(self, x: Any, kind: type = Tensor) -> str | None:
         if torch.compiler.is_compiling():
             return "torch.compile fuses norms itself"
-        if torch._C._get_tracing_state() is not None or type(x) is not Tensor or x.dim() != 4:
+        if torch._C._get_tracing_state() is not None or type(x) is not kind or x.dim() != 4:
             return "x is not an ordinary map (N, C, H, W)"
         if torch._C._are_functorch_transforms_active():
             return "torch.func differentiates the layers"
@@ -38,7 +39,7 @@ class TailForward(FusedForward):
         if self._why_not_fused(x) is not None:
             return None
         cls: Any = type(self)
-        found = as_norm(self.backend, self, cls._accelerated_from)
+        found = as_norm(self.backend, self, class_of(self))
         return values(cls.eager_forward(View(self.backend, self), x) if found is None else found(x))
 
     @torch.jit.unused
@@ -49,7 +50,7 @@ class TailForward(FusedForward):
     @torch.jit.unused
     def explain(self, x: Tensor) -> Explanation:
         """How ``forward(x)`` would run; see `chattn_cuda.explain`."""
-        reason = self._why_not_fused(x)
+        reason = self._why_not_fused(x, type(x))  # which may have no numbers
         if reason is not None:
             return Explanation("tail", "reference", "eager", (reason,))
         backend = backends.select(self.backend, x.device.type, x.dtype)

@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 
 from chattn_cuda import activations
-from chattn_cuda.hooks import are_as_their_classes
+from chattn_cuda.hooks import are_as_their_classes, class_of
 from chattn_cuda.modules.batch_norm import BATCH_NORMS
 from chattn_cuda.modules.deferred import Deferred, Drop, is_attention, values
 
@@ -50,7 +50,7 @@ class View:
 def seen(backend: str, layer: Any) -> Callable[..., Any]:
     """A layer as a function that may give and take deferred maps."""
     if are_as_their_classes(layer):
-        cls = type(layer).__dict__.get("_accelerated_from", type(layer))
+        cls = class_of(layer)
         for look in (as_norm, _as_drop, _as_attention, _as_activation, _as_container):
             found = look(backend, layer, cls)
             if found is not None:
