@@ -23,7 +23,7 @@ BUGS: tuple[Mutant, ...] = tuple(
 #: and as many as the number there.
 _INPUTS = {
     r"SumOp<\w+, (\d)": 0,
-    r"PrologueSumOp<\w+, (\d)": 0,
+    r"(?:Prologue|Activated)SumOp<\w+, (\d)": 0,
     r"DotOp<\w+, (\d)": 1,
     r"SpreadGate<": 1,
     **{name: maps for kernels in KERNELS.values() for name, maps in kernels.reads.items()},

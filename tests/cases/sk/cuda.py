@@ -182,5 +182,5 @@ KERNELS = Kernels(
         ),
     ),
     gate="(Softmax|Activated)Gate",
-    reads={r"SoftmaxGate<\w+, (\d)": 0},
+    reads={r"(?:Softmax|Activated)Gate<\w+, (\d)": 0},
 )
