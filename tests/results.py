@@ -21,7 +21,10 @@ def results(
     """Outputs and all gradients, by name."""
     y, gate = outputs
     leaves = {"x": x, **{k: p for k, p in parameters.items() if p is not None}}
-    grads = torch.autograd.grad((y, gate), list(leaves.values()), (dy, dgate.to(gate)))
+    gates = (gate,) if gate.requires_grad else ()  # a tail has statistics there
+    grads = torch.autograd.grad(
+        (y, *gates), list(leaves.values()), (dy, *(dgate.to(g) for g in gates))
+    )
     return {"y": y, "gate": gate, **{f"d{k}": g for k, g in zip(leaves, grads, strict=True)}}
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from chattn_cuda import backends
+from chattn_cuda.ops import tail
 from chattn_cuda.ops.blocks import BLOCKS
 from tests import cases
 from tests.test_sk_block import backward_arguments, forward_arguments
@@ -21,7 +22,7 @@ N, C, M = 2, 4, 2
 #: with derivatives of any order
 DERIVABLE = (*(f"{name}_forward" for name in BLOCKS), "sk_squeeze", "sk_select")
 #: their operands are results of the forward operator, which has the derivatives of any order
-REFUSE = (*(f"{name}_backward" for name in BLOCKS), "sk_forward", "sk_backward")
+REFUSE = (*(f"{name}_backward" for name in BLOCKS), "sk_forward", "sk_backward", *tail.FAKES)
 
 
 def numbers(*shape: int) -> Tensor:
@@ -40,6 +41,17 @@ def samples(ops: Any) -> dict[str, tuple[Any, ...]]:
         "sk_dot": (dy, logits, u),
         "sk_gradient": (dy, logits, pooled, False, False),
     }
+    of_norm, functions = (numbers(C), numbers(C)), (0, 0.0, 4, 0.0)
+    rows, gate, sums = numbers(4, C), numbers(N, C), numbers(N, 2, C)
+    maps = dy, x, u[1], None, rows, gate
+    found |= {
+        "tail_squeeze": (x, *of_norm, None, None, 1e-3, 0, 0.0, True),
+        "tail_apply": (x, u[1], rows, gate, *functions, False),
+        "tail_reduce": (*maps, *functions, True),
+        "tail_gradient": (
+            *maps, sums, pooled, gate, of_norm[0], *functions, True, True, True, True
+        ),
+    }  # fmt: skip
     for name, described in BLOCKS.items():
         block = cases.BLOCKS[name]
         weights, constants = [numbers(*s) for s in block.weights(C)], block.constants[-1]

@@ -8,12 +8,13 @@ from typing import Any
 import pytest
 
 from chattn_cuda import backends
-from chattn_cuda.ops import sk
+from chattn_cuda.ops import sk, tail
 from chattn_cuda.ops.blocks import BLOCKS
 from chattn_cuda.ops.calls import operator_of
 from tests import cases
 
-OPERATORS = [*sk.FAKES, *(f"{name}_{way}" for name in BLOCKS for way in ("forward", "backward"))]
+FAKES = sk.FAKES | tail.FAKES
+OPERATORS = [*FAKES, *(f"{name}_{way}" for name in BLOCKS for way in ("forward", "backward"))]
 NATIVE = "chattn_cuda"
 #: The network between the passes of a selective kernel is PyTorch's there.
 LACKING = {"triton": {"sk_forward", "sk_backward"}}
@@ -37,11 +38,11 @@ def test_backends_share_schemas(name: str, backend: str) -> None:
     assert own == native
 
 
-@pytest.mark.parametrize("name", sk.FAKES)
+@pytest.mark.parametrize("name", FAKES)
 def test_shapes_are_told_for_these_arguments(name: str) -> None:
     cases.require("cpu")
     arguments = [a.name for a in schema_of(NATIVE, name).arguments]
-    assert list(inspect.signature(sk.FAKES[name]).parameters) == arguments
+    assert list(inspect.signature(FAKES[name]).parameters) == arguments
 
 
 @pytest.mark.parametrize("name", BLOCKS)

@@ -22,7 +22,7 @@ class TailForward(FusedForward):
     """The forward of a block, in which batch norms wait for what follows them."""
 
     @torch.jit.unused
-    def _why_not_fused(self, x: Any, kind: type = Tensor) -> str | None:
+    def _why_not_fused(self, x: Any, kind: Any = Tensor) -> str | None:
         if torch.compiler.is_compiling():
             return "torch.compile fuses norms itself"
         if torch._C._get_tracing_state() is not None or type(x) is not kind or x.dim() != 4:

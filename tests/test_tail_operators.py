@@ -1,0 +1,155 @@
+"""The operators of a tail: what torch is told of them, derivatives of their node, what it keeps."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from chattn_cuda import activations, backends
+from chattn_cuda.ops.calls import operator_of
+from chattn_cuda.ops.tail import Gate, Norm, Tail, apply_tail, function
+from tests import cases
+
+CODES = {name: a.code for name, a in activations.ACTIVATIONS.items()}
+N, C, HW = 2, 4, (3, 3)
+
+
+def make(
+    of_batch: bool = True, gated: bool = True, inner: str = "identity", act: str = "relu",
+    residual: bool = True,
+) -> tuple[Tail, list[Any]]:  # fmt: skip
+    """A tail in float64, and its tensors."""
+    generator = torch.Generator().manual_seed(0)
+
+    def random(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_()
+
+    norm = Norm(None, None, 1e-3)
+    if not of_batch:
+        norm = Norm(random(C).detach(), 0.5 + random(C).detach().square(), 1e-3)
+    gate = Gate("se", (CODES["silu"], 0.0, CODES["sigmoid"])) if gated else None
+    weights = [random(2, C), random(2), random(C, 2), random(C)] if gated else []
+    tail = Tail(norm, gate, (CODES[inner], 0.0), (CODES[act], 0.0))
+    return tail, [
+        random(N, C, *HW),
+        random(N, C, *HW) if residual else None,
+        random(C),
+        random(C),
+        *weights,
+    ]
+
+
+CHOICES: dict[str, tuple[Any, ...]] = {
+    "of_batch": (True, False),
+    "gated": (True, False),
+    "inner": ("identity", "silu"),
+    "act": ("identity", "relu", "silu"),
+    "residual": (True, False),
+}
+WAYS = [dict(zip(CHOICES, way, strict=True)) for way in itertools.product(*CHOICES.values())]
+
+
+def name_of(way: dict[str, Any]) -> str:
+    return "-".join(k if v is True else str(v) for k, v in way.items() if v is not False)
+
+
+@pytest.mark.parametrize("way", WAYS, ids=name_of)
+def test_derivatives_are_the_formulas(way: dict[str, Any]) -> None:
+    """First ones by the operators, second ones of them, also where only x asks."""
+    cases.require("cpu")
+    tail, tensors = make(**way)
+    leaves = [t for t in tensors if t is not None]
+    for asked in (leaves, leaves[:1]):
+        found = []
+        for y in (
+            apply_tail("chattn_cuda", tail, *tensors)[0],
+            *tail.formula(None, None, *tensors),
+        ):
+            slope = torch.linspace(-1, 1, y.numel(), dtype=y.dtype).view_as(y)
+            first = torch.autograd.grad((y * slope).sin().sum(), asked, create_graph=True)
+            total = sum(g.square().sum() for g in first)
+            second = torch.autograd.grad(total, leaves, allow_unused=True)
+            found.append((y, first, second))
+        torch.testing.assert_close(*found, rtol=1e-9, atol=1e-9)
+
+
+def test_statistics_may_change_before_second_derivatives() -> None:
+    """Those that the forward took count."""
+    cases.require("cpu")
+    tail, tensors = make(of_batch=False)
+    (dx,) = torch.autograd.grad(
+        apply_tail("chattn_cuda", tail, *tensors)[0].sum(), tensors[0], create_graph=True
+    )
+    expected = torch.autograd.grad(dx.square().sum(), tensors[2], retain_graph=True)
+    assert tail.norm.mean is not None
+    tail.norm.mean.zero_()
+    torch.testing.assert_close(torch.autograd.grad(dx.square().sum(), tensors[2]), expected)
+
+
+@pytest.mark.parametrize("backend", cases.fused_backends())
+@pytest.mark.parametrize("layout", ["nchw", "nhwc"])
+@pytest.mark.parametrize("way", WAYS[::5], ids=name_of)
+def test_opcheck(
+    way: dict[str, Any], layout: str, backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every call of a forward and a backward: schema, and what is told of its results."""
+    cases.require(backend)
+    tail, tensors = make(**way)
+    device = cases.device_of(backend)
+    made = [t if t is None else t.detach().to(device).requires_grad_() for t in tensors]
+    if tail.norm.mean is not None and tail.norm.var is not None:
+        tail.norm = Norm(tail.norm.mean.to(device), tail.norm.var.to(device), 1e-3)
+    if layout == "nhwc":
+        for i in (0, 1):
+            if made[i] is not None:
+                made[i] = made[i].detach().contiguous(memory_format=torch.channels_last)
+                made[i].requires_grad_()
+    calls: list[tuple[str, tuple[Any, ...]]] = []
+
+    def call(namespace: str, name: str, *args: Any) -> Any:
+        calls.append((name, args))
+        return call_eager(namespace, name, *args)
+
+    call_eager = function.call_eager
+    monkeypatch.setattr(function, "call_eager", call)
+    namespace = backends.get(backend).namespace
+    assert namespace is not None
+    apply_tail(namespace, tail, *made)[0].sum().backward()
+    names = {name for name, _ in calls}
+    assert names >= {"tail_squeeze", "tail_apply", "tail_reduce", "tail_gradient"}
+    for name, args in calls:
+        given = tuple(a.detach() if isinstance(a, Tensor) else a for a in args)
+        checks = ("test_schema", "test_faketensor")
+        torch.library.opcheck(operator_of(namespace, name), given, test_utils=checks)
+
+
+def test_gradients_through_an_operator_alone_are_refused() -> None:
+    """None of the four has one of its own."""
+    cases.require("cpu")
+    x = torch.randn(N, C, *HW, requires_grad=True)
+    numbers = torch.ops.chattn_cuda.tail_squeeze(x, None, None, None, None, 1e-3, 0, 0.0, True)[0]
+    with pytest.raises(NotImplementedError, match="tail_squeeze has no derivative"):
+        numbers.sum().backward()
+
+
+def test_kept_are_one_map_and_bits() -> None:
+    """The input, a bit per position of the mask, and numbers per plane."""
+    cases.require("cpu")
+    kept = {}
+
+    def pack(t: Tensor) -> Tensor:
+        kept[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
+        return t
+
+    norm = Norm(None, None, 1e-3)
+    tail = Tail(norm, None, (0, 0.0), (CODES["relu"], 0.0))
+    x, residual = (torch.randn(4, 16, 32, 32, requires_grad=True) for _ in range(2))
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        apply_tail("chattn_cuda", tail, x, residual, None, None)
+    sizes = sorted(kept.values(), reverse=True)
+    assert sizes[0] == x.nbytes and sizes[1] == x.nbytes // 32
+    assert sum(sizes[2:]) < x.nbytes // 64
