@@ -49,12 +49,13 @@ struct Spans {
   // Enough for the threads of most machines, and long enough that a row of sums for each costs
   // little beside what is read; where the map is huge, so many that its sums stay precise.
   static Spans of(const MapShape& map) {
-    constexpr index_t kShortest = 24, kMost = 16, kChunk = 64;
+    constexpr index_t kPositions = 24, kNumbers = 8192, kMost = 16, kChunk = 64;
     const index_t hw = std::max<index_t>(1, map.hw);
     if (!map.channels_last) return {1, hw};
     index_t longest = kChunk * kChunk;
     while (longest / kChunk * (longest / kChunk) < hw / kChunk) longest *= 2;
-    const index_t count = std::max(std::clamp<index_t>(hw / kShortest, 1, kMost), hw / longest);
+    const index_t shortest = std::max(kPositions, kNumbers / std::max<index_t>(1, map.c));
+    const index_t count = std::max(std::clamp<index_t>(hw / shortest, 1, kMost), hw / longest);
     const index_t length = (hw + count - 1) / count;
     return {(hw + length - 1) / length, length};
   }
