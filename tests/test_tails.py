@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.utils.checkpoint
 from torch import Tensor, nn
 
 import chattn_cuda
@@ -237,6 +238,69 @@ def test_second_derivatives() -> None:
         parameters = list(m.parameters())
         found.append(torch.autograd.grad(dx.square().sum(), [x, *parameters]))
     torch.testing.assert_close(found[1], found[0], rtol=1e-8, atol=1e-9)
+
+
+def _whole(name: str = "bottleneck-se") -> tuple[nn.Module, nn.Module, Tensor]:
+    module, fused = _pair(name)
+    return module.float(), fused.float(), _maps().float()
+
+
+USES: dict[str, Callable[[nn.Module, Tensor], Any]] = {
+    "compile": lambda m, x: torch.compile(m, backend="aot_eager", fullgraph=True)(x),
+    "export": lambda m, x: torch.export.export(m, (x,), strict=True).module()(x),
+    "export-loose": lambda m, x: torch.export.export(m, (x,), strict=False).module()(x),
+    "trace": lambda m, x: torch.jit.trace(m, x, check_trace=False)(x),
+    "script": lambda m, x: torch.jit.script(m)(x),
+    "fx": lambda m, x: torch.fx.symbolic_trace(m)(x),
+    "vmap": lambda m, x: torch.func.vmap(lambda v: m(v))(x[None])[0],
+    "jvp": lambda m, x: torch.func.jvp(m, (x,), (x,))[1],
+    "functional_call": lambda m, x: torch.func.functional_call(m, dict(m.named_parameters()), (x,)),
+    "inference": lambda m, x: torch.inference_mode()(m)(x).clone(),
+    "checkpoint": lambda m, x: torch.utils.checkpoint.checkpoint(m, x, use_reentrant=False),
+    "autocast": lambda m, x: torch.autocast("cpu", dtype=torch.bfloat16)(m)(x),
+    "bfloat16": lambda m, x: copy.deepcopy(m).bfloat16()(x.bfloat16()),
+    "no-samples": lambda m, x: m(x[:0]),
+    "expanded": lambda m, x: m(x[:1].expand(3, -1, -1, -1)),
+    "wrong-width": lambda m, x: _error(m, x[:, :5]),
+    "unbatched": lambda m, x: _error(m, x[0]),
+}
+
+
+def _error(module: nn.Module, x: Tensor) -> None:
+    with pytest.raises((RuntimeError, ValueError)):
+        module(x)
+
+
+@pytest.mark.parametrize("use", USES)
+def test_uses(use: str) -> None:
+    """What works with the block works as before."""
+    module, fused, x = _whole()
+    found = [USES[use](m.eval(), x) for m in (fused, module)]
+    coarse = use in ("autocast", "bfloat16")
+    assert (found[0] is None) == (found[1] is None)
+    if found[0] is None:
+        return
+    torch.testing.assert_close(*found, **(dict(rtol=0.05, atol=0.05) if coarse else {}))  # type: ignore
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_autocast_trains(frozen: bool, fused_calls: list[Any]) -> None:
+    """Types as in eager PyTorch; batch norm frozen or not."""
+    found = []
+    for m in _whole()[:2]:
+        for norm in m.train().modules():
+            if frozen and isinstance(norm, nn.BatchNorm2d):
+                norm.eval().requires_grad_(False)
+        x = torch.randn(3, 32, 7, 6, generator=torch.Generator().manual_seed(0)).requires_grad_()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            y = m(x)
+        y.float().square().sum().backward()
+        found.append((y, x.grad, [p.grad for p in m.parameters()], dict(m.named_buffers())))
+    assert found[0][0].dtype == found[1][0].dtype
+    torch.testing.assert_close(found[0][3], found[1][3], rtol=1e-2, atol=1e-2)
+    torch.testing.assert_close(found[0][0], found[1][0], rtol=0.1, atol=0.1)
+    assert [g is None for g in found[0][2]] == [g is None for g in found[1][2]]
+    assert len(fused_calls) > 0
 
 
 def test_restore_pickle_and_copies() -> None:

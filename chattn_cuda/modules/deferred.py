@@ -104,16 +104,29 @@ class Deferred:
 
     def added(self, other: Any) -> Any:
         """With a residual."""
-        other, x = values(other), self.x
-        if (
-            self._y is not None or self.residual is not None or type(other) is not Tensor
-            or other.shape != x.shape or other.dtype != x.dtype or other.device != x.device
-        ):  # fmt: skip
-            return self.values() + other
-        self.residual = other
-        return self
+        other = values(other)
+        return self if self._takes(other) else self.values() + other
 
-    __add__ = __radd__ = __iadd__ = added
+    __add__ = __radd__ = added
+
+    def __iadd__(self, other: Any) -> Any:
+        """`added`, but of the map's type."""
+        other = values(other)
+        if self._takes(other):
+            return self
+        y = self.values()
+        y += other
+        return y
+
+    def _takes(self, other: Any) -> bool:
+        """Take a residual that the operators can add."""
+        x = self.x
+        if self._y is not None or self.residual is not None or type(other) is not Tensor:
+            return False
+        if other.shape != x.shape or other.dtype != x.dtype or other.device != x.device:
+            return False
+        self.residual = other
+        return True
 
     @property
     def _is_bare(self) -> bool:

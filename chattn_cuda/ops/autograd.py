@@ -39,8 +39,9 @@ def apply(block: str, namespace: str, *args: Any) -> tuple[Tensor, Tensor]:
         y and the gate.
     """
     if torch._C._are_functorch_transforms_active():
-        outputs = _TransformableForward.apply(block, namespace, *args)
-        return outputs[0], outputs[-1]
+        y, *_, gate = _TransformableForward.apply(block, namespace, *args)
+        # vmap makes views of several outputs, which nobody may change in place, as networks do.
+        return (y.clone() if torch.is_grad_enabled() else y), gate
     if torch.compiler.is_compiling():
         outputs = call(namespace, f"{block}_forward", *args)
         return outputs[0], outputs[-1]
