@@ -189,6 +189,22 @@ def test_functional_call_and_func_grad(module: nn.Module) -> None:
         assert_same(grads[name], p.grad)
 
 
+@pytest.mark.parametrize(
+    "make",
+    [
+        *(block.ours for block in BLOCKS),
+        lambda: chattn_cuda.modules.GlobalResponseNorm(24, channels_last=False),
+        lambda: chattn_cuda.SelectiveKernel(24, 24),
+        lambda: chattn_cuda.SplitAttn(24),
+    ],
+)
+def test_vmap_of_networks_that_change_the_result_in_place(make: Callable[[], nn.Module]) -> None:
+    """As `x += shortcut` does."""
+    module, x = make().eval(), torch.randn(2, 3, 24, 5, 5)
+    y = torch.func.vmap(lambda v: module(v).add_(1))(x)
+    torch.testing.assert_close(y[0], module(x[0]) + 1)
+
+
 def test_move_and_swap_parameters(module: nn.Module, expected: Tensor) -> None:
     """Nothing is cached: new values are seen at once."""
     module(maps())

@@ -21,7 +21,7 @@ from torch import Tensor
 from chattn_cuda.ops.block import Block
 from chattn_cuda.ops.blocks import BLOCKS
 from chattn_cuda.ops.calls import call, call_eager
-from chattn_cuda.ops.derivable import Derivable
+from chattn_cuda.ops.derivable import Derivable, owned
 from chattn_cuda.ops.saved import save, saved, unchanged_biases
 
 __all__ = ["apply", "apply_eagerly", "backward_of_graph", "setup_graph"]
@@ -40,8 +40,7 @@ def apply(block: str, namespace: str, *args: Any) -> tuple[Tensor, Tensor]:
     """
     if torch._C._are_functorch_transforms_active():
         y, *_, gate = _TransformableForward.apply(block, namespace, *args)
-        # vmap makes views of several outputs, which nobody may change in place, as networks do.
-        return (y.clone() if torch.is_grad_enabled() else y), gate
+        return owned(y), gate
     if torch.compiler.is_compiling():
         outputs = call(namespace, f"{block}_forward", *args)
         return outputs[0], outputs[-1]

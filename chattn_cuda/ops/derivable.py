@@ -11,7 +11,7 @@ from torch import Tensor
 
 from chattn_cuda import reference
 
-__all__ = ["Derivable", "pull_back"]
+__all__ = ["Derivable", "owned", "pull_back"]
 
 
 @dataclass(frozen=True)
@@ -34,8 +34,17 @@ class Derivable:
         if not torch.is_grad_enabled():
             return self.operator(*args)
         if torch._C._are_functorch_transforms_active():
-            return _Transformable.apply(self, *args)
+            first, *others = _Transformable.apply(self, *args)
+            return owned(first), *others
         return _Plain.apply(self, *args)
+
+
+def owned(y: Tensor) -> Tensor:
+    """A result of a transformed Function that may be changed in place, as networks do.
+
+    With gradients, vmap takes each of its results for a view among several.
+    """
+    return y.clone() if torch.is_grad_enabled() else y
 
 
 class _Plain(torch.autograd.Function):
