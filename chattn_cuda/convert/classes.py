@@ -89,7 +89,8 @@ def why_not_as(module: Any, cls: Any) -> str | None:
     unknown = inside.unknown_source(module, base, adapter_for(key).within)
     if unknown is not None:
         return f"it is built like the block, but reads {unknown}, which may change"
-    return probe.difference(module, cls)
+    reason = probe.difference(module, cls)
+    return reason or dataflow.why_more(module, adapter_for(key).recorded)
 
 
 def _may_be_shared(cls: Any) -> bool:
@@ -297,6 +298,9 @@ def _set_state(self: Any, state: Any) -> None:
     cls: Any = type(self)
     self.__class__ = base_of(cls)
     self.__setstate__(state)
-    cls = accelerated(base_of(cls), cls._accelerated_as, self)
+    key = cls._accelerated_as
+    if key.startswith(dataflow.PREFIX) and dataflow.key_of(self) != key:
+        return
+    cls = accelerated(base_of(cls), key, self)
     if why_not_as(self, cls) is None:
         self.__class__ = cls

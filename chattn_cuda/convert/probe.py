@@ -24,7 +24,9 @@ from torch.overrides import TorchFunctionMode
 from chattn_cuda import methods
 
 __all__ = [
+    "LARGER",
     "LAZY",
+    "NoCopy",
     "POOLS",
     "as_key",
     "configuration",
@@ -38,7 +40,7 @@ __all__ = [
 _Result = TypeVar("_Result")
 
 _SIZES = {1: ((6,), (13,)), 2: ((3, 2), (1, 11)), 3: ((3, 2, 2), (1, 9, 10))}
-_LARGER = ((9, 7), (5, 12))  # for a block with convolutions
+LARGER = ((9, 7), (5, 12))  # for a block with convolutions
 # Samples, and a plane: more of both than in the other trials, a single sample, a single position.
 _POSITION = (1, 1)
 _ELSEWHERE = (9, (33, 34)), (1, (8, 9)), (2, _POSITION)
@@ -56,6 +58,10 @@ _PERIOD = 4093  # a prime: rows of any usual length differ
 
 
 LAZY = "its parameters get their sizes in the first call: accelerate after it"
+
+
+class NoCopy(Exception):
+    """A module cannot be copied."""
 
 
 def is_lazy(module: Any) -> bool:
@@ -144,8 +150,8 @@ def _try_out(module: Any, accelerated: Any, brief: bool) -> str | None:
         fused = copy.deepcopy(plain)
         fused.__class__ = accelerated
         fused.backend = "reference"
-    except Exception as error:
-        return f"it is built like the block, but no copy can be made to try it out: {error}"
+    except NoCopy as error:
+        return f"it is built like the block, but {error}"
     try:
         return _difference(plain, fused, brief)
     except Exception as error:
@@ -158,7 +164,7 @@ def _difference(plain: Any, fused: Any, brief: bool) -> str | None:
         channels = fused.fused_layers().second.weight.shape[0]
     planes, count = sizes(plain), 1 if brief else len(_SCALES)
     if hasattr(fused, "probe_channels"):  # the input has others than the gate
-        channels, planes = fused.probe_channels(), planes if brief else _LARGER
+        channels, planes = fused.probe_channels(), planes if brief else LARGER
     before = _attributes(plain)
     for training in (False, True):
         plain.train(training), fused.train(training)
@@ -195,7 +201,7 @@ def _differs_elsewhere(
     for samples, plane in _ELSEWHERE if channels <= _WIDE else _ELSEWHERE_WIDE:
         size = plane if rank == 2 else planes[0]
         if plane == _POSITION:
-            if _LARGER[0] in planes:  # convolutions may need more
+            if LARGER[0] in planes:  # convolutions may need more
                 continue
             size = (1,) * rank
         x = _randn(samples, channels, *size).float()
@@ -326,7 +332,10 @@ def plain_copy(module: Any, numbers: Callable[[Any], Tensor] = _numbers) -> Any:
     for b in module.buffers():  # statistics, that is: 0.5 to 1.5 is good for means and variances
         values = torch.rand(b.shape, dtype=torch.float64) + 0.5
         memo[id(b)] = values if b.is_floating_point() else torch.zeros(b.shape, dtype=b.dtype)
-    return copy.deepcopy(module, memo)
+    try:
+        return copy.deepcopy(module, memo)
+    except Exception as error:
+        raise NoCopy(f"no copy can be made to try it out: {error}") from error
 
 
 def sizes(module: Any) -> tuple[tuple[int, ...], ...]:

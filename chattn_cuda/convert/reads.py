@@ -53,10 +53,11 @@ def attributes_read(module: Any, cls: Any) -> set[str]:
     return found
 
 
-def unknown_source(module: Any, cls: Any) -> str | None:
+def unknown_source(module: Any, cls: Any, inner: bool = False) -> str | None:
     """What the forward of ``cls`` reads that is in no module: of the class, computed, or global.
 
-    Numbers there may change without a trace in ``module``. None: there is nothing such.
+    Numbers there may change without a trace in ``module``. None: there is nothing such. Those of
+    the class of an ``inner`` module are looked at in every call.
     """
     for n in names_in(cls):
         if "__class__" in n.named or "type" in n.globals:
@@ -73,6 +74,8 @@ def unknown_source(module: Any, cls: Any) -> str | None:
             continue
         value = next((b.__dict__[name] for b in bases_with(cls, name)), _MISSING)
         if value is _MISSING or isinstance(value, (types.FunctionType, staticmethod)):
+            continue
+        if inner and is_plain(value):
             continue
         return f"the {'property' if isinstance(value, property) else 'class attribute'} {name}"
     own = (module.__dict__.get(name) for name in attributes_read(module, cls))
