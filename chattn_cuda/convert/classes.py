@@ -198,10 +198,10 @@ def _operands(mixin: Any) -> Any:
 
 
 _FORWARD = """\
-def make(_fast, _base, {knowns}):
+def make(_mixin, _fast, _base, {knowns}):
     def forward(self, {parameters}):
         if not torch.jit.is_scripting():
-            if {unchanged}:
+            if isinstance(self, _mixin) and {unchanged}:
                 return _fast(self, {arguments})
             return _base.forward(self, {arguments})
         return self.eager_forward({arguments})
@@ -213,7 +213,7 @@ def _forward(cls: Any, mixin: Any, stands_for: tuple[Member, ...]) -> Any:
     """The forward, with the names of the parameters that the class has.
 
     TorchScript, torch.fx and torch.export read them from the source or the code, so it is made from
-    source, as dataclasses are.
+    source, as dataclasses are. Somebody may have kept it from before `restore`.
     """
     own = cls.forward
     if calls_more_than(cls, mixin) or any(type(member.value) is object for member in stands_for):
@@ -221,7 +221,8 @@ def _forward(cls: Any, mixin: Any, stands_for: tuple[Member, ...]) -> Any:
     parameters = list(inspect.signature(own).parameters.values())[1:]
     arguments = [p.name for p in parameters]
     count = sum(p.kind is p.POSITIONAL_ONLY for p in parameters)
-    tests, values = [], {"_fast": mixin._fused_or_eager, "_base": cls}
+    tests = []
+    values = {"_mixin": mixin, "_fast": mixin._fused_or_eager, "_base": cls}
     for i, (owner, name, known, code) in enumerate(stands_for):
         values |= {f"_owner{i}": owner, f"_known{i}": known, f"_code{i}": code}
         if owner is cls and name != "forward":  # somebody may set it on this class, or a module
@@ -231,7 +232,7 @@ def _forward(cls: Any, mixin: Any, stands_for: tuple[Member, ...]) -> Any:
         if code is not None:
             tests.append(f"_known{i}.__code__ is _code{i}")
     source = _FORWARD.format(
-        knowns=", ".join(list(values)[2:]),
+        knowns=", ".join(list(values)[3:]),
         parameters=", ".join([*arguments[:count], *["/"] * (count > 0), *arguments[count:]]),
         arguments=", ".join(arguments),
         unchanged=" and ".join(tests),
