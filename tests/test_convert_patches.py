@@ -173,7 +173,9 @@ def test_a_patch_inside_is_compiled(
         torch.testing.assert_close(program(X), plainly(original), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("make", [Gated, lambda: timm.layers.SEModule(C)], ids=["home-made", "timm"])
+@pytest.mark.parametrize(
+    "make", [Gated, lambda: timm.layers.SEModule(C)], ids=["home-made", "timm"]
+)
 def test_a_forward_that_was_kept_runs_after_restore(make: Callable[[], Any]) -> None:
     module = make()
     expected = module(X)

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import copy
 import functools
 import math
 import random
 import re
 import sys
+import threading
 import types
 import warnings
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent import futures
 from typing import Any, TypeVar
 
@@ -53,6 +55,9 @@ POOLS = {nn.AdaptiveAvgPool1d: 1, nn.AdaptiveAvgPool2d: 2, nn.AdaptiveAvgPool3d:
 
 _FOUND: weakref.WeakKeyDictionary[Any, dict[Any, str | None]] = weakref.WeakKeyDictionary()
 """What was found out, by class; there by adapter and configuration, with sizes and without."""
+
+_ONE_AT_A_TIME = threading.Lock()
+_here = threading.local()
 
 _PERIOD = 4093  # a prime: rows of any usual length differ
 
@@ -98,30 +103,35 @@ def undisturbed(function: Callable[..., _Result]) -> Callable[..., _Result]:
     """Let ``function`` run as in a new process, whatever modes it is called in.
 
     A thread of its own has none of its caller's: autocast, gradients, default device, modes for
-    functions and dispatch. It computes on one thread, which is faster for small maps.
+    functions and dispatch. It computes on one thread, which is faster for small maps. What it sets
+    for all threads it sets back; so there is but one at a time, and those that it calls itself.
     """
 
     @functools.wraps(function)
     def alone(*arguments: Any, **options: Any) -> _Result:
-        thread = futures.ThreadPoolExecutor(1)
-        try:
-            return thread.submit(_run_as_usual, function, arguments, options).result(_LONGEST)
-        except (
-            futures.TimeoutError
-        ):  # a forward that imports what its caller is importing waits for ever
-            raise TimeoutError(f"it takes longer than {_LONGEST} s") from None
-        finally:
-            thread.shutdown(wait=False)
+        nested = getattr(_here, "undisturbed", False)
+        with contextlib.nullcontext() if nested else _ONE_AT_A_TIME:
+            thread = futures.ThreadPoolExecutor(1)
+            try:
+                return thread.submit(_run_as_usual, function, arguments, options).result(_LONGEST)
+            except (
+                futures.TimeoutError
+            ):  # a forward that imports what its caller is importing waits for ever
+                raise TimeoutError(f"it takes longer than {_LONGEST} s") from None
+            finally:
+                thread.shutdown(wait=False)
 
     return alone
 
 
 def _run_as_usual(function: Any, arguments: Any, options: Any) -> Any:
     """Without what is set for all threads: default type, warnings, float32 in 16 bits."""
+    _here.undisturbed = True
     threads, dtype = torch.get_num_threads(), torch.get_default_dtype()
     with (
         warnings.catch_warnings(),
         torch.random.fork_rng(devices=[]),
+        _other_random_numbers_kept(),
         torch.autograd.set_detect_anomaly(False),
     ):
         warnings.simplefilter("ignore")
@@ -134,6 +144,19 @@ def _run_as_usual(function: Any, arguments: Any, options: Any) -> Any:
             finally:
                 torch.set_default_dtype(dtype)
                 torch.set_num_threads(threads)
+
+
+@contextlib.contextmanager
+def _other_random_numbers_kept() -> Iterator[None]:
+    """Those of Python and NumPy."""
+    numpy, state = sys.modules.get("numpy"), random.getstate()
+    numpys = None if numpy is None else numpy.random.get_state()
+    try:
+        yield
+    finally:
+        random.setstate(state)
+        if numpy is not None:
+            numpy.random.set_state(numpys)
 
 
 def _tried(module: Any, accelerated: Any, brief: bool) -> str | None:
