@@ -111,7 +111,7 @@ LEFT: dict[str, tuple[Callable[[], nn.Module], str]] = {
         lambda: with_forward(
             lambda s, x: x if s.training and torch.rand(()) < 0.1 else x * s.gate(x)
         ),
-        "does something else in train mode",
+        "differs in train mode",
     ),
     "stochastic, by Python": (
         lambda: with_forward(
@@ -123,7 +123,7 @@ LEFT: dict[str, tuple[Callable[[], nn.Module], str]] = {
         lambda: with_forward(
             lambda s, x: x if s.training and random.random() < 1 else x * s.gate(x)
         ),
-        "does something else in train mode",
+        "differs in train mode",
     ),
     "a module's number": (
         lambda: with_forward(lambda s, x: x * s.gate(x) * SETTINGS.SCALE), "SETTINGS.SCALE",

@@ -166,10 +166,40 @@ def test_every_width_is_tried_out(what: str, wide_first: bool) -> None:
     assert len(report.left) == 2
 
 
+class Least(Mine):
+    """Looks at so many positions."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__(16)
+        self.most = most
+
+    def forward(self, x: Tensor) -> Tensor:
+        s = x.flatten(2)[..., : self.most].mean(2)[:, :, None, None]
+        return x * torch.sigmoid(self.two(torch.relu(self.one(s))))
+
+
+class Reduced(Mine):
+    """Knows its reduction, which follows from the sizes."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, 4)
+        self.reduction, self.groups = 4, 1
+
+    def forward(self, x: Tensor) -> Tensor:
+        s = x.mean((2, 3)).view(-1, self.channels * self.groups, 1, 1)
+        s = self.one(s).view(-1, self.channels // self.reduction, 1, 1)
+        return x * torch.sigmoid(self.two(torch.relu(s)))
+
+
+def test_other_whole_numbers_are_no_widths() -> None:
+    report = accelerate(nn.Sequential(Least(10**6), Least(64), Least(10**6)))
+    assert [e.name for e in report.changed] == ["0", "2"]
+
+
 @pytest.mark.parametrize(
     "build",
-    [Mine, lambda c: peers.SELayer(c, 16), lambda c: peers.MMSELayer(c, 16)],
-    ids=["dataflow", "structure", "conv modules"],
+    [Mine, Reduced, lambda c: peers.SELayer(c, 16), lambda c: peers.MMSELayer(c, 16)],
+    ids=["dataflow", "reduction", "linear", "conv modules"],
 )
 @pytest.mark.parametrize(
     "widths", [range(32, 992, 32), range(192, 2112, 64), [2048]], ids=["32-960", "192-2048", "2048"]

@@ -62,7 +62,7 @@ FORWARDS: dict[str, tuple[Callable[[], nn.Module], str]] = {
         lambda: with_forward(lambda s, x: x * s.gate(x) if torch.isfinite(x).all() else x),
         "excites more than once",
     ),
-    "clamp in training": (lambda: with_forward(clamped_in_training), "else in train mode"),
+    "clamp in training": (lambda: with_forward(clamped_in_training), "differs in train mode"),
     "scse": (
         lambda: with_forward(
             lambda s, x: (x * s.cSE(x) + x * s.sSE(x)).clamp(-60, 60), SCSEModule

@@ -83,7 +83,7 @@ def _key_of(module: Any) -> str | NotTaken | None:
         if "dtype" in str(error):  # it converts types, and is tried out in float64
             return NotTaken(f"it may be a block, but fails on a small map in float64: {error}")
         return None
-    recipe = match(module, *recordings)
+    recipe = match(module, recordings)
     return PREFIX + "\n".join(recipe) if isinstance(recipe, Recipe) else recipe
 
 

@@ -65,11 +65,12 @@ class Recipe(NamedTuple):
         return self.kind == "eca"
 
 
-def match(module: Any, recording: Recording, training: Recording) -> Recipe | NotTaken | None:
+def match(module: Any, recordings: list[Recording]) -> Recipe | NotTaken | None:
     """What the block is made of; why it is not taken; or None for what does not look like one.
 
-    From what it does in eval mode, and in train mode, which must be the same.
+    What it does in eval mode, and what it does in train mode, must be the same.
     """
+    recording = recordings[0]
     events, returned = recording.events, recording.returned
     found: dict[str, list[str]] = {}
     for kind, name in events:
@@ -92,7 +93,7 @@ def match(module: Any, recording: Recording, training: Recording) -> Recipe | No
         or _why_other_modules(module, {p for _, p in chain})
         or _why_unknown(module)
         or _why_returned(returned)
-        or (None if training == recording else "its forward does something else in train mode")
+        or (None if recordings[-1] == recording else "its forward differs in train mode")
     )
     if reason is not None or kinds is None:
         return NotTaken(f"{_PREFIX}{reason}", is_gate="mul" not in found)

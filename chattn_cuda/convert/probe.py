@@ -8,7 +8,6 @@ import copy
 import functools
 import math
 import random
-import re
 import sys
 import threading
 import types
@@ -54,7 +53,7 @@ _LONGEST = 60  # seconds of a trial
 POOLS = {nn.AdaptiveAvgPool1d: 1, nn.AdaptiveAvgPool2d: 2, nn.AdaptiveAvgPool3d: 3}
 
 _FOUND: weakref.WeakKeyDictionary[Any, dict[Any, str | None]] = weakref.WeakKeyDictionary()
-"""What was found out, by class; there by adapter and configuration, with sizes and without."""
+"""What was found out, by class; there by adapter and configuration, and by that without sizes."""
 
 _ONE_AT_A_TIME = threading.Lock()
 _here = threading.local()
@@ -86,11 +85,12 @@ def difference(module: Any, accelerated: Any) -> str | None:
     """
     if is_lazy(module):
         return LAZY
-    key = configuration(module)
-    if key is None:
+    configured = configuration(module)
+    if configured is None:
         return _tried(module, accelerated, brief=False)
-    key = accelerated._accelerated_as, key
-    found, alike = _FOUND.setdefault(accelerated._accelerated_from, {}), _without_sizes(key)
+    key = accelerated._accelerated_as, configured
+    found = _FOUND.setdefault(accelerated._accelerated_from, {})
+    alike = "alike", _without_sizes(configured, _sizes_of(module))
     if key not in found:
         brief = alike in found
         found[key] = _tried(module, accelerated, brief)
@@ -314,11 +314,19 @@ def classes_inside(module: Any) -> list[Any]:
     return [c for c in dict.fromkeys(map(type, module.modules())) if not methods.is_fixed(c)]
 
 
-def _without_sizes(key: Any) -> Any:
-    """A key without its whole numbers, those in strings included: the same for other widths."""
+def _sizes_of(module: Any) -> set[int]:
+    """Of its parameters, and their ratios, as a reduction is."""
+    found = {size for p in module.parameters() for size in p.shape}
+    return found | {a // b for a in found for b in found if b > 1 and a % b == 0}
+
+
+def _without_sizes(key: Any, sizes: set[int]) -> Any:
+    """A configuration without the whole numbers that are sizes: the same for other widths."""
     if isinstance(key, tuple):
-        return "a size" if key[:1] == (int,) else tuple(map(_without_sizes, key))
-    return re.sub(r"\d+", "", key) if isinstance(key, str) else key
+        if key[:1] == (int,):
+            return "a size" if key[1] in sizes else key
+        return tuple(_without_sizes(part, sizes) for part in key)
+    return key
 
 
 def as_key(value: Any) -> Any:

@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 
 from chattn_cuda import activations
 from chattn_cuda.convert import probe
-from chattn_cuda.methods import is_fixed
+from chattn_cuda.methods import is_fixed, names_in
 
 __all__ = [
     "CONTAINERS",
@@ -98,18 +98,20 @@ class Recording(NamedTuple):
 
 
 @probe.undisturbed
-def record(module: Any) -> tuple[Recording, Recording]:
-    """Run the forward, of a copy, on a small map: in eval mode, and in train mode.
+def record(module: Any) -> list[Recording]:
+    """Run the forward, of a copy, on a small map: in eval mode, and in train mode if it asks.
 
     Raises:
         Exception: It fails there.
     """
+    named = (n for cls in probe.classes_inside(module) for n in names_in(cls))
+    modes = (False, True) if any("training" in n.named | n.quoted for n in named) else (False,)
     with torch.no_grad():
         copy = probe.plain_copy(module, _numbers)
         first: Exception | None = None  # of the map that is most usual
         for axes, shape in _shapes(copy):
             try:
-                return _record(copy.eval(), axes, shape), _record(copy.train(), axes, shape)
+                return [_record(copy.train(mode), axes, shape) for mode in modes]
             except Exception as failed:
                 first = first or failed
     raise first or ValueError("it has no layer")
