@@ -225,7 +225,7 @@ def _why_unknown(module: Any) -> str | None:
         if unknown is not None:
             return f"its forward reads {unknown}"
         if (effect := side_effect(type(m))) is not None:
-            return f"its forward calls {effect}, which others see"
+            return f"its forward {effect}, which others see"
     for name in _attributes(module):
         if _may_change(module, name):
             return f"its forward reads {name}"

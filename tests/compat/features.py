@@ -99,8 +99,9 @@ files that are not installed, with their code; the class, methods and attributes
 is not torch's. Other libraries' functions and torch's layers are taken to stay as they are.
 Forwards are left that read a buffer, a list or the class of the module, a global object or an
 attribute of a global module, class or function, a variable of the function around them, a default
-that may change, numbers or strides of the map, whether autocast or inference mode is on, or random
-numbers, and those that print, or name a part of a profile. Maps of another rank, of other
+that may change, numbers or strides of the map, whether autocast, gradients or inference mode are
+on, or random numbers, and those that print, log, write or save something, name a part of a profile,
+or set a global or an attribute of anything. Maps of another rank, of other
 channels or types than the operators take go to the module's own forward. So it knows the
 `SELayer` of moskomule, mmpretrain and mmdet, MONAI's `ChannelSELayer` and `ResidualSELayer`, the
 `SE` of pycls, the `SEModule` of pretrained-models and segmentation_models_pytorch, MobileOne's
