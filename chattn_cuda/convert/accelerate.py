@@ -66,6 +66,8 @@ def accelerate(model: nn.Module, backend: str = "auto") -> Report:
             continue
         known = isinstance(module, (FusedForward, torch.jit.ScriptModule))  # fused, or compiled
         if known and base is cls:
+            if (reason := classes.why_not_undone(cls)) is not None:
+                left.append(entry(f"{reason}: its backend stays"))
             continue
         key = None if id(module) in inside else _key_of(module, base)
         if key is None:
@@ -114,13 +116,15 @@ def restore(model: nn.Module) -> Report:
         TypeError: ``model`` is not a module.
     """
     _check(model)
-    changed = []
+    changed, left = [], []
     for name, module in model.named_modules():
         base = classes.base_of(type(module))
         if base is not type(module):
             _set(module, base, None)
             changed.append(Entry(name, base.__name__, "its own forward"))
-    return Report(model, "restored", tuple(changed), ())
+        elif (reason := classes.why_not_undone(base)) is not None:
+            left.append(Entry(name, base.__name__, f"{reason}: undo that first"))
+    return Report(model, "restored", tuple(changed), tuple(left))
 
 
 def _change(to_do: list[tuple[Any, Any]], backend: str) -> None:

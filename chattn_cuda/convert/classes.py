@@ -38,12 +38,21 @@ __all__ = [
     "origin_of",
     "replaced",
     "why_not_as",
+    "why_not_undone",
 ]
 
 
 def base_of(cls: Any) -> Any:
     """The class that an accelerated class was made from; any other class itself."""
     return cls.__dict__.get("_accelerated_from", cls)
+
+
+def why_not_undone(cls: Any) -> str | None:
+    """Why a module of ``cls`` is accelerated, but not by that class; None: it is not so."""
+    made = next((b.__name__ for b in cls.__mro__[1:] if "_accelerated_from" in b.__dict__), None)
+    if made is None or "_accelerated_from" in cls.__dict__:
+        return None
+    return f"its class was made from {made} since, as fully_shard and parametrizations do"
 
 
 def adapter_for(key: str) -> Adapter:
