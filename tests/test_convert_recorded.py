@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -155,3 +156,9 @@ def test_left_and_named(name: str) -> None:
 )
 def test_what_does_the_same_is_taken(build: Callable[[], nn.Module]) -> None:
     assert accelerate(nn.Sequential(build())).changed
+
+
+def test_what_is_loaded_is_recorded_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    file = pickle.dumps(accelerate(WithIdentity()).model)
+    monkeypatch.setattr(WithIdentity, "forward", lambda s, x: (x * s.gate(x)).clamp(-50, 50))
+    assert type(pickle.loads(file)) is WithIdentity

@@ -23,13 +23,14 @@ def accelerate(model: nn.Module, backend: str = "auto") -> Report:
 
     Known are the blocks of timm and torchvision (`chattn_cuda.peers.PEERS` lists the classes), and
     modules that are built like other libraries' (``SELayer``, ``ChannelSELayer``, ``SE``,
-    ``eca_layer``, ``MBConvBlock``, ...), whatever their names: those are accepted when a copy with
-    random weights gives, in float64, what the block's formula gives. Results, state_dict keys,
-    parameters, hooks, ``isinstance``, signatures, deepcopy and pickle stay as they were, and a
-    class that is patched runs as it is patched. Modules that are already accelerated get the new
-    ``backend``. Where this raises, the model is unchanged. Afterwards, a named backend that cannot
-    run where a map is raises ValueError when it is called; calls that its kernels do not cover run
-    as plain PyTorch, and `chattn_cuda.explain` says why.
+    ``eca_layer``, ``MBConvBlock``, ...), whatever their names: those are accepted when the forward
+    does what the block does on a small map, and nothing else, and a copy with random weights gives,
+    in float64, what the block's formula gives. Results, state_dict keys, parameters, hooks,
+    ``isinstance``, signatures, deepcopy and pickle stay as they were, and a class that is patched
+    runs as it is patched. Modules that are already accelerated get the new ``backend``. Where this
+    raises, the model is unchanged. Afterwards, a named backend that cannot run where a map is
+    raises ValueError when it is called; calls that its kernels do not cover run as plain PyTorch,
+    and `chattn_cuda.explain` says why.
 
     Args:
         model: Any module, also one of these blocks itself.
