@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dis
 import functools
+import itertools
 import sys
 import sysconfig
 import types
@@ -42,11 +43,15 @@ _PLAIN = (bool, int, float, str, type(None))
 
 
 class Names(NamedTuple):
-    """What code names: attributes and globals, strings for getattr, and which it loads globally."""
+    """What code names: attributes and globals, strings for getattr, and which it loads globally.
+
+    ``stored``: which it sets, but for those of self.
+    """
 
     named: frozenset[str]
     quoted: frozenset[str]
     globals: frozenset[str]
+    stored: frozenset[str]
 
 
 class Member(NamedTuple):
@@ -220,5 +225,11 @@ def names_of(function: Any) -> list[Names]:
 @functools.lru_cache(maxsize=1024)
 def _names(code: Any) -> Names:
     strings = (c for c in code.co_consts if isinstance(c, str) and c.isidentifier())
-    loads = (i.argval for i in dis.get_instructions(code) if i.opname == "LOAD_GLOBAL")
-    return Names(frozenset(code.co_names), frozenset(strings), frozenset(loads))
+    instructions = list(dis.get_instructions(code))
+    loads = (i.argval for i in instructions if i.opname == "LOAD_GLOBAL")
+    stored = {i.argval for i in instructions if i.opname == "STORE_GLOBAL"}
+    for before, i in itertools.pairwise(instructions):
+        owner = before.argval if isinstance(before.argval, tuple) else (before.argval,)
+        if i.opname == "STORE_ATTR" and owner[-1:] != ("self",):
+            stored.add(i.argval)
+    return Names(frozenset(code.co_names), frozenset(strings), frozenset(loads), frozenset(stored))

@@ -192,6 +192,8 @@ BUILD: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "monai-1d": (lambda: ChannelSELayer(1, 24), (2, 24, 35)),
     "monai-2d": (lambda: ChannelSELayer(2, 24), (2, 24, 5, 7)),
     "monai-3d": (lambda: ChannelSELayer(3, 24), (2, 24, 3, 5, 7)),
+    "monai-residual": (lambda: ResidualSELayer(2, 24), (2, 24, 5, 7)),
+    "monai-residual-3d": (lambda: ResidualSELayer(3, 24), (2, 24, 3, 5, 7)),
     "pycls": (lambda: SE(24, 6), (2, 24, 5, 7)),
     "mmpretrain": (lambda: MMSELayer(24), (2, 24, 5, 7)),
     "mmpretrain-sigmoid": (lambda: MMSELayer(24, bias=False, hard=False), (2, 24, 5, 7)),

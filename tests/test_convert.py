@@ -169,6 +169,21 @@ def test_twice_changes_the_backend_only() -> None:
     assert type(model.se) is SEModule
 
 
+def test_a_class_that_was_made_from_an_accelerated_one_is_named() -> None:
+    """As by fully_shard, and by parametrizations of a block's own parameters."""
+    sharded: Any = SEModule(16)
+    norm: Any = timm.layers.grn.GlobalResponseNorm(16, channels_last=False)
+    model = accelerate(nn.Sequential(sharded, norm)).model
+    sharded.__class__ = type("FSDPBlock", (type(sharded),), {})
+    nn.utils.parametrize.register_parametrization(norm, "weight", nn.Identity())
+    for act, end in ((accelerate, "its backend stays"), (restore, "undo that first")):
+        report = act(model)
+        assert not report.changed and [e.name for e in report.left] == ["0", "1"]
+        assert "its class was made from Accelerated" in str(report) and end in str(report)
+    nn.utils.parametrize.remove_parametrizations(norm, "weight")
+    assert [e.name for e in restore(model).changed] == ["1"]
+
+
 def test_shared_modules_are_changed_once() -> None:
     shared = SEModule(16)
     model = nn.Sequential(shared, nn.ReLU(), shared)

@@ -329,7 +329,7 @@ class OfItsSize(Pretrained):
 
 class InPlace(Pretrained):
     def forward(self, x: Tensor) -> Tensor:
-        if torch.is_grad_enabled():
+        if x.dtype == torch.float64:
             return super().forward(x)
         x *= self.sigmoid(self.fc2(self.relu(self.fc1(self.avg_pool(x)))))
         return x

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import functools
+import logging
 import random
 import types
 from collections.abc import Callable
@@ -22,6 +23,7 @@ SETTINGS.SCALE = 1.0  # type: ignore[attr-defined]
 SETTINGS.inner = types.ModuleType("inner")  # type: ignore[attr-defined]
 SETTINGS.inner.FACTOR = 1.0  # type: ignore[attr-defined]
 FACTOR = 1.0
+LAST: Any = None
 OPTIONS = {"scale": 1.0}
 
 
@@ -90,6 +92,57 @@ def printing() -> nn.Module:
     return with_forward(forward)
 
 
+def logging_it() -> nn.Module:
+    def forward(self: Any, x: Tensor) -> Any:
+        logging.warning("called")
+        return x * self.gate(x)
+
+    return with_forward(forward)
+
+
+def writing() -> nn.Module:
+    def forward(self: Any, x: Tensor) -> Any:
+        with open("/dev/null", "a") as file:
+            file.write("called")
+        return x * self.gate(x)
+
+    return with_forward(forward)
+
+
+def saving() -> nn.Module:
+    def forward(self: Any, x: Tensor) -> Any:
+        torch.save(x.shape, "/dev/null")
+        return x * self.gate(x)
+
+    return with_forward(forward)
+
+
+def keeping_in_the_result() -> nn.Module:
+    def forward(self: Any, x: Tensor) -> Any:
+        y = x * self.gate(x)
+        y.last = x.shape
+        return y
+
+    return with_forward(forward)
+
+
+def keeping_in_a_global() -> nn.Module:
+    def forward(self: Any, x: Tensor) -> Any:
+        global LAST
+        LAST = x.shape
+        return x * self.gate(x)
+
+    return with_forward(forward)
+
+
+class Keeping(Block):
+    """It sets an attribute of its own: that is tried out."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.channels = x.shape[1]
+        return x * self.gate(x)
+
+
 def labelled() -> nn.Module:
     def forward(self: Any, x: Tensor) -> Any:
         with torch.profiler.record_function("se"):
@@ -111,7 +164,7 @@ LEFT: dict[str, tuple[Callable[[], nn.Module], str]] = {
         lambda: with_forward(
             lambda s, x: x if s.training and torch.rand(()) < 0.1 else x * s.gate(x)
         ),
-        "draws random numbers",
+        "differs in train mode",
     ),
     "stochastic, by Python": (
         lambda: with_forward(
@@ -123,7 +176,7 @@ LEFT: dict[str, tuple[Callable[[], nn.Module], str]] = {
         lambda: with_forward(
             lambda s, x: x if s.training and random.random() < 1 else x * s.gate(x)
         ),
-        "draws random numbers",
+        "differs in train mode",
     ),
     "a module's number": (
         lambda: with_forward(lambda s, x: x * s.gate(x) * SETTINGS.SCALE), "SETTINGS.SCALE",
@@ -173,6 +226,20 @@ LEFT: dict[str, tuple[Callable[[], nn.Module], str]] = {
         "something else for other maps",
     ),
     "a print": (printing, "calls print"),
+    "a log": (logging_it, "calls warning"),
+    "a file": (writing, "calls open"),
+    "a file of torch's": (saving, "calls save"),
+    "an attribute of the result": (keeping_in_the_result, "sets last"),
+    "a global that is set": (keeping_in_a_global, "sets LAST"),
+    "a mode without gradients": (
+        lambda: with_forward(
+            lambda s, x: x if s.training and not torch.is_grad_enabled() else x * s.gate(x)
+        ),
+        "the mode (is_grad_enabled)",
+    ),
+    "its place in a graph": (
+        lambda: with_forward(lambda s, x: x * s.gate(x) if x.is_leaf else x), "reads is_leaf",
+    ),
     "a label of the profiler": (labelled, "calls record_function"),
     "a pool in float32": (
         lambda: with_forward(lambda s, x: x * s.gate(x.float()).type_as(x)),
@@ -200,4 +267,10 @@ def test_left_and_named(name: str) -> None:
 
 def test_constants_are_no_reason() -> None:
     module = with_forward(lambda s, x: x * s.gate(x) if Mode.PLAIN is Mode.PLAIN else x)
+    assert accelerate(nn.Sequential(module)).changed
+
+
+def test_an_attribute_that_stays_the_same_is_no_reason() -> None:
+    module = Keeping()
+    module.channels = 16
     assert accelerate(nn.Sequential(module)).changed

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import chattn_cuda
-from chattn_cuda import accelerate, backends
+from chattn_cuda import accelerate, backends, restore
 from tests import peers
 
 timm = pytest.importorskip("timm", reason="timm is not installed")
@@ -171,3 +171,16 @@ def test_a_patch_inside_is_compiled(
             torch.testing.assert_close(compiled(X), plainly(original), rtol=1e-5, atol=1e-6)
         program = torch.export.export(module, (X,)).module()
         torch.testing.assert_close(program(X), plainly(original), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "make", [Gated, lambda: timm.layers.SEModule(C)], ids=["home-made", "timm"]
+)
+def test_a_forward_that_was_kept_runs_after_restore(make: Callable[[], Any]) -> None:
+    module = make()
+    expected = module(X)
+    forward = accelerate(module).model.forward
+    module.forward = lambda x: 2 * forward(x)
+    for _ in range(2):
+        torch.testing.assert_close(module(X), 2 * expected)
+        restore(module)

@@ -5,12 +5,15 @@ from __future__ import annotations
 import contextlib
 import copy
 import importlib
+import random
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy
 import pytest
 import torch
 from torch import Tensor, nn
@@ -19,7 +22,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from chattn_cuda import accelerate
-from chattn_cuda.convert import probe
+from chattn_cuda.convert import dataflow, probe
 from tests import peers
 
 C = 256  # small products would not be in 16 bits
@@ -163,10 +166,40 @@ def test_every_width_is_tried_out(what: str, wide_first: bool) -> None:
     assert len(report.left) == 2
 
 
+class Least(Mine):
+    """Looks at so many positions."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__(16)
+        self.most = most
+
+    def forward(self, x: Tensor) -> Tensor:
+        s = x.flatten(2)[..., : self.most].mean(2)[:, :, None, None]
+        return x * torch.sigmoid(self.two(torch.relu(self.one(s))))
+
+
+class Reduced(Mine):
+    """Knows its reduction, which follows from the sizes."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, 4)
+        self.reduction, self.groups = 4, 1
+
+    def forward(self, x: Tensor) -> Tensor:
+        s = x.mean((2, 3)).view(-1, self.channels * self.groups, 1, 1)
+        s = self.one(s).view(-1, self.channels // self.reduction, 1, 1)
+        return x * torch.sigmoid(self.two(torch.relu(s)))
+
+
+def test_other_whole_numbers_are_no_widths() -> None:
+    report = accelerate(nn.Sequential(Least(10**6), Least(64), Least(10**6)))
+    assert [e.name for e in report.changed] == ["0", "2"]
+
+
 @pytest.mark.parametrize(
     "build",
-    [Mine, lambda c: peers.SELayer(c, 16), lambda c: peers.MMSELayer(c, 16)],
-    ids=["dataflow", "structure", "conv modules"],
+    [Mine, Reduced, lambda c: peers.SELayer(c, 16), lambda c: peers.MMSELayer(c, 16)],
+    ids=["dataflow", "reduction", "linear", "conv modules"],
 )
 @pytest.mark.parametrize(
     "widths", [range(32, 992, 32), range(192, 2112, 64), [2048]], ids=["32-960", "192-2048", "2048"]
@@ -211,3 +244,59 @@ report = accelerate(model)
     found = importlib.import_module("importing_block")
     assert not found.report.changed
     assert "takes longer than 0.5 s" in found.report.left[0].note
+
+
+class Slow(peers.SELayer):
+    def forward(self, x: Tensor) -> Tensor:
+        time.sleep(0.01)
+        return super().forward(x)
+
+
+@pytest.mark.parametrize("what", ["accelerate", "deepcopy"])
+def test_threads_leave_the_default_type(what: str) -> None:
+    """The second starts within the first, and ends behind it."""
+    models = [type("Fresh", (Slow,), {})(C) for _ in range(2)]
+    act: Callable[[Any], Any] = accelerate
+    if what == "deepcopy":
+        for m in models:
+            accelerate(m)
+        probe._FOUND.clear(), dataflow._SEEN.clear()
+        act = copy.deepcopy
+    threads = [threading.Thread(target=act, args=(m,)) for m in models]
+    with _set(torch.set_default_dtype, torch.float64, torch.get_default_dtype()):
+        before = _state()
+        for thread in threads:
+            thread.start()
+            time.sleep(0.03)
+        for thread in threads:
+            thread.join()
+        assert _state() == before
+
+
+class Drawing(peers.SELayer):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * (1 + 0 * random.random() + 0 * numpy.random.random())
+
+
+def test_random_numbers_of_python_and_numpy_stay() -> None:
+    state, numpys = random.getstate(), numpy.random.get_state()
+    assert accelerate(Drawing(C)).left
+    assert random.getstate() == state
+    assert numpy.random.get_state()[1].tolist() == numpys[1].tolist()
+    assert numpy.random.get_state()[2] == numpys[2]
+
+
+class HoldsBlock(peers.SELayer):
+    """A copy of it, for a trial, makes copies of an accelerated block."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels)
+        self.inner = accelerate(Mine(channels)).model
+
+
+@pytest.mark.filterwarnings("ignore:an old function")
+def test_a_trial_within_a_trial_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = HoldsBlock(C)
+    probe._FOUND.clear(), dataflow._SEEN.clear()
+    monkeypatch.setattr(probe, "_LONGEST", 10)
+    assert "takes longer" not in str(accelerate(module))

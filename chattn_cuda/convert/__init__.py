@@ -5,7 +5,8 @@ front. Its parameters, buffers, hooks, state_dict keys and ``isinstance`` relati
 are.
 
 `adapter` says what an adapter is. Those of `chattn_cuda.peers` are found by their classes' names,
-`structural` and `efficientnet` by what a module consists of, `dataflow` by what a forward computes.
+the others by what a forward computes (`dataflow`); where that is more than SE or ECA (`structural`,
+`efficientnet`), by what a module consists of, which the recorded forward must confirm.
 """
 
 from __future__ import annotations

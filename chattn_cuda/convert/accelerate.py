@@ -23,13 +23,14 @@ def accelerate(model: nn.Module, backend: str = "auto", fuse: str = "block") -> 
 
     Known are the blocks of timm and torchvision (`chattn_cuda.peers.PEERS` lists the classes), and
     modules that are built like other libraries' (``SELayer``, ``ChannelSELayer``, ``SE``,
-    ``eca_layer``, ``MBConvBlock``, ...), whatever their names: those are accepted when a copy with
-    random weights gives, in float64, what the block's formula gives. Results, state_dict keys,
-    parameters, hooks, ``isinstance``, signatures, deepcopy and pickle stay as they were, and a
-    class that is patched runs as it is patched. Modules that are already accelerated get the new
-    ``backend``. Where this raises, the model is unchanged. Afterwards, a named backend that cannot
-    run where a map is raises ValueError when it is called; calls that its kernels do not cover run
-    as plain PyTorch, and `chattn_cuda.explain` says why.
+    ``eca_layer``, ``MBConvBlock``, ...), whatever their names: those are accepted when the forward
+    does what the block does on a small map, and nothing else, and a copy with random weights gives,
+    in float64, what the block's formula gives. Results, state_dict keys, parameters, hooks,
+    ``isinstance``, signatures, deepcopy and pickle stay as they were, and a class that is patched
+    runs as it is patched. Modules that are already accelerated get the new ``backend``. Where this
+    raises, the model is unchanged. Afterwards, a named backend that cannot run where a map is
+    raises ValueError when it is called; calls that its kernels do not cover run as plain PyTorch,
+    and `chattn_cuda.explain` says why.
 
     Args:
         model: Any module, also one of these blocks itself.
@@ -74,6 +75,8 @@ def accelerate(model: nn.Module, backend: str = "auto", fuse: str = "block") -> 
             continue
         known = isinstance(module, (FusedForward, torch.jit.ScriptModule))  # fused, or compiled
         if known and base is cls:
+            if (reason := classes.why_not_undone(cls)) is not None:
+                left.append(entry(f"{reason}: its backend stays"))
             continue
         key = None if id(module) in inside else _key_of(module, base)
         if key is None:
@@ -125,13 +128,15 @@ def restore(model: nn.Module) -> Report:
         TypeError: ``model`` is not a module.
     """
     _check(model)
-    changed = []
+    changed, left = [], []
     for name, module in model.named_modules():
         base = classes.base_of(type(module))
         if base is not type(module):
             _set(module, base, None)
             changed.append(Entry(name, base.__name__, "its own forward"))
-    return Report(model, "restored", tuple(changed), ())
+        elif (reason := classes.why_not_undone(base)) is not None:
+            left.append(Entry(name, base.__name__, f"{reason}: undo that first"))
+    return Report(model, "restored", tuple(changed), tuple(left))
 
 
 def _change(to_do: list[tuple[Any, Any]], backend: str) -> None:

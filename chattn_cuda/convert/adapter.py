@@ -23,6 +23,7 @@ class Adapter:
         fits: For modules known by structure: whether this is one.
         within: Where the class's own forward runs around the block, and may read anything: the
             submodules that the block consists of.
+        recorded: For structures: the kinds of events of the forward (`recording`), a pattern.
     """
 
     mixin: type[FusedForward]
@@ -30,6 +31,7 @@ class Adapter:
     parts: tuple[str, ...] = ()
     fits: Callable[[Any], bool] | None = None
     within: tuple[str, ...] = ()
+    recorded: str = ""
 
 
 ADAPTERS = {peer.path: Adapter(peer.mixin, peer.obstacle, peer.parts) for peer in PEERS}

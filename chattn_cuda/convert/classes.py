@@ -38,12 +38,21 @@ __all__ = [
     "origin_of",
     "replaced",
     "why_not_as",
+    "why_not_undone",
 ]
 
 
 def base_of(cls: Any) -> Any:
     """The class that an accelerated class was made from; any other class itself."""
     return cls.__dict__.get("_accelerated_from", cls)
+
+
+def why_not_undone(cls: Any) -> str | None:
+    """Why a module of ``cls`` is accelerated, but not by that class; None: it is not so."""
+    made = next((b.__name__ for b in cls.__mro__[1:] if "_accelerated_from" in b.__dict__), None)
+    if made is None or "_accelerated_from" in cls.__dict__:
+        return None
+    return f"its class was made from {made} since, as fully_shard and parametrizations do"
 
 
 def adapter_for(key: str) -> Adapter:
@@ -89,7 +98,8 @@ def why_not_as(module: Any, cls: Any) -> str | None:
     unknown = inside.unknown_source(module, base, adapter_for(key).within)
     if unknown is not None:
         return f"it is built like the block, but reads {unknown}, which may change"
-    return probe.difference(module, cls)
+    reason = probe.difference(module, cls)
+    return reason or dataflow.why_more(module, adapter_for(key).recorded)
 
 
 def _may_be_shared(cls: Any) -> bool:
@@ -197,10 +207,10 @@ def _operands(mixin: Any) -> Any:
 
 
 _FORWARD = """\
-def make(_fast, _base, {knowns}):
+def make(_mixin, _fast, _base, {knowns}):
     def forward(self, {parameters}):
         if not torch.jit.is_scripting():
-            if {unchanged}:
+            if isinstance(self, _mixin) and {unchanged}:
                 return _fast(self, {arguments})
             return _base.forward(self, {arguments})
         return self.eager_forward({arguments})
@@ -212,7 +222,7 @@ def _forward(cls: Any, mixin: Any, stands_for: tuple[Member, ...]) -> Any:
     """The forward, with the names of the parameters that the class has.
 
     TorchScript, torch.fx and torch.export read them from the source or the code, so it is made from
-    source, as dataclasses are.
+    source, as dataclasses are. Somebody may have kept it from before `restore`.
     """
     own = cls.forward
     if calls_more_than(cls, mixin) or any(type(member.value) is object for member in stands_for):
@@ -220,7 +230,8 @@ def _forward(cls: Any, mixin: Any, stands_for: tuple[Member, ...]) -> Any:
     parameters = list(inspect.signature(own).parameters.values())[1:]
     arguments = [p.name for p in parameters]
     count = sum(p.kind is p.POSITIONAL_ONLY for p in parameters)
-    tests, values = [], {"_fast": mixin._fused_or_eager, "_base": cls}
+    tests = []
+    values = {"_mixin": mixin, "_fast": mixin._fused_or_eager, "_base": cls}
     for i, (owner, name, known, code) in enumerate(stands_for):
         values |= {f"_owner{i}": owner, f"_known{i}": known, f"_code{i}": code}
         if owner is cls and name != "forward":  # somebody may set it on this class, or a module
@@ -230,7 +241,7 @@ def _forward(cls: Any, mixin: Any, stands_for: tuple[Member, ...]) -> Any:
         if code is not None:
             tests.append(f"_known{i}.__code__ is _code{i}")
     source = _FORWARD.format(
-        knowns=", ".join(list(values)[2:]),
+        knowns=", ".join(list(values)[3:]),
         parameters=", ".join([*arguments[:count], *["/"] * (count > 0), *arguments[count:]]),
         arguments=", ".join(arguments),
         unchanged=" and ".join(tests),
@@ -297,6 +308,9 @@ def _set_state(self: Any, state: Any) -> None:
     cls: Any = type(self)
     self.__class__ = base_of(cls)
     self.__setstate__(state)
-    cls = accelerated(base_of(cls), cls._accelerated_as, self)
+    key = cls._accelerated_as
+    if key.startswith(dataflow.PREFIX) and dataflow.key_of(self) != key:
+        return
+    cls = accelerated(base_of(cls), key, self)
     if why_not_as(self, cls) is None:
         self.__class__ = cls

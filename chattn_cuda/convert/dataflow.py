@@ -10,7 +10,8 @@ from __future__ import annotations
 import functools
 import re
 import weakref
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -26,15 +27,14 @@ from chattn_cuda.modules.own_forward import OwnForward
 from chattn_cuda.modules.squeeze_excite import SqueezeExciteForward, SqueezeExciteLayers
 from chattn_cuda.peers.eca import conv_obstacle
 
-__all__ = ["PREFIX", "NotTaken", "adapter", "key_of", "reads_nothing"]
+__all__ = ["PREFIX", "NotTaken", "adapter", "key_of", "reads_nothing", "why_more"]
 
 PREFIX = "as recorded: "
 _CHANGED = "its submodules or settings are others than when it was accelerated"
 
-_SEEN: weakref.WeakKeyDictionary[Any, dict[Any, str | NotTaken | None]] = (
-    weakref.WeakKeyDictionary()
-)
-"""What was seen, by class; there by configuration."""
+_Answer = TypeVar("_Answer")
+_SEEN: weakref.WeakKeyDictionary[Any, dict[Any, Any]] = weakref.WeakKeyDictionary()
+"""What was seen, by class; there by question and configuration."""
 
 
 def key_of(module: Any) -> str | NotTaken | None:
@@ -43,30 +43,53 @@ def key_of(module: Any) -> str | NotTaken | None:
         return None
     if probe.is_lazy(module):
         return NotTaken(probe.LAZY) if _is_called_like_one(module) else None
+    return _remembered(module, PREFIX, _key_of)
+
+
+def why_more(module: Any, pattern: str) -> str | None:
+    """Why a forward does more than the kinds of events that ``pattern`` has; None: it does not."""
+    if not pattern:
+        return None
+    return _remembered(module, pattern, functools.partial(_why_more, pattern))
+
+
+def _remembered(module: Any, question: str, answer: Callable[[Any], _Answer]) -> _Answer:
+    """``answer(module)``, once for all modules of a class that are configured alike."""
     seen, configuration = _SEEN.setdefault(type(module), {}), probe.configuration(module)
     if configuration is None:
-        return _key_of(module)
-    if configuration not in seen:
-        seen[configuration] = _key_of(module)
-    return seen[configuration]
+        return answer(module)
+    key = question, configuration
+    if key not in seen:
+        seen[key] = answer(module)
+    known: _Answer = seen[key]
+    return known
+
+
+def _why_more(pattern: str, module: Any) -> str | None:
+    for recording in record(module):
+        kinds = "-".join(kind for kind, _ in recording.events)
+        if re.fullmatch(pattern, kinds) is None:
+            return f"it is built like the block, but its forward is {kinds.replace('-', ', ')}"
+    return None
 
 
 def _key_of(module: Any) -> str | NotTaken | None:
     try:
-        recording = record(module)
+        recordings = record(module)
     except Exception as error:
         if _is_called_like_one(module):
-            return NotTaken(f"it is called like a block, but fails on a small map: {error}")
+            fails = "" if isinstance(error, probe.NoCopy) else "fails on a small map: "
+            return NotTaken(f"it is called like a block, but {fails}{error}")
         if "dtype" in str(error):  # it converts types, and is tried out in float64
             return NotTaken(f"it may be a block, but fails on a small map in float64: {error}")
         return None
-    recipe = match(module, recording)
+    recipe = match(module, recordings)
     return PREFIX + "\n".join(recipe) if isinstance(recipe, Recipe) else recipe
 
 
 def _is_called_like_one(module: Any) -> bool:
-    name = type(module).__name__
-    return re.search(r"squeeze|excit|^se([A-Z_]|$)|SE[A-Z]|SE$", name) is not None
+    names = " ".join(cls.__name__ for cls in type(module).__mro__)
+    return re.search(r"[Ss]queeze|[Ee]xcit|\bse([A-Z_]|\b)|SE([A-Z]|\b)", names) is not None
 
 
 def reads_nothing(module: Any, cls: Any) -> bool:
@@ -81,14 +104,15 @@ def adapter(key: str) -> Adapter:
     """The adapter of a key that `key_of` made."""
     recipe = Recipe(*key.removeprefix(PREFIX).split("\n"))
     base = _RecordedEca if recipe.is_eca else _RecordedSe
-    body = {"_recipe": recipe, "_reads": tuple(filter(None, recipe.reads.split(", ")))}
+    reads, other = tuple(filter(None, recipe.reads.split(", "))), recipe.rank != "4"
+    body = {"_recipe": recipe, "_reads": reads, "_any_rank": other, "_eager_any_rank": other}
     mixin: Any = type(base.__name__, (base,), body)
     return Adapter(mixin, mixin.obstacle_of)
 
 
 def _layers(recipe: Recipe, module: Any) -> SqueezeExciteLayers:
     nothing = SqueezeExciteLayers(None, None, "identity", None, "identity", changed=_CHANGED)
-    if tree_of(module, recipe.parts) != recipe.tree:
+    if tree_of(module, recipe.parts[1:]) != recipe.tree:
         return nothing
     if values_of(module, recipe.reads) != recipe.settings:
         return nothing
@@ -114,6 +138,10 @@ class _Recorded(OwnForward):
     """A block over the submodules that a recording has shown, in front of its forward."""
 
     _recipe: Any = None
+
+    @torch.jit.unused
+    def _axes(self) -> int:
+        return int(self._recipe.rank)
 
     @torch.jit.unused
     def fused_layers(self) -> SqueezeExciteLayers:

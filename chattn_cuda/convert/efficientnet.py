@@ -132,5 +132,6 @@ STRUCTURES: dict[str, Adapter] = {
         se_obstacle(_MBConvBlock),
         fits=_MBConvBlock.fits,
         within=("_se_reduce", "_swish", "_se_expand"),
+        recorded="(.*-)?conv-norm-act-pool-layer-act-layer-act-mul-conv-norm(-.*)?",
     ),
 }

@@ -12,7 +12,6 @@ from chattn_cuda.convert.reads import attributes_read, side_effect, unknown_sour
 from chattn_cuda.convert.recording import (
     CONTAINERS,
     DROPOUTS,
-    LAYERS,
     NEUTRAL,
     RESHAPES,
     Recording,
@@ -20,7 +19,7 @@ from chattn_cuda.convert.recording import (
 
 __all__ = ["NotTaken", "Recipe", "is_own_class", "match", "tree_of", "values_of"]
 
-#: What may be a mean over the positions; modules of a class of one's own may be, too.
+#: What may be a mean over the positions.
 _MEANS = re.compile(r"mean|sum|einsum|(adaptive_)?avg_pool\dd")
 _CHAIN = re.compile(r"pool(?:-layer(-norm)?(-act)?)?-layer(-act)?(?:(?:-add)?-mul(?:-add)?)?")
 _PREFIX = "it looks like the block, but "
@@ -46,6 +45,8 @@ class Recipe(NamedTuple):
     residual: str
     kind: str
     """"se" or "eca"."""
+    rank: str
+    """How many axes the map has."""
     reads: str
     """The module's attributes that the forward reads."""
     settings: str
@@ -64,8 +65,12 @@ class Recipe(NamedTuple):
         return self.kind == "eca"
 
 
-def match(module: Any, recording: Recording) -> Recipe | NotTaken | None:
-    """What the block is made of; why it is not taken; or None for what does not look like one."""
+def match(module: Any, recordings: list[Recording]) -> Recipe | NotTaken | None:
+    """What the block is made of; why it is not taken; or None for what does not look like one.
+
+    What it does in eval mode, and what it does in train mode, must be the same.
+    """
+    recording = recordings[0]
     events, returned = recording.events, recording.returned
     found: dict[str, list[str]] = {}
     for kind, name in events:
@@ -88,14 +93,16 @@ def match(module: Any, recording: Recording) -> Recipe | NotTaken | None:
         or _why_other_modules(module, {p for _, p in chain})
         or _why_unknown(module)
         or _why_returned(returned)
+        or (None if recordings[-1] == recording else "its forward differs in train mode")
     )
     if reason is not None or kinds is None:
         return NotTaken(f"{_PREFIX}{reason}", is_gate="mul" not in found)
     layers, acts, two = found["layer"], found.get("act", []), len(found["layer"]) == 2
     pool = found["pool"][0]
+    pooling: Any = type(at.get(pool))
     reads = ", ".join(_attributes(module))
     recipe = Recipe(
-        pool if type(at.get(pool)) is nn.AdaptiveAvgPool2d else "",
+        pool if pooling in probe.POOLS else "",
         layers[0] if two else "",
         found["norm"][0] if kinds[1] else "",
         acts[0] if two and kinds[2] else "=identity",
@@ -103,11 +110,12 @@ def match(module: Any, recording: Recording) -> Recipe | NotTaken | None:
         acts[-1] if kinds[3] else "=identity",
         "residual" if "add" in found else "",
         "eca" if isinstance(at[layers[-1]], nn.Conv1d) else "se",
+        str(2 + probe.POOLS.get(pooling, 2)),
         reads,
         values_of(module, reads),
         "",
     )
-    return recipe._replace(tree=tree_of(module, recipe.parts))
+    return recipe._replace(tree=tree_of(module, recipe.parts[1:]))
 
 
 def _may_gate(module: Any, name: str) -> bool:
@@ -130,7 +138,7 @@ def _why_other_weights(module: Any, found: dict[str, list[str]]) -> str | None:
     if own:
         return f"{' and '.join(own)} are parameters of its own: make nn.Linear layers of them"
     for name in layers:
-        if not isinstance(at[name], LAYERS):
+        if is_own_class(at[name]):
             return f"{name} is a {type(at[name]).__name__}, not an nn.Linear or 1x1 nn.Conv2d"
         if "weight" not in at[name]._parameters:
             return (
@@ -155,7 +163,8 @@ def _why_another_squeeze(at: dict[str, Any], found: dict[str, list[str]]) -> str
     if pool is None and not _MEANS.fullmatch(name):
         return f"squeezes with {name}, not the mean"
     if type(pool) in (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool3d):
-        return "is not for maps (N, C, H, W)"
+        eca = isinstance(at[layers[-1]], nn.Conv1d)
+        return "is not for maps (N, C, H, W)" if eca else None
     if pool is None or type(pool) is nn.AdaptiveAvgPool2d or is_own_class(pool):
         return None
     if type(pool) is nn.AvgPool2d:
@@ -212,11 +221,11 @@ def _why_unknown(module: Any) -> str | None:
     for path, m in module.named_modules():
         if path and not is_own_class(m):
             continue
-        unknown = unknown_source(m, type(m))
+        unknown = unknown_source(m, type(m), inner=path != "")
         if unknown is not None:
             return f"its forward reads {unknown}"
         if (effect := side_effect(type(m))) is not None:
-            return f"its forward calls {effect}, which others see"
+            return f"its forward {effect}, which others see"
     for name in _attributes(module):
         if _may_change(module, name):
             return f"its forward reads {name}"

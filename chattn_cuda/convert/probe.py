@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import copy
 import functools
 import math
 import random
-import re
 import sys
+import threading
 import types
 import warnings
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent import futures
 from typing import Any, TypeVar
 
@@ -24,7 +25,9 @@ from torch.overrides import TorchFunctionMode
 from chattn_cuda import methods
 
 __all__ = [
+    "LARGER",
     "LAZY",
+    "NoCopy",
     "POOLS",
     "as_key",
     "configuration",
@@ -38,7 +41,7 @@ __all__ = [
 _Result = TypeVar("_Result")
 
 _SIZES = {1: ((6,), (13,)), 2: ((3, 2), (1, 11)), 3: ((3, 2, 2), (1, 9, 10))}
-_LARGER = ((9, 7), (5, 12))  # for a block with convolutions
+LARGER = ((9, 7), (5, 12))  # for a block with convolutions
 # Samples, and a plane: more of both than in the other trials, a single sample, a single position.
 _POSITION = (1, 1)
 _ELSEWHERE = (9, (33, 34)), (1, (8, 9)), (2, _POSITION)
@@ -50,12 +53,19 @@ _LONGEST = 60  # seconds of a trial
 POOLS = {nn.AdaptiveAvgPool1d: 1, nn.AdaptiveAvgPool2d: 2, nn.AdaptiveAvgPool3d: 3}
 
 _FOUND: weakref.WeakKeyDictionary[Any, dict[Any, str | None]] = weakref.WeakKeyDictionary()
-"""What was found out, by class; there by adapter and configuration, with sizes and without."""
+"""What was found out, by class; there by adapter and configuration, and by that without sizes."""
+
+_ONE_AT_A_TIME = threading.Lock()
+_here = threading.local()
 
 _PERIOD = 4093  # a prime: rows of any usual length differ
 
 
 LAZY = "its parameters get their sizes in the first call: accelerate after it"
+
+
+class NoCopy(Exception):
+    """A module cannot be copied."""
 
 
 def is_lazy(module: Any) -> bool:
@@ -75,11 +85,12 @@ def difference(module: Any, accelerated: Any) -> str | None:
     """
     if is_lazy(module):
         return LAZY
-    key = configuration(module)
-    if key is None:
+    configured = configuration(module)
+    if configured is None:
         return _tried(module, accelerated, brief=False)
-    key = accelerated._accelerated_as, key
-    found, alike = _FOUND.setdefault(accelerated._accelerated_from, {}), _without_sizes(key)
+    key = accelerated._accelerated_as, configured
+    found = _FOUND.setdefault(accelerated._accelerated_from, {})
+    alike = "alike", _without_sizes(configured, _sizes_of(module))
     if key not in found:
         brief = alike in found
         found[key] = _tried(module, accelerated, brief)
@@ -92,30 +103,35 @@ def undisturbed(function: Callable[..., _Result]) -> Callable[..., _Result]:
     """Let ``function`` run as in a new process, whatever modes it is called in.
 
     A thread of its own has none of its caller's: autocast, gradients, default device, modes for
-    functions and dispatch. It computes on one thread, which is faster for small maps.
+    functions and dispatch. It computes on one thread, which is faster for small maps. What it sets
+    for all threads it sets back; so there is but one at a time, and those that it calls itself.
     """
 
     @functools.wraps(function)
     def alone(*arguments: Any, **options: Any) -> _Result:
-        thread = futures.ThreadPoolExecutor(1)
-        try:
-            return thread.submit(_run_as_usual, function, arguments, options).result(_LONGEST)
-        except (
-            futures.TimeoutError
-        ):  # a forward that imports what its caller is importing waits for ever
-            raise TimeoutError(f"it takes longer than {_LONGEST} s") from None
-        finally:
-            thread.shutdown(wait=False)
+        nested = getattr(_here, "undisturbed", False)
+        with contextlib.nullcontext() if nested else _ONE_AT_A_TIME:
+            thread = futures.ThreadPoolExecutor(1)
+            try:
+                return thread.submit(_run_as_usual, function, arguments, options).result(_LONGEST)
+            except (
+                futures.TimeoutError
+            ):  # a forward that imports what its caller is importing waits for ever
+                raise TimeoutError(f"it takes longer than {_LONGEST} s") from None
+            finally:
+                thread.shutdown(wait=False)
 
     return alone
 
 
 def _run_as_usual(function: Any, arguments: Any, options: Any) -> Any:
     """Without what is set for all threads: default type, warnings, float32 in 16 bits."""
+    _here.undisturbed = True
     threads, dtype = torch.get_num_threads(), torch.get_default_dtype()
     with (
         warnings.catch_warnings(),
         torch.random.fork_rng(devices=[]),
+        _other_random_numbers_kept(),
         torch.autograd.set_detect_anomaly(False),
     ):
         warnings.simplefilter("ignore")
@@ -128,6 +144,19 @@ def _run_as_usual(function: Any, arguments: Any, options: Any) -> Any:
             finally:
                 torch.set_default_dtype(dtype)
                 torch.set_num_threads(threads)
+
+
+@contextlib.contextmanager
+def _other_random_numbers_kept() -> Iterator[None]:
+    """Those of Python and NumPy."""
+    numpy, state = sys.modules.get("numpy"), random.getstate()
+    numpys = None if numpy is None else numpy.random.get_state()
+    try:
+        yield
+    finally:
+        random.setstate(state)
+        if numpy is not None:
+            numpy.random.set_state(numpys)
 
 
 def _tried(module: Any, accelerated: Any, brief: bool) -> str | None:
@@ -144,8 +173,8 @@ def _try_out(module: Any, accelerated: Any, brief: bool) -> str | None:
         fused = copy.deepcopy(plain)
         fused.__class__ = accelerated
         fused.backend = "reference"
-    except Exception as error:
-        return f"it is built like the block, but no copy can be made to try it out: {error}"
+    except NoCopy as error:
+        return f"it is built like the block, but {error}"
     try:
         return _difference(plain, fused, brief)
     except Exception as error:
@@ -158,7 +187,7 @@ def _difference(plain: Any, fused: Any, brief: bool) -> str | None:
         channels = fused.fused_layers().second.weight.shape[0]
     planes, count = sizes(plain), 1 if brief else len(_SCALES)
     if hasattr(fused, "probe_channels"):  # the input has others than the gate
-        channels, planes = fused.probe_channels(), planes if brief else _LARGER
+        channels, planes = fused.probe_channels(), planes if brief else LARGER
     before = _attributes(plain)
     for training in (False, True):
         plain.train(training), fused.train(training)
@@ -195,7 +224,7 @@ def _differs_elsewhere(
     for samples, plane in _ELSEWHERE if channels <= _WIDE else _ELSEWHERE_WIDE:
         size = plane if rank == 2 else planes[0]
         if plane == _POSITION:
-            if _LARGER[0] in planes:  # convolutions may need more
+            if LARGER[0] in planes:  # convolutions may need more
                 continue
             size = (1,) * rank
         x = _randn(samples, channels, *size).float()
@@ -285,11 +314,19 @@ def classes_inside(module: Any) -> list[Any]:
     return [c for c in dict.fromkeys(map(type, module.modules())) if not methods.is_fixed(c)]
 
 
-def _without_sizes(key: Any) -> Any:
-    """A key without its whole numbers, those in strings included: the same for other widths."""
+def _sizes_of(module: Any) -> set[int]:
+    """Of its parameters, and their ratios, as a reduction is."""
+    found = {size for p in module.parameters() for size in p.shape}
+    return found | {a // b for a in found for b in found if b > 1 and a % b == 0}
+
+
+def _without_sizes(key: Any, sizes: set[int]) -> Any:
+    """A configuration without the whole numbers that are sizes: the same for other widths."""
     if isinstance(key, tuple):
-        return "a size" if key[:1] == (int,) else tuple(map(_without_sizes, key))
-    return re.sub(r"\d+", "", key) if isinstance(key, str) else key
+        if key[:1] == (int,):
+            return "a size" if key[1] in sizes else key
+        return tuple(_without_sizes(part, sizes) for part in key)
+    return key
 
 
 def as_key(value: Any) -> Any:
@@ -326,7 +363,10 @@ def plain_copy(module: Any, numbers: Callable[[Any], Tensor] = _numbers) -> Any:
     for b in module.buffers():  # statistics, that is: 0.5 to 1.5 is good for means and variances
         values = torch.rand(b.shape, dtype=torch.float64) + 0.5
         memo[id(b)] = values if b.is_floating_point() else torch.zeros(b.shape, dtype=b.dtype)
-    return copy.deepcopy(module, memo)
+    try:
+        return copy.deepcopy(module, memo)
+    except Exception as error:
+        raise NoCopy(f"no copy can be made to try it out: {error}") from error
 
 
 def sizes(module: Any) -> tuple[tuple[int, ...], ...]:

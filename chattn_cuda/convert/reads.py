@@ -33,10 +33,15 @@ _MOST = 16  # of them, one in another
 _MODES = frozenset(
     """
     is_autocast_enabled is_autocast_cpu_enabled get_autocast_dtype is_inference_mode_enabled
-    is_inference
+    is_inference is_grad_enabled
     """.split()
 )
-_EFFECTS = frozenset(("print", "record_function"))
+_EFFECTS = frozenset(
+    """
+    print record_function open write writelines write_text write_bytes save savez dump setattr
+    delattr exec debug info warning error exception critical add_scalar add_histogram add_image put
+    """.split()
+)
 
 
 def attributes_read(module: Any, cls: Any) -> set[str]:
@@ -53,15 +58,16 @@ def attributes_read(module: Any, cls: Any) -> set[str]:
     return found
 
 
-def unknown_source(module: Any, cls: Any) -> str | None:
+def unknown_source(module: Any, cls: Any, inner: bool = False) -> str | None:
     """What the forward of ``cls`` reads that is in no module: of the class, computed, or global.
 
-    Numbers there may change without a trace in ``module``. None: there is nothing such.
+    Numbers there may change without a trace in ``module``. None: there is nothing such. Those of
+    the class of an ``inner`` module are looked at in every call.
     """
     for n in names_in(cls):
         if "__class__" in n.named or "type" in n.globals:
             return "its own class"
-        for name in ("requires_grad", "__dict__"):
+        for name in ("requires_grad", "grad_fn", "is_leaf", "__dict__"):
             if name in n.named:
                 return name
         for name in sorted(_MODES & n.named):
@@ -73,6 +79,8 @@ def unknown_source(module: Any, cls: Any) -> str | None:
             continue
         value = next((b.__dict__[name] for b in bases_with(cls, name)), _MISSING)
         if value is _MISSING or isinstance(value, (types.FunctionType, staticmethod)):
+            continue
+        if inner and is_plain(value):
             continue
         return f"the {'property' if isinstance(value, property) else 'class attribute'} {name}"
     own = (module.__dict__.get(name) for name in attributes_read(module, cls))
@@ -86,8 +94,10 @@ def unknown_source(module: Any, cls: Any) -> str | None:
 def side_effect(cls: Any) -> str | None:
     """What the forward of ``cls`` does that others see, beside its result; None: nothing."""
     for n in names_in(cls):
-        for name in sorted(_EFFECTS & (n.named | n.globals)):
-            return name
+        for name in sorted(_EFFECTS & n.named):
+            return f"calls {name}"
+        for name in sorted(n.stored):
+            return f"sets {name}"
     return None
 
 

@@ -17,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 
 from chattn_cuda import activations
 from chattn_cuda.convert import probe
+from chattn_cuda.methods import is_fixed, names_in
 
 __all__ = [
     "CONTAINERS",
@@ -73,6 +74,11 @@ _REARRANGING = frozenset(
     clone to type type_as float double __getitem__
     """.split()
 )
+#: What modules of one's own do that are an activation: mmcv's HSigmoid, Swish.
+_COMPOSED = {
+    (("number", "adds 3"), ("number", "divides by 6"), ("other", "clamp")): "=hard_sigmoid",
+    (("act", "=sigmoid"), ("other", "mul")): "=silu",
+}
 
 
 class Recording(NamedTuple):
@@ -92,27 +98,34 @@ class Recording(NamedTuple):
 
 
 @probe.undisturbed
-def record(module: Any) -> Recording:
-    """Run the forward, of a copy, on a small map.
+def record(module: Any) -> list[Recording]:
+    """Run the forward, of a copy, on a small map: in eval mode, and in train mode if it asks.
 
     Raises:
         Exception: It fails there.
     """
+    named = (n for cls in probe.classes_inside(module) for n in names_in(cls))
+    modes = (False, True) if any("training" in n.named | n.quoted for n in named) else (False,)
     with torch.no_grad():
-        copy = probe.plain_copy(module, _numbers).eval()
+        copy = probe.plain_copy(module, _numbers)
         first: Exception | None = None  # of the map that is most usual
         for axes, shape in _shapes(copy):
-            x = torch.randn(2, *shape, dtype=torch.float64)
-            recorder = _Recorder(copy, x, axes.index("C"))
             try:
-                with recorder:
-                    y = copy(x)
-                return Recording(recorder.events, recorder.returned(y), axes)
+                return [_record(copy.train(mode), axes, shape) for mode in modes]
             except Exception as failed:
                 first = first or failed
-            finally:
-                recorder.remove()
     raise first or ValueError("it has no layer")
+
+
+def _record(module: Any, axes: str, shape: tuple[int, ...]) -> Recording:
+    x = torch.randn(2, *shape, dtype=torch.float64)
+    recorder = _Recorder(module, x, axes.index("C"))
+    try:
+        with recorder:
+            y = module(x)
+    finally:
+        recorder.remove()
+    return Recording(recorder.events, recorder.returned(y), axes)
 
 
 def features(layer: Any) -> tuple[int, int]:
@@ -136,6 +149,8 @@ def _shapes(module: Any) -> Iterator[tuple[str, tuple[int, ...]]]:
         counts = [features(layers[0])[0], features(layers[-1])[1]]
     windows = [m.kernel_size for m in module.modules() if isinstance(m, nn.AvgPool2d)]
     plane = nn.modules.utils._pair(windows[0]) if windows else probe.sizes(module)[0]
+    if not windows and any(isinstance(m, nn.Conv2d) and max(m.kernel_size) > 1 for m in layers):
+        plane = probe.LARGER[0]
     for count in dict.fromkeys(counts):
         channels = 16 if count == 1 else count  # of a convolution over channels, any
         yield "NCHW", (channels, *plane)
@@ -156,11 +171,16 @@ class _Recorder(TorchFunctionMode):
         self.kept = [x]  # so that no other tensor gets its id
         self.owners: dict[int, str] = {}
         self.handles = []
+        self.starts: list[int] = []  # of the events in modules of one's own
         for path, m in module.named_modules():
             self.owners |= {id(p): path or f"={name}" for name, p in m._parameters.items()}
-            if path and _counts_as_one(m):
-                self.handles.append(m.register_forward_pre_hook(self.enter))
-                self.handles.append(m.register_forward_hook(functools.partial(self.leave, path)))
+            enter, leave = self.enter, self.leave
+            if not path or not _counts_as_one(m):
+                if not path or m._modules or m._parameters or isinstance(m, CONTAINERS):
+                    continue
+                enter, leave = self.enter_own, self.leave_own
+            self.handles.append(m.register_forward_pre_hook(enter))
+            self.handles.append(m.register_forward_hook(functools.partial(leave, path)))
 
     def remove(self) -> None:
         """Take the hooks away."""
@@ -187,6 +207,18 @@ class _Recorder(TorchFunctionMode):
             self._together("", given, states, made)
         elif not self._squeeze(given[0], made, state, path):
             self._keep(made, state, "act", path)
+
+    def enter_own(self, module: Any, inputs: Any) -> None:
+        self.starts.append(len(self.events))
+
+    def leave_own(self, path: str, module: Any, inputs: Any, output: Any) -> None:
+        """Of an activation, of which the kernels may know the name, make one event."""
+        start = self.starts.pop()
+        known = _COMPOSED.get(tuple(self.events[start:]))
+        if known is None and self._states(list(_tensors(inputs))) == [_GATE]:
+            known = path if len(self.events) > start + 1 else None
+        if known is not None:
+            self.events[start:] = [("act", known)]
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -306,7 +338,9 @@ class _Recorder(TorchFunctionMode):
 
 
 def _counts_as_one(module: Any) -> bool:
-    """Whether its call is one event, whatever it calls itself."""
+    """Whether its call is one event: a layer of torch's, or an activation that is known."""
+    if not is_fixed(type(module)):
+        return activations.resolve(module) is not None
     if isinstance(module, (*LAYERS, *NORMS, nn.PReLU)):
         return True
     return not (module._modules or module._parameters or isinstance(module, CONTAINERS))

@@ -52,7 +52,7 @@ class Report:
         for title, attribute in groups:
             lines += self._lines(title, attribute)
         lines += [f"  note: {note}" for note in self.notes]
-        if self.left:
+        if self.left and self.action == "accelerated":
             lines.append("  how to port what was left: docs/porting.md")
         if self.action == "accelerated" and (self.changed or self.again):
             lines.append(

@@ -72,14 +72,11 @@ mode: output, gradients and running statistics agree in float64 to 1e-9.
 
 Blocks that `accelerate` knows by class: {classes}.
 
-Blocks that it knows by what they consist of, whatever the class is called. A copy with random
-weights must give the block's formula in float64, or the module is left alone:
+Two kinds of blocks it knows by what they consist of, whatever the class is called, where the
+forward does that on a small map, and a copy with random weights gives the formula in float64:
 
 | submodules | as in |
 |---|---|
-| `avg_pool`, `fc` (Linear, act, Linear, gate) | moskomule `SELayer`, MONAI `ChannelSELayer` |
-| `avg_pool`, `f_ex` (Conv2d, act, Conv2d, gate) | pycls `SE` |
-| `global_avgpool`, `conv1`, `conv2` (each conv, activate) | mmpretrain, mmdet `SELayer` |
 | `cSE` (pool, Conv2d, act, Conv2d, gate), `sSE` | `SCSEModule` of smp; `sSE` runs as it is |
 | `_depthwise_conv`, `_se_reduce`, `_se_expand`, ... | `MBConvBlock` of lukemelas and smp |
 
@@ -87,7 +84,8 @@ Any other SE or ECA block it knows by what the forward does on a small map, what
 functions: a global mean (a pooling module, also one of a class of your own; `mean`, a `sum` over
 the size, `einsum`, ...), one or two layers (Linear or 1x1 convolution, with a batch norm between or
 none) or a convolution over the channels, a gate, a product, and perhaps a residual (`x + x * s`).
-It leaves those that do anything else, and tries the others out: in float64 on small maps, forward
+It looks into modules of other classes than torch's, leaves what does anything else, in eval or in
+train mode, and tries the others out: in float64 on small maps, forward
 and backward, in both modes; in float32 under `no_grad` on 9 samples of 33x34, on one of 8x9 in
 channels_last (with more than 256 channels, on 9 of 8x9 and on one of 33x34) and on two of 1x1.
 Blocks of one class that differ in widths alone share these, and each width runs in float64 on one
@@ -101,11 +99,13 @@ files that are not installed, with their code; the class, methods and attributes
 is not torch's. Other libraries' functions and torch's layers are taken to stay as they are.
 Forwards are left that read a buffer, a list or the class of the module, a global object or an
 attribute of a global module, class or function, a variable of the function around them, a default
-that may change, numbers or strides of the map, whether autocast or inference mode is on, or random
-numbers, and those that print, or name a part of a profile. Maps of another rank, of other
+that may change, numbers or strides of the map, whether autocast, gradients or inference mode are
+on, or random numbers, and those that print, log, write or save something, name a part of a profile,
+or set a global or an attribute of anything. Maps of another rank, of other
 channels or types than the operators take go to the module's own forward. So it knows the
-`SEModule` of pretrained-models and segmentation_models_pytorch, MobileOne's `SEBlock`, BangguWu's
-`eca_layer`, and those with a `squeeze` and an `excitation`.
+`SELayer` of moskomule, mmpretrain and mmdet, MONAI's `ChannelSELayer` and `ResidualSELayer`, the
+`SE` of pycls, the `SEModule` of pretrained-models and segmentation_models_pytorch, MobileOne's
+`SEBlock`, BangguWu's `eca_layer`, and those with a `squeeze` and an `excitation`.
 
 Left alone, and named in the report with what to do:
 

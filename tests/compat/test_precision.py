@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-pytest.importorskip("timm", reason="timm is not installed")
+timm = pytest.importorskip("timm", reason="timm is not installed")
 pytest.importorskip("torchvision", reason="torchvision is not installed")
 
+from chattn_cuda import accelerate  # noqa: E402
 from tests.compat.features import feature  # noqa: E402
 from tests.compat.models import assert_same, images, pair, step  # noqa: E402
 
@@ -126,3 +129,18 @@ def test_channels_last() -> None:
     fast, plain = (m.to(memory_format=torch.channels_last) for m in (fast, plain))
     assert_same(step(fast, x), step(plain, x))
     assert formats and all(formats)
+
+
+@feature(
+    SECTION, "maps whose axes are permuted, as by `x.transpose(2, 3)`", "yes",
+    "the results of SE, ECA and GRN are NCHW (contiguous), where those of eager PyTorch keep the "
+    "permuted strides",
+)  # fmt: skip
+def test_permuted_maps() -> None:
+    x = torch.randn(2, 16, 6, 4).transpose(2, 3)
+    grn = functools.partial(timm.layers.grn.GlobalResponseNorm, channels_last=False)
+    for make in (timm.layers.SEModule, timm.layers.EcaModule, grn):
+        plain = make(16)
+        fast = accelerate(copy.deepcopy(plain)).model
+        assert_same(fast(x), plain(x))
+        assert fast(x).is_contiguous() and plain(x).stride() == x.stride()

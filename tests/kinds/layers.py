@@ -269,6 +269,16 @@ class PooledEca(nn.Module):
         return x * self.act(y).expand_as(x) + x
 
 
+@named("is not for maps (N, C, H, W)")
+class EcaOfSequences(PooledEca):
+    def __init__(self) -> None:
+        super().__init__()
+        self.gap = nn.AdaptiveAvgPool1d(1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.act(self.c(self.gap(x).transpose(1, 2)).transpose(1, 2))
+
+
 @named("computes something else")
 class BackwardsEca(OwnEca):
     """Which a single channel would not show."""

@@ -107,7 +107,7 @@ NAMED += [
     (_pooled_by(ScaledPool), "computes something else"),
     (_pooled_by(lambda: nn.AdaptiveMaxPool2d(1)), "squeezes with AdaptiveMaxPool2d, not the mean"),
     (_pooled_by(lambda: nn.AvgPool2d(7)), "make it nn.AdaptiveAvgPool2d(1)"),
-    (_pooled_by(lambda: SelectAdaptivePool2d(pool_type="avgmax")), "computes something else"),
+    (_pooled_by(lambda: SelectAdaptivePool2d(pool_type="avgmax")), "excites more than once"),
 ]
 
 
