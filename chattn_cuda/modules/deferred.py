@@ -3,8 +3,8 @@
 A block's own forward runs with a `views.View` in the place of ``self``. Its batch norms give
 `Deferred` maps, which remember what the block does to them: an activation, an attention block,
 stochastic depth, an addition, an activation. Whoever needs the values gets them by the fused
-operators where those know all of it, else from the layers, one after the other. What a block does to
-such a map it does to it for good: the blocks that are known go on with the result alone.
+operators where those know all of it, else from the layers, one after the other. What a block does
+to such a map it does for good: the blocks that are known go on with the result alone.
 """
 
 from __future__ import annotations
