@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from chattn_cuda import activations, validation
 from chattn_cuda.activations import ActivationSpec
 from chattn_cuda.modules.efficient_channel_attention import EfficientChannelAttentionNS
-from chattn_cuda.modules.fused import Call, FusedForward, Operands, gate_of
+from chattn_cuda.modules.fused import Call, FusedForward, Operands
+from chattn_cuda.modules.layers import gate_of
 from chattn_cuda.modules.squeeze_excite import SqueezeExciteForward, SqueezeExciteLayers
 
 __all__ = ["SEGC", "SEVar1", "SEVar2", "SEVar3"]

@@ -12,15 +12,8 @@ from torch import Tensor, nn
 
 from chattn_cuda import activations, functional, validation
 from chattn_cuda.activations import ActivationSpec
-from chattn_cuda.modules.fused import (
-    Call,
-    FusedForward,
-    Operands,
-    child,
-    gate_of,
-    parameter,
-    submodule_obstacle,
-)
+from chattn_cuda.modules.fused import Call, FusedForward, Operands
+from chattn_cuda.modules.layers import child, gate_of, parameter, submodule_obstacle
 from chattn_cuda.modules.make_divisible import reduced_channels
 
 __all__ = [

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from chattn_cuda import validation
 from chattn_cuda.functional import Decision
 from chattn_cuda.functional.grn import check_eps, check_global_response_norm
-from chattn_cuda.modules.fused import Call, FusedForward, Operands, parameter
+from chattn_cuda.modules.fused import Call, FusedForward, Operands
+from chattn_cuda.modules.layers import parameter
 
 __all__ = ["GlobalResponseNorm", "GlobalResponseNormForward", "eps_obstacle"]
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from chattn_cuda import activations, ops, reference
 from chattn_cuda.hooks import are_as_their_classes
-from chattn_cuda.modules.fused import are_pointwise, children, pointwise_obstacle, tensors_at
+from chattn_cuda.modules.layers import are_pointwise, children, pointwise_obstacle, tensors_at
 
 __all__ = ["NetworkForm", "inner_network", "network_form"]
 

@@ -13,8 +13,9 @@ from chattn_cuda.activations import ActivationSpec
 from chattn_cuda.hooks import are_as_their_classes, class_of, own_behaviour
 from chattn_cuda.modules import memory
 from chattn_cuda.modules.batch_norm import as_prologue
-from chattn_cuda.modules.fused import FusedForward, children
+from chattn_cuda.modules.fused import FusedForward
 from chattn_cuda.modules.inner_network import inner_network, network_form
+from chattn_cuda.modules.layers import children
 
 __all__ = [
     "SelectiveKernelAttn",

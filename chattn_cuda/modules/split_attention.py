@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from chattn_cuda import activations, backends, functional, ops, validation
 from chattn_cuda.activations import ActivationSpec
 from chattn_cuda.hooks import are_as_their_classes, own_behaviour
-from chattn_cuda.modules.fused import FusedForward, child, children
+from chattn_cuda.modules.fused import FusedForward
 from chattn_cuda.modules.inner_network import inner_network
+from chattn_cuda.modules.layers import child, children
 from chattn_cuda.modules.make_divisible import check_ratio
 from chattn_cuda.modules.selective_kernel import before_norm, decide, fuse
 

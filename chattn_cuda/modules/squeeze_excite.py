@@ -12,10 +12,8 @@ from chattn_cuda import activations, functional, validation
 from chattn_cuda.activations import ActivationSpec
 from chattn_cuda.hooks import own_behaviour
 from chattn_cuda.modules.batch_norm import BATCH_NORMS
-from chattn_cuda.modules.fused import (
-    Call,
-    FusedForward,
-    Operands,
+from chattn_cuda.modules.fused import Call, FusedForward, Operands
+from chattn_cuda.modules.layers import (
     child,
     is_global_average_pool,
     parameter,

@@ -10,7 +10,7 @@ from chattn_cuda.modules.efficient_channel_attention import (
     CircularEfficientChannelAttentionForward,
     EfficientChannelAttentionForward,
 )
-from chattn_cuda.modules.fused import gate_of, submodule_obstacle
+from chattn_cuda.modules.layers import gate_of, submodule_obstacle
 from chattn_cuda.peers.peer import Measured, Peer
 
 __all__ = ["PEERS", "conv_obstacle"]
