@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from chattn_cuda import activations, backends, functional, reference
-from chattn_cuda.modules.fused import FusedForward, tensors_at
+from chattn_cuda.modules.fused import FusedForward
+from chattn_cuda.modules.layers import tensors_at
 from chattn_cuda.ops.tail import Gate, Norm, Tail, apply_tail
 
 __all__ = ["Deferred", "Drop", "is_attention", "values"]
