@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from chattn_cuda import activations, ops, reference
 from chattn_cuda.hooks import are_as_their_classes, class_of
+from chattn_cuda.ops.sk.prologue import RELU
 
 __all__ = ["BATCH_NORMS", "as_prologue", "fold_batch_norm"]
 
@@ -17,7 +18,7 @@ __all__ = ["BATCH_NORMS", "as_prologue", "fold_batch_norm"]
 BATCH_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
 _WITH_ACTIVATION = ("timm.layers.norm_act", "BatchNormAct2d")  # calls its submodules drop and act
 _DROPOUTS = (nn.Dropout, nn.Dropout2d)
-_IDENTITY, _RELU = ((activations.ACTIVATIONS[n].code, 0.0) for n in ("identity", "relu"))
+_IDENTITY = activations.ACTIVATIONS["identity"].code, 0.0
 
 
 def fold_batch_norm(
@@ -86,7 +87,7 @@ def as_prologue(stages: Sequence[Sequence[Any]], slices: int = 1) -> ops.Prologu
             known = found[0].code, found[1]
             if act == _IDENTITY:
                 act = known
-            elif known != _IDENTITY and (act != _RELU or known != _RELU):
+            elif known != _IDENTITY and (act != RELU or known != RELU):
                 return None
         acts.append(act)
         norms.append((own["weight"], own["bias"], mean, var, norm.eps))
