@@ -127,6 +127,14 @@ def _assert_same(ours: nn.Module, theirs: nn.Module, x: Tensor) -> None:
     torch.testing.assert_close(_step(ours, x), _step(theirs, x), rtol=1e-7, atol=1e-7)
 
 
+@pytest.fixture(autouse=True)
+def sizes(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
+    """The rule's, by which no map is too small but where a test says so."""
+    rule = deferred.SMALLEST
+    monkeypatch.setattr(deferred, "SMALLEST", {})
+    return rule
+
+
 @pytest.fixture
 def fused_calls(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """The tails that ran fused, in their order."""
@@ -153,6 +161,23 @@ def test_same_numbers_in_both_modes(name: str, channels_last: bool, fused_calls:
         _assert_same(fused, module, x)
     norms = sum(isinstance(m, nn.BatchNorm2d) for m in module.modules())
     assert len(fused_calls) == 3 * norms  # each of them, in every step
+
+
+def test_small_maps_go_to_the_layers(
+    sizes: dict[str, int], fused_calls: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the size of the block's input, then of each tail's; a named backend insists."""
+    _, fused = _pair("bottleneck-se")
+    x = _maps()  # 32,256 bytes; a quarter of it inside
+    for smallest, tails in ((32_256, 1), (8_064, 3), (300_000, 0)):
+        monkeypatch.setattr(deferred, "SMALLEST", sizes | {"cpu": smallest})
+        fused_calls.clear()
+        fused(x)
+        assert len(fused_calls) == tails
+    assert "small" in str(chattn_cuda.explain(fused, x))
+    chattn_cuda.accelerate(fused, fuse="tail", backend="cpu")
+    fused(x)
+    assert len(fused_calls) == 3
 
 
 def test_a_bottleneck_is_three_tails(fused_calls: list[Any]) -> None:

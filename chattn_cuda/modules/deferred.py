@@ -16,15 +16,32 @@ import torch
 from torch import Tensor, nn
 
 from chattn_cuda import activations, backends, functional, reference
-from chattn_cuda.modules.fused import FusedForward
+from chattn_cuda.functional import checked
+from chattn_cuda.modules import memory
+from chattn_cuda.modules.fused import Call
 from chattn_cuda.modules.layers import tensors_at
 from chattn_cuda.ops.tail import Gate, Norm, Tail, apply_tail
 
-__all__ = ["Deferred", "Drop", "is_attention", "values"]
+__all__ = ["SMALLEST", "Deferred", "Drop", "is_small", "values"]
+
+SMALLEST = {"cpu": 4 << 20, "cuda": 64 << 20}
+"""Bytes of the smallest map, by device type, that a tail reads for `backend="auto"`.
+
+What lies in a processor's caches is read again for nothing; and a GPU that is done before the host
+has made its calls gains nothing by fewer passes. docs/tail.md has the figures.
+"""
 
 _IDENTITY = 0, 0.0
 _SUMS = (torch.add, Tensor.add, Tensor.__add__)
+_OF_NORM = "weight", "bias", "running_mean", "running_var"
 _GATES = ("se", "eca")  # whose squeeze is the mean
+
+
+def is_small(backend: str, x: Tensor, part: int = 1) -> bool:
+    """Whether the layers are faster on ``x``, or a map of ``1 / part`` of its size."""
+    if backend != "auto":
+        return False
+    return part * x.numel() * x.element_size() < SMALLEST.get(x.device.type, 0)
 
 
 def values(x: Any) -> Any:
@@ -168,21 +185,29 @@ class Deferred:
 
     def _fused(self) -> Tensor | None:
         x, norm = self.x, self.norm
-        own, buffers, gated = norm._parameters, norm._buffers, self._gate()
-        names = ("weight", "bias", "running_mean", "running_var")
-        if gated is None or not all(n in own or n in buffers for n in names):
+        gated = None if is_small(self.backend, x) else self._gate()
+        if gated is None:
             return None
-        weight, bias, mean, var = of_norm = [own[n] if n in own else buffers[n] for n in names]
+        call, of_gate = gated
+        own, buffers = norm._parameters, norm._buffers
+        try:
+            of_norm = [own[n] if n in own else buffers[n] for n in _OF_NORM]
+        except KeyError:  # somebody put something else there
+            return None
+        weight, bias, mean, var = of_norm
         of_batch = norm.training or (mean is None and var is None)
-        if functional.why_not_fused(x, of_norm) is not None or not _fit(x, of_norm):
-            return None
-        if x.numel() == 0 or (of_batch and x.numel() // x.shape[1] < 2):
+        count = x.numel() // x.shape[1] if x.shape[1] > 0 else 0
+        if count < 2 if of_batch else count < 1 or mean is None or var is None:
             return None  # for which the layer has an error
-        backend = backends.select(self.backend, x.device.type, x.dtype)
-        namespace = backends.get(backend).namespace
-        if namespace is None:
-            return None
-        gate, of_gate = gated
+        key, found = checked.find(("tail", self.backend, call), x, (*of_norm, *of_gate))
+        if found is None:
+            backend = self._backend_for(of_norm, of_gate)
+            namespace = backends.get(backend).namespace
+            if namespace is None:
+                return None
+            checked.remember(key, backend)
+        else:
+            namespace = found[0]
         inner, act = _code(self.inner), _code(self.act)
         if self._is_bare:  # a norm and an activation
             inner, act = _IDENTITY, inner
@@ -190,26 +215,38 @@ class Deferred:
         if factors is not None:
             factors = factors.view(-1, 1).to(reference.accumulation_dtype(x.dtype))
         statistics = Norm(None, None, norm.eps) if of_batch else Norm(mean, var, norm.eps)
+        gate = None if call is None else Gate(call.block, call.constants)
         tail = Tail(statistics, gate, inner, act, factors)
         y, *measured = apply_tail(namespace, tail, x, self.residual, weight, bias, *of_gate)
         if norm.training and norm.track_running_stats and mean is not None:
-            _update(norm, x.numel() // x.shape[1], *measured)
+            _update(norm, count, *measured)
         return y
 
-    def _gate(self) -> tuple[Gate | None, list[Any]] | None:
-        """The gate and its tensors; None where the operators do not cover it."""
-        if self.gate is None:
+    def _gate(self) -> tuple[Call | None, list[Any]] | None:
+        """The gate's call and tensors; None where the operators do not cover it."""
+        gate = self.gate
+        if gate is None:
             return None, []
-        found = self.gate.operands()
-        if isinstance(found, str) or found.call.eps is not None:
+        known = memory.recall(gate)
+        if known is None:
+            found = gate.operands()
+            if isinstance(found, str) or not found.places:  # or they depend on the map
+                return None
+            memory.remember(gate, found.places, gate._reads, found.call)
+            known = found.call, tensors_at(found.places)
+        call, tensors = known
+        if call.eps is not None or call.block not in _GATES or call.backend != self.backend:
             return None
-        call, tensors = found.call, tensors_at(found.places)[: found.call.tensors]
-        if call.block not in _GATES or call.backend != self.backend:
-            return None
-        if functional.why_not_fused(self.x, tensors) is not None:
-            return None
-        self.gate.check(self.x, tensors, found.names)
-        return Gate(call.block, call.constants), tensors
+        return call, tensors[: call.tensors]
+
+    def _backend_for(self, of_norm: Sequence[Any], of_gate: Sequence[Any]) -> str:
+        """The backend that takes these tensors."""
+        x, gate = self.x, self.gate
+        if not _fit(x, of_norm) or functional.why_not_fused(x, (*of_norm, *of_gate)) is not None:
+            return "reference"
+        if gate is not None:
+            gate.check(x, of_gate, gate.operands().names)
+        return backends.select(self.backend, x.device.type, x.dtype)
 
 
 def _fit(x: Tensor, of_norm: Sequence[Any]) -> bool:
@@ -230,7 +267,6 @@ def normalised(norm: Any, x: Tensor) -> Tensor:
     return norm(x)
 
 
-@torch.no_grad()
 def _update(norm: Any, count: int, mean: Any, var: Any) -> None:
     """The running statistics, as PyTorch updates them from ``count`` positions of a channel."""
     buffers, momentum = norm._buffers, norm.momentum
@@ -245,8 +281,3 @@ def _update(norm: Any, count: int, mean: Any, var: Any) -> None:
 def _code(layer: Any) -> tuple[int, float]:
     found = None if layer is None else activations.of_layer(layer)
     return _IDENTITY if found is None else (found[0].code, found[1])
-
-
-def is_attention(layer: Any) -> bool:
-    """Whether a layer is an attention block whose gate a tail can take."""
-    return isinstance(layer, FusedForward) and layer._fusible and layer._complete is None

@@ -10,12 +10,13 @@ from torch import Tensor
 from chattn_cuda import backends
 from chattn_cuda.explanation import Explanation
 from chattn_cuda.functional import why_not_fused
-from chattn_cuda.hooks import class_of
-from chattn_cuda.modules.deferred import values
+from chattn_cuda.modules import views
+from chattn_cuda.modules.deferred import is_small
 from chattn_cuda.modules.fused import FusedForward
-from chattn_cuda.modules.views import View, as_norm
 
 __all__ = ["TailForward"]
+
+_WIDER = 8  # than a block's input are at most the maps inside
 
 
 class TailForward(FusedForward):
@@ -31,6 +32,8 @@ class TailForward(FusedForward):
             return "torch.func differentiates the layers"
         if backends.get(backends.select(self.backend, x.device.type, x.dtype)).namespace is None:
             return "no fused backend can run here"
+        if is_small(self.backend, x, _WIDER):
+            return "the layers are faster on maps that are so small"
         return why_not_fused(x, (), False)
 
     @torch.jit.unused
@@ -38,9 +41,7 @@ class TailForward(FusedForward):
         """The block with fused tails, or None where its layers must run one after the other."""
         if self._why_not_fused(x) is not None:
             return None
-        cls: Any = type(self)
-        found = as_norm(self.backend, self, class_of(self))
-        return values(cls.eager_forward(View(self.backend, self), x) if found is None else found(x))
+        return views.run(self.backend, self, x)
 
     @torch.jit.unused
     def _fused_or_eager(self, x: Tensor) -> Tensor:
