@@ -60,16 +60,19 @@ def accelerate(model: nn.Module, backend: str = "auto", fuse: str = "block") -> 
     to_do: list[tuple[Any, Any]] = []  # modules and their new classes
     tried = []  # classes, which keep what was found out about them
     inside: set[int] = set()  # modules in what was found by its dataflow
+    covered: set[int] = set()  # modules in tails, which look after them
     for name, module in model.named_modules():
         cls: Any = type(module)
         base = classes.base_of(cls)
         entry = functools.partial(Entry, name, base.__name__)
-        if fuse == "block" and surroundings.is_tail(classes.origin_of(base)):
+        is_tail = surroundings.is_tail(classes.origin_of(base))
+        if is_tail and (fuse == "block" or id(module) in covered):
             to_do += [(module, base)] * (base is not cls)
             continue
         if base is not cls and not classes.is_stale(cls):
             to_do.append((module, cls))
             again.append(entry(f"backend is now {backend!r}"))
+            covered.update(map(id, module.modules() if is_tail else ()))
             if cls._accelerated_as.startswith(dataflow.PREFIX):
                 inside.update(map(id, module.modules()))
             continue
@@ -103,9 +106,8 @@ def accelerate(model: nn.Module, backend: str = "auto", fuse: str = "block") -> 
                 reason = classes.why_not_as(module, new)
         if reason is None:
             to_do.append((module, new))
-            what = "its batch norms with what follows them, " * surroundings.is_tail(
-                classes.origin_of(base)
-            )
+            covered.update(map(id, module.modules() if is_tail else ()))
+            what = "its batch norms with what follows them, " * is_tail
             changed.append(entry(f"{what}backend {backend!r}"))
         else:
             to_do += [(module, base)] * (base is not cls)

@@ -37,11 +37,12 @@ _OF_NORM = "weight", "bias", "running_mean", "running_var"
 _GATES = ("se", "eca")  # whose squeeze is the mean
 
 
-def is_small(backend: str, x: Tensor, part: int = 1) -> bool:
-    """Whether the layers are faster on ``x``, or a map of ``1 / part`` of its size."""
+def is_small(backend: str, x: Tensor, channels: int) -> bool:
+    """Whether the layers are faster on a map like ``x`` with so many ``channels``."""
     if backend != "auto":
         return False
-    return part * x.numel() * x.element_size() < SMALLEST.get(x.device.type, 0)
+    n, _, h, w = x.shape
+    return n * channels * h * w * x.element_size() < SMALLEST.get(x.device.type, 0)
 
 
 def values(x: Any) -> Any:
@@ -80,17 +81,30 @@ class Deferred:
         act: The activation behind that, or None.
     """
 
-    __slots__ = ("_y", "act", "backend", "factors", "gate", "inner", "norm", "residual", "x")
+    __slots__ = (
+        "_in_place",
+        "_y",
+        "act",
+        "backend",
+        "factors",
+        "gate",
+        "inner",
+        "norm",
+        "residual",
+        "x",
+    )
 
     def __init__(self, backend: str, x: Tensor, norm: Any) -> None:
         """A map ``x`` behind ``norm``: a batch norm without an activation of its own."""
-        self.backend, self.x, self.norm = backend, x, norm
+        self.backend, self.norm = backend, norm
+        self.x: Any = x
         self.inner: Any = None
         self.gate: Any = None
         self.factors: Tensor | None = None
-        self.residual: Tensor | None = None
+        self.residual: Any = None
         self.act: Any = None
         self._y: Tensor | None = None
+        self._in_place = False  # whether the residual was added so
 
     # ---- what a block does
     def activated(self, layer: Any) -> Any:
@@ -132,6 +146,7 @@ class Deferred:
         """`added`, but of the map's type."""
         other = values(other)
         if self._takes(other):
+            self._in_place = True
             return self
         y = self.values()
         y += other
@@ -171,21 +186,24 @@ class Deferred:
         if self._y is None:
             y = self._fused()
             self._y = self._by_layers() if y is None else y
+            self.x = self.residual = None  # whose memory may serve what comes next
         return self._y
 
     def _by_layers(self) -> Tensor:
-        y = normalised(self.norm, self.x)
+        y, self.x = normalised(self.norm, self.x), None
         for layer in (self.inner, self.gate):
             y = y if layer is None else layer(y)
         if self.factors is not None:
             y = y * self.factors
-        if self.residual is not None:
+        if self._in_place:
+            y += self.residual
+        elif self.residual is not None:
             y = y + self.residual
         return y if self.act is None else self.act(y)
 
     def _fused(self) -> Tensor | None:
         x, norm = self.x, self.norm
-        gated = None if is_small(self.backend, x) else self._gate()
+        gated = None if is_small(self.backend, x, x.shape[1]) else self._gate()
         if gated is None:
             return None
         call, of_gate = gated

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from chattn_cuda import backends
 from chattn_cuda.explanation import Explanation
@@ -16,7 +17,16 @@ from chattn_cuda.modules.fused import FusedForward
 
 __all__ = ["TailForward"]
 
-_WIDER = 8  # than a block's input are at most the maps inside
+_widths: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
+
+
+def _width(block: Any) -> int:
+    """The channels of its widest norm, when it was first asked for."""
+    width = _widths.get(block)
+    if width is None:
+        norms = (m for m in block.modules() if isinstance(m, nn.BatchNorm2d))
+        width = _widths[block] = max((m.num_features for m in norms), default=0)
+    return width
 
 
 class TailForward(FusedForward):
@@ -28,12 +38,12 @@ class TailForward(FusedForward):
             return "torch.compile fuses norms itself"
         if torch._C._get_tracing_state() is not None or type(x) is not kind or x.dim() != 4:
             return "x is not an ordinary map (N, C, H, W)"
+        if is_small(self._backend, x, _width(self)):
+            return "the layers are faster on maps that are so small"
         if torch._C._are_functorch_transforms_active():
             return "torch.func differentiates the layers"
         if backends.get(backends.select(self.backend, x.device.type, x.dtype)).namespace is None:
             return "no fused backend can run here"
-        if is_small(self.backend, x, _WIDER):
-            return "the layers are faster on maps that are so small"
         return why_not_fused(x, (), False)
 
     @torch.jit.unused
@@ -41,12 +51,13 @@ class TailForward(FusedForward):
         """The block with fused tails, or None where its layers must run one after the other."""
         if self._why_not_fused(x) is not None:
             return None
-        return views.run(self.backend, self, x)
+        return views.run(self._backend, self, x)
 
     @torch.jit.unused
     def _fused_or_eager(self, x: Tensor) -> Tensor:
-        y = self.fused_forward(x)
-        return self.eager_forward(x) if y is None else y
+        if self._why_not_fused(x) is None:
+            return views.run(self._backend, self, x)
+        return self.eager_forward(x)
 
     @torch.jit.unused
     def explain(self, x: Tensor) -> Explanation:
