@@ -72,7 +72,7 @@ def accelerate(model: nn.Module, backend: str = "auto", fuse: str = "block") -> 
         if base is not cls and not classes.is_stale(cls):
             to_do.append((module, cls))
             again.append(entry(f"backend is now {backend!r}"))
-            covered.update(map(id, module.modules() if is_tail else ()))
+            covered.update(map(id, surroundings.covered(module) if is_tail else ()))
             if cls._accelerated_as.startswith(dataflow.PREFIX):
                 inside.update(map(id, module.modules()))
             continue
@@ -106,7 +106,7 @@ def accelerate(model: nn.Module, backend: str = "auto", fuse: str = "block") -> 
                 reason = classes.why_not_as(module, new)
         if reason is None:
             to_do.append((module, new))
-            covered.update(map(id, module.modules() if is_tail else ()))
+            covered.update(map(id, surroundings.covered(module) if is_tail else ()))
             what = "its batch norms with what follows them, " * is_tail
             changed.append(entry(f"{what}backend {backend!r}"))
         else:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from torch import nn
 
 from chattn_cuda.convert.adapter import ADAPTERS, Adapter
+from chattn_cuda.hooks import class_of
 from chattn_cuda.modules.tails import TailForward
 from chattn_cuda.modules.views import PARTS
 
-__all__ = ["PATHS", "is_tail"]
+__all__ = ["PATHS", "covered", "is_tail"]
 
 _TIMM = {
     "layers.norm_act": ("BatchNormAct2d",),
@@ -18,7 +20,17 @@ _TIMM = {
     "models.resnet": ("BasicBlock", "Bottleneck"),
     "models.resnest": ("ResNestBottleneck",),
     "models.sknet": ("SelectiveKernelBasic", "SelectiveKernelBottleneck"),
+    "models.senet": (
+        "SEBottleneck", "SEResNetBottleneck", "SEResNeXtBottleneck", "SEResNetBlock",
+    ),
+    "models.byobnet": (
+        "BasicBlock", "BottleneckBlock", "DarkBlock", "EdgeBlock", "MobileOneBlock", "RepVggBlock",
+    ),
+    "models.ghostnet": ("GhostBottleneck", "GhostModule"),
     "models.regnet": ("Bottleneck", "PreBottleneck"),
+    "models.rexnet": ("LinearBottleneck",),
+    "models.tresnet": ("BasicBlock", "Bottleneck"),
+    "models.vovnet": ("OsaBlock",),
     "models._efficientnet_blocks": (
         "ConvBnAct", "DepthwiseSeparableConv", "EdgeResidual", "InvertedResidual",
     ),
@@ -43,6 +55,17 @@ PATHS = tuple(
 def is_tail(cls: Any) -> bool:
     """Whether a class is one of these blocks."""
     return cls is not None and f"{cls.__module__}.{cls.__qualname__}" in PATHS
+
+
+def covered(block: Any) -> Iterator[Any]:
+    """The layers in a block that its view stands in for, though they are such blocks themselves."""
+    for layer in block.children():
+        cls = class_of(layer)
+        known = f"{cls.__module__}.{cls.__qualname__}" in PARTS
+        if known:
+            yield layer
+        if known or (issubclass(cls, nn.Sequential) and cls.forward is nn.Sequential.forward):
+            yield from covered(layer)
 
 
 def _obstacle(module: Any) -> str | None:

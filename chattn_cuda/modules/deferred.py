@@ -46,8 +46,10 @@ def is_small(backend: str, x: Tensor, channels: int) -> bool:
 
 
 def values(x: Any) -> Any:
-    """``x`` itself, or the values of a deferred map."""
-    return x.values() if type(x) is Deferred else x
+    """``x`` itself, or the values of a deferred map; also of those in a list or tuple."""
+    if type(x) is Deferred:
+        return x.values()
+    return type(x)(map(values, x)) if type(x) in (list, tuple) else x
 
 
 class Drop(NamedTuple):
@@ -82,17 +84,9 @@ class Deferred:
     """
 
     __slots__ = (
-        "_in_place",
-        "_y",
-        "act",
-        "backend",
-        "factors",
-        "gate",
-        "inner",
-        "norm",
-        "residual",
-        "x",
-    )
+        "_in_place", "_operands", "_y", "act", "backend", "factors", "gate", "inner", "norm",
+        "residual", "x",
+    )  # fmt: skip
 
     def __init__(self, backend: str, x: Tensor, norm: Any) -> None:
         """A map ``x`` behind ``norm``: a batch norm without an activation of its own."""
@@ -105,6 +99,7 @@ class Deferred:
         self.act: Any = None
         self._y: Tensor | None = None
         self._in_place = False  # whether the residual was added so
+        self._operands: tuple[Call | None, list[Any]] = (None, [])  # of the gate
 
     # ---- what a block does
     def activated(self, layer: Any) -> Any:
@@ -121,9 +116,9 @@ class Deferred:
 
     def gated(self, layer: Any) -> Any:
         """Behind an attention block."""
-        if self._y is not None or not self._is_bare:
+        if self._y is not None or not self._is_bare or (found := self._gate_of(layer)) is None:
             return layer(self.values())
-        self.gate = layer
+        self.gate, self._operands = layer, found
         return self
 
     def dropped(self, layer: Any, drop: Drop) -> Any:
@@ -203,10 +198,9 @@ class Deferred:
 
     def _fused(self) -> Tensor | None:
         x, norm = self.x, self.norm
-        gated = None if is_small(self.backend, x, x.shape[1]) else self._gate()
-        if gated is None:
+        if is_small(self.backend, x, x.shape[1]):
             return None
-        call, of_gate = gated
+        call, of_gate = self._operands
         own, buffers = norm._parameters, norm._buffers
         try:
             of_norm = [own[n] if n in own else buffers[n] for n in _OF_NORM]
@@ -240,17 +234,14 @@ class Deferred:
             _update(norm, count, *measured)
         return y
 
-    def _gate(self) -> tuple[Call | None, list[Any]] | None:
-        """The gate's call and tensors; None where the operators do not cover it."""
-        gate = self.gate
-        if gate is None:
-            return None, []
-        known = memory.recall(gate)
+    def _gate_of(self, layer: Any) -> tuple[Call, list[Any]] | None:
+        """An attention block's call and tensors; None where the operators do not cover it."""
+        known = memory.recall(layer)
         if known is None:
-            found = gate.operands()
+            found = layer.operands()
             if isinstance(found, str) or not found.places:  # or they depend on the map
                 return None
-            memory.remember(gate, found.places, gate._reads, found.call)
+            memory.remember(layer, found.places, layer._reads, found.call)
             known = found.call, tensors_at(found.places)
         call, tensors = known
         if call.eps is not None or call.block not in _GATES or call.backend != self.backend:
@@ -265,6 +256,17 @@ class Deferred:
         if gate is not None:
             gate.check(x, of_gate, gate.operands().names)
         return backends.select(self.backend, x.device.type, x.dtype)
+
+
+def _by_values(name: str) -> Any:
+    def method(self: Deferred, *args: Any) -> Any:
+        return getattr(self.values(), name)(*map(values, args))
+
+    return method
+
+
+for _name in ("getitem", "mul", "rmul", "sub", "rsub", "truediv", "neg", "len"):
+    setattr(Deferred, f"__{_name}__", _by_values(f"__{_name}__"))
 
 
 def _fit(x: Tensor, of_norm: Sequence[Any]) -> bool:

@@ -34,7 +34,11 @@ class View:
     def __getattr__(self, name: str) -> Any:
         """A layer as it is seen, or what else the module has."""
         layer = self._module._modules.get(name)
-        return getattr(self._module, name) if layer is None else _seen(self._backend, layer)
+        if layer is None:
+            return getattr(self._module, name)
+        if type(layer) is nn.ModuleList:
+            return [_seen(self._backend, part) for part in layer]
+        return _seen(self._backend, layer)
 
 
 def _seen(backend: str, layer: Any) -> Callable[..., Any]:
