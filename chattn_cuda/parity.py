@@ -21,7 +21,7 @@ from chattn_cuda.convert import Entry, Report, accelerate
 from chattn_cuda.modules.fused import FusedForward
 from chattn_cuda.peers import PEERS
 
-__all__ = ["FAMILIES", "SAME", "Family", "Outcome", "check"]
+__all__ = ["FAMILIES", "SAME", "WITHOUT_ATTENTION", "Family", "Outcome", "check"]
 
 SAME = 1e-9
 """Two correct computations in float64 differ by less, relative to the largest number."""
@@ -73,6 +73,16 @@ FAMILIES: tuple[Family, ...] = tuple(
     for model in peer.models
 )
 
+WITHOUT_ATTENTION: tuple[Family, ...] = tuple(
+    Family(library, model)
+    for library, models in (
+        ("timm", "resnet18 resnext50_32x4d regnetx_002 mobilenetv2_100 repvgg_a0 mobileone_s0"),
+        ("torchvision", "resnet18 regnet_x_400mf mobilenet_v2"),
+    )
+    for model in models.split()
+)
+"""Models in which `accelerate` finds tails alone."""
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -106,6 +116,7 @@ def check(
     device: str = "cpu",
     channels_last: bool = False,
     short: bool = False,
+    fuse: str = "block",
 ) -> Outcome:
     """Compare one training step's numbers, or an evaluation's, before and after `accelerate`.
 
@@ -116,6 +127,8 @@ def check(
         device: Where both run.
         channels_last: Memory format of the model and the images.
         short: Without the blocks that repeat; see `Family.build`.
+        fuse: As for `accelerate`. The maps are small: tails are fused by the backend that "auto"
+            is, which does not go by their sizes.
 
     Returns:
         The differences of the output, of the gradients of all parameters and of the images, and
@@ -131,7 +144,9 @@ def check(
         expected = _step(model, images)
     for name, buffer in model.named_buffers():
         buffer.copy_(before[name])
-    report = accelerate(model, backend)
+    if fuse == "tail":
+        backend = backends.select(backend, torch.device(device).type, torch.float64)
+    report = accelerate(model, backend, fuse)
     actual = _step(model, images)
     return _compare(model, report, actual, expected)
 

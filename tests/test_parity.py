@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from chattn_cuda import backends, functional, parity
 from chattn_cuda.cli import main
 from chattn_cuda.convert import Entry, Report, accelerate
-from chattn_cuda.parity import FAMILIES, Family, check
+from chattn_cuda.parity import FAMILIES, WITHOUT_ATTENTION, Family, check
 from chattn_cuda.peers import PEERS
 
 pytest.importorskip("timm", reason="timm is not installed")
@@ -82,6 +82,25 @@ def test_same_numbers(family: Family, training: bool) -> None:
 def test_same_numbers_of_the_whole_model(family: Family, training: bool) -> None:
     outcome = same_numbers(family, training, short=False)
     assert blocks(family, outcome.changed) == blocks_of(family.build(), family)
+
+
+NO_BATCH_NORM = ("nfnet_l0", "eca_nfnet_l0", "convnextv2_atto")
+
+
+@pytest.mark.parametrize(
+    "training",
+    [pytest.param(False, id="eval", marks=pytest.mark.slow), pytest.param(True, id="train")],
+)
+@pytest.mark.parametrize(
+    "family",
+    [f for f in (*FAMILIES, *WITHOUT_ATTENTION) if f.name not in NO_BATCH_NORM],
+    ids=lambda f: f.name,
+)
+def test_same_numbers_by_tails(family: Family, training: bool) -> None:
+    """Batch norms with what follows them; without attention, too."""
+    outcome = check(family, training, channels_last=training, short=True, fuse="tail")
+    assert outcome.same, (outcome.errors, outcome.worst)
+    assert not outcome.left and any("batch norms" in e.note for e in outcome.changed)
 
 
 # ---- that the comparison notices ----------------------------------------------------------------
@@ -175,7 +194,9 @@ def test_verify_fails_on_a_mismatch(
 def test_verify_fails_where_nothing_is_accelerated(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(parity, "accelerate", lambda model, _: Report(model, "accelerated", (), ()))
+    monkeypatch.setattr(
+        parity, "accelerate", lambda model, *_: Report(model, "accelerated", (), ())
+    )
     assert main(["verify"]) == 1
     out = capsys.readouterr().out
     assert out.count("nothing was accelerated") == 2 and "0 of 2 agree" in out

@@ -11,7 +11,7 @@ from chattn_cuda import backends
 from chattn_cuda.cli.bench import quiet, set_threads
 from chattn_cuda.cli.environment import environment
 from chattn_cuda.cli.terminal import Table, Terminal, UsageError, require
-from chattn_cuda.parity import FAMILIES, SAME, Family, Outcome, check
+from chattn_cuda.parity import FAMILIES, SAME, WITHOUT_ATTENTION, Family, Outcome, check
 
 __all__ = ["add_arguments", "run"]
 
@@ -32,6 +32,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--short", action="store_true", help="leave out blocks that repeat: a minute, not three"
     )
+    parser.add_argument(
+        "--fuse", choices=("block", "tail"), default="block", help="as for accelerate"
+    )
     parser.add_argument("--threads", type=int, help="CPU threads (default: torch's own)")
 
 
@@ -41,7 +44,7 @@ def run(arguments: argparse.Namespace) -> int:
     quiet()
     if arguments.threads is not None:
         set_threads(arguments.threads)
-    families = _chosen(arguments.models)
+    families = _chosen(arguments.models, arguments.fuse)
     try:
         if torch.device(arguments.device).type == "cuda" and not torch.cuda.is_available():
             raise UsageError("--device cuda: there is no usable GPU")
@@ -82,19 +85,22 @@ def run(arguments: argparse.Namespace) -> int:
     return 1 if bad else 0
 
 
-def _chosen(names: list[str]) -> list[Family]:
-    known = {f.name: f for f in FAMILIES}
+def _chosen(names: list[str], fuse: str) -> list[Family]:
+    families = FAMILIES + WITHOUT_ATTENTION * (fuse == "tail")
+    known = {f.name: f for f in families}
     unknown = [name for name in names if name not in known]
     if unknown:
         raise UsageError(f"unknown model {unknown[0]!r}; known are {', '.join(known)}")
-    return [known[name] for name in names] or list(FAMILIES)
+    return [known[name] for name in names] or list(families)
 
 
 def _outcome(family: Family, training: bool, arguments: argparse.Namespace) -> Outcome | Exception:
     # each layout once
-    options = {"device": arguments.device, "channels_last": not training, "short": arguments.short}
     try:
-        return check(family, training, arguments.backend, **options)
+        return check(
+            family, training, arguments.backend, arguments.device, channels_last=not training,
+            short=arguments.short, fuse=arguments.fuse,
+        )  # fmt: skip
     except Exception as error:  # one model must not hide the others
         return error.with_traceback(None)  # whose frames would keep the model alive
 

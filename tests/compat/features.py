@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -68,9 +68,13 @@ _MODELS = """
 `python -m chattn_cuda verify` compares these models with themselves, accelerated, in eval and train
 mode: output, gradients and running statistics agree in float64 to 1e-9.
 
-{models}
+{models}.
+
+With `--fuse tail` these, too: {plain}.
 
 Blocks that `accelerate` knows by class: {classes}.
+
+With `fuse="tail"` also the blocks around them, and those without attention: {tails}.
 
 Two kinds of blocks it knows by what they consist of, whatever the class is called, where the
 forward does that on a small map, and a copy with random weights gives the formula in float64:
@@ -130,10 +134,15 @@ without SE, and SE runs before the projection.
 """
 
 
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(f"`{name}`" for name in sorted(names))
+
+
 def text() -> str:
     """The document."""
     from chattn_cuda.convert import ADAPTERS
-    from chattn_cuda.parity import FAMILIES
+    from chattn_cuda.convert.surroundings import PATHS
+    from chattn_cuda.parity import FAMILIES, WITHOUT_ATTENTION
 
     for name in MODULES:
         importlib.import_module(f"tests.compat.test_{name}")
@@ -146,9 +155,13 @@ def text() -> str:
             f"| {f.tool} | {f.answer} | {f.note} | {f.test} |" for f in rows if f.section == section
         ]
         lines.append("")
-    classes = ", ".join(f"`{name}`" for name in sorted(ADAPTERS))
-    models = ", ".join(f.name for f in FAMILIES) + "."
-    lines.append(_MODELS.format(models=models, classes=classes).lstrip("\n"))
+    found = {
+        "models": ", ".join(f.name for f in FAMILIES),
+        "plain": ", ".join(f.name for f in WITHOUT_ATTENTION),
+        "classes": _listed(set(ADAPTERS) - set(PATHS)),
+        "tails": _listed(PATHS),
+    }
+    lines.append(_MODELS.format(**found).lstrip("\n"))
     return "\n".join(lines)
 
 
