@@ -121,6 +121,8 @@ def test_extension_matches_table() -> None:
 def check_streaming_loops(binary: Path, arch: int, symbol: str) -> int:
     """Whole 16-byte words go in and, in the apply kernels, out of the loop over the map.
 
+    And a byte for a word, where a tail has a mask.
+
     Returns how many kernels have such a loop.
     """
     checked = 0
@@ -137,8 +139,9 @@ def check_streaming_loops(binary: Path, arch: int, symbol: str) -> int:
             for loop in main:
                 loads = loop.accesses("LDG")
                 stores = loop.accesses("STG")
-                assert set(loads) == {128}, f"{kernel}, sm_{arch}: loads of {loads}"
-                assert set(stores) <= {128}, f"{kernel}, sm_{arch}: stores of {stores}"
+                narrow = {8} if "Tail" in kernel else set()
+                assert set(loads) - narrow == {128}, f"{kernel}, sm_{arch}: loads of {loads}"
+                assert set(stores) - narrow <= {128}, f"{kernel}, sm_{arch}: stores of {stores}"
     return checked
 
 
