@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import enum
 import functools
 import logging
@@ -15,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from chattn_cuda import accelerate
+from chattn_cuda import accelerate, explain
 
 CONFIG = types.SimpleNamespace(scale=1.0)
 SETTINGS = types.ModuleType("settings")
@@ -135,6 +136,33 @@ def keeping_in_a_global() -> nn.Module:
     return with_forward(forward)
 
 
+def own_autocast() -> nn.Module:
+    def forward(self: Any, x: Tensor) -> Any:
+        with torch.autocast("cpu", enabled=False):
+            s = self.gate(x)
+        return x * s
+
+    return with_forward(forward)
+
+
+def summed_over_processes() -> nn.Module:
+    def forward(self: Any, x: Tensor) -> Any:
+        s = self.gate(x)
+        if torch.distributed.is_initialized():
+            torch.distributed.all_reduce(s)
+        return x * s
+
+    return with_forward(forward)
+
+
+def with_gradients() -> nn.Module:
+    def forward(self: Any, x: Tensor) -> Any:
+        with torch.enable_grad():
+            return x * self.gate(x)
+
+    return with_forward(forward)
+
+
 class Keeping(Block):
     """It sets an attribute of its own: that is tried out."""
 
@@ -211,6 +239,13 @@ LEFT: dict[str, tuple[Callable[[], nn.Module], str]] = {
         ),
         "is_autocast_enabled",
     ),
+    "its own autocast": (own_autocast, "the mode (autocast)"),
+    "single samples in training": (
+        lambda: with_forward(lambda s, x: x if s.training and len(x) < 2 else x * s.gate(x)),
+        "something else for other maps",
+    ),
+    "a sum over processes": (summed_over_processes, "the mode (is_initialized)"),
+    "gradients of its own": (with_gradients, "the mode (enable_grad)"),
     "a path of inference": (
         lambda: with_forward(
             lambda s, x: x if torch.is_inference_mode_enabled() else x * s.gate(x)
@@ -274,3 +309,21 @@ def test_an_attribute_that_stays_the_same_is_no_reason() -> None:
     module = Keeping()
     module.channels = 16
     assert accelerate(nn.Sequential(module)).changed
+
+
+@pytest.mark.parametrize("name", ["the gate", "the map"])
+def test_a_result_in_the_weights_type(name: str) -> None:
+    """Under autocast, where they differ from the map's; otherwise the operators run."""
+    forward = {
+        "the gate": lambda s, x: x * s.gate(x).type_as(s.fc1.weight),
+        "the map": lambda s, x: x.to(s.fc1.weight.dtype) * s.gate(x),
+    }[name]
+    module = with_forward(forward)
+    fast = copy.deepcopy(module)
+    assert accelerate(fast).changed
+    x = torch.randn(2, 16, 5, 4)
+    torch.testing.assert_close(fast(x), module(x))
+    with torch.autocast("cpu", torch.bfloat16):
+        for t in (torch.bfloat16, torch.float32):
+            torch.testing.assert_close(fast(x.to(t)), module(x.to(t)), rtol=1e-2, atol=1e-2)
+    assert "float32 weights" in str(explain(fast, x.bfloat16()))

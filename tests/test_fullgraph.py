@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import chattn_cuda
 from chattn_cuda import backends
 from tests import exported
 from tests.exported import assert_same, maps, pair
@@ -42,3 +43,16 @@ def test_one_graph(name: str) -> None:
         torch._dynamo.reset()
         compiled = torch.compile(fast, fullgraph=True, backend=backend)
         assert_same(run(fast, compiled, mode), run(plain, plain, mode))
+
+
+def test_one_graph_of_any_size_in_inference() -> None:
+    """The batch norms of a selective kernel's branches are part of its passes."""
+    timm = pytest.importorskip("timm", reason="timm is not installed")
+    module = timm.layers.SelectiveKernel(8).eval()
+    x = torch.randn(2, 8, 6, 5)
+    with torch.no_grad():
+        expected = module(x)
+        chattn_cuda.accelerate(module)
+        torch._dynamo.reset()
+        compiled = torch.compile(module, fullgraph=True, backend="eager", dynamic=True)
+        torch.testing.assert_close(compiled(x), expected)

@@ -204,8 +204,11 @@ def _difference(plain: Any, fused: Any, brief: bool) -> str | None:
             if not all(_is_close(found[k], v, rtol=1e-9, atol=1e-12) for k, v in expected.items()):
                 return "it is built like the block, but computes something else"
         planes = planes[::-1]
-    if not brief and _differs_elsewhere(plain, fused, channels, planes):
-        return "it is built like the block, but computes something else for other maps"
+    if not brief:
+        if _differs_elsewhere(plain, fused, channels, planes):
+            return "it is built like the block, but computes something else for other maps"
+        if _has_another_type(plain, channels, planes[0]):
+            type(fused)._mixes_types = True
     for name, value in _attributes(plain).items():
         if name not in before or before[name] is not value:
             return f"it is built like the block, but its forward sets {name}"
@@ -215,7 +218,7 @@ def _difference(plain: Any, fused: Any, brief: bool) -> str | None:
 def _differs_elsewhere(
     plain: Any, fused: Any, channels: int, planes: tuple[tuple[int, ...], ...]
 ) -> bool:
-    """In inference in float32: on more samples, a larger map, one sample, and one position.
+    """In float32: on more samples, a larger map, one sample (in training, too), and one position.
 
     The one sample is channels_last; the output must have the memory format of the module's own.
     """
@@ -231,13 +234,29 @@ def _differs_elsewhere(
         if samples == 1 and rank == 2:
             x = x.contiguous(memory_format=torch.channels_last)
         given = x.clone()
-        with torch.no_grad():
-            expected, found = plain(given), fused(x)
-        if not _is_close(found, expected, rtol=1e-3, atol=1e-4) or not torch.equal(given, x):
-            return True
-        if plane != _POSITION and found.stride() != expected.stride():
-            return True
+        for training in (False, True) if samples == 1 else (False,):
+            plain.train(training), fused.train(training)
+            with torch.no_grad():
+                try:
+                    expected = plain(given)
+                except ValueError:  # a batch norm of one number
+                    if training:
+                        continue
+                    raise
+                found = fused(x)
+            if not _is_close(found, expected, rtol=1e-3, atol=1e-4) or not torch.equal(given, x):
+                return True
+            if plane != _POSITION and found.stride() != expected.stride():
+                return True
     return False
+
+
+def _has_another_type(plain: Any, channels: int, plane: tuple[int, ...]) -> bool:
+    """Whether the result has not the map's type under autocast, where weights are in float32."""
+    plain.eval()
+    x = _randn(2, channels, *plane)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        return any(plain(x.to(t)).dtype != t for t in (torch.bfloat16, torch.float32))
 
 
 def _draws(module: Any, x: Tensor) -> bool:

@@ -29,11 +29,12 @@ _CODE = (
 _HOLDERS = (types.ModuleType, types.FunctionType, type)
 _CONSTANT = frozenset(("torch", "math", "builtins"))
 _MOST = 16  # of them, one in another
-# What tells the mode that a call is made in; what users see of a call beside its result.
+# What tells, or sets, the mode that a call is made in; what users see of it beside its result.
 _MODES = frozenset(
     """
-    is_autocast_enabled is_autocast_cpu_enabled get_autocast_dtype is_inference_mode_enabled
-    is_inference is_grad_enabled
+    is_autocast_enabled is_autocast_cpu_enabled get_autocast_dtype autocast
+    is_inference_mode_enabled is_inference is_grad_enabled enable_grad
+    is_initialized get_rank get_world_size
     """.split()
 )
 _EFFECTS = frozenset(

@@ -91,7 +91,10 @@ def as_prologue(stages: Sequence[Sequence[Any]], slices: int = 1) -> ops.Prologu
                 return None
         acts.append(act)
         norms.append((own["weight"], own["bias"], mean, var, norm.eps))
-    if acts.count(acts[0]) < len(acts) or not are_as_their_classes(*modules):
+    for act in acts[1:]:  # count() compares objects, which torch.compile with dynamic sizes is not
+        if act != acts[0]:
+            return None
+    if not are_as_their_classes(*modules):
         return None
     prologue = ops.Prologue(None, norms, acts[0])
     return prologue if prologue.fits(max(len(stages), slices)) else None

@@ -25,6 +25,19 @@ class OwnForward:
         eager_forward: Any
 
     _block = ""
+    #: Whether the type of its own result depends on the weights' too, where the map has another.
+    _mixes_types = False
+
+    @torch.jit.unused
+    def _why_own(self, x: Tensor) -> str | None:
+        """Why the class's own forward takes the map ``x``."""
+        if x.dim() != self._axes():
+            return f"x has {x.dim()} axes, not {self._axes()}"
+        if self._mixes_types:
+            for p in self.parameters():  # type: ignore[attr-defined]
+                if p.dtype != x.dtype:
+                    return f"with {p.dtype} weights its own result is not {x.dtype}"
+        return None
 
     @torch.jit.unused
     def _axes(self) -> int:
@@ -33,7 +46,7 @@ class OwnForward:
 
     @torch.jit.unused
     def _fused_or_eager(self, x: Tensor) -> Tensor:
-        if isinstance(x, Tensor) and x.dim() == self._axes():
+        if isinstance(x, Tensor) and self._why_own(x) is None:
             return super()._fused_or_eager(x)  # type: ignore[misc, no-any-return]
         return self.eager_forward(x)  # type: ignore[no-any-return]
 
@@ -48,8 +61,8 @@ class OwnForward:
     @torch.jit.unused
     def decide(self, x: Tensor) -> Decision:
         """What ``forward(x)`` comes to."""
-        found = f"x has {x.dim()} axes, not {self._axes()}"
-        if x.dim() == self._axes():
+        found = self._why_own(x)
+        if found is None:
             try:
                 return super().decide(x)  # type: ignore[misc, no-any-return]
             except (TypeError, ValueError) as error:
