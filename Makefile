@@ -77,7 +77,7 @@ test: $(VENV)/.built
 
 # What depends on torch (TESTS=short): numerics of all blocks on every backend, modules, accelerate,
 # torch.compile, export. The longest tests first: at the end one process would wait for another.
-SHORT := $(addprefix tests/,compat/test_graphs.py test_operator_gradients.py test_compile_rule.py \
+SHORT := $(addprefix tests/,compat/test_graphs.py test_operator_gradients.py test_compile_rule.py test_tail_compile.py \
 	test_numerics.py test_drop_ins.py test_modules.py test_eca_modules.py test_se_relatives.py \
 	test_module_uses.py test_convert.py test_sk_layers.py test_sk_network.py \
 	$(addprefix test_packaging.py::test_,operators_compile_with_the_headers_of_this_torch \

@@ -277,9 +277,6 @@ def _timms(cls: Any) -> str | None:
     return name if name is not None and is_own(cls, "forward") else None
 
 
-_timms._dynamo_marked_constant = True  # type: ignore[attr-defined]
-
-
 def _resolve_module(module: Any) -> tuple[Activation, float] | None:
     found = of_layer(module)
     return found if found is not None and own_behaviour(module) is None else None

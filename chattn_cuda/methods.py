@@ -129,6 +129,8 @@ def is_own(cls: Any, name: str) -> bool:
     )
 
 
+is_own._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
 _first_codes: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
 """The code that functions had when they were looked at first."""
 

@@ -20,9 +20,14 @@ from tests.test_sk_block import backward_arguments, forward_arguments
 
 N, C, M = 2, 4, 2
 #: with derivatives of any order
-DERIVABLE = (*(f"{name}_forward" for name in BLOCKS), "sk_squeeze", "sk_select")
+DERIVABLE = (
+    *(f"{name}_forward" for name in BLOCKS), *tail.WHOLE[::2], "sk_squeeze", "sk_select",
+)  # fmt: skip
 #: their operands are results of the forward operator, which has the derivatives of any order
-REFUSE = (*(f"{name}_backward" for name in BLOCKS), "sk_forward", "sk_backward", *tail.FAKES)
+REFUSE = (
+    *(f"{name}_backward" for name in BLOCKS), *tail.WHOLE[1::2], "sk_forward", "sk_backward",
+    *tail.FAKES,
+)  # fmt: skip
 
 
 def numbers(*shape: int) -> Tensor:
@@ -52,6 +57,17 @@ def samples(ops: Any) -> dict[str, tuple[Any, ...]]:
             *maps, sums, pooled, gate, of_norm[0], *functions, True, True, True, True
         ),
     }  # fmt: skip
+    for gate in (None, *tail.GATES):
+        weights, constants, at = [], (), "tail"
+        if gate is not None:
+            block, at = cases.BLOCKS[gate], f"tail_{gate}"
+            weights, constants = [numbers(*s) for s in block.weights(C)], block.constants[-1]
+        tensors, end = (x, u[1], *of_norm, *weights), (*functions, *constants)
+        found[f"{at}_forward"] = forward = (*tensors, None, None, None, 1e-3, *end)
+        _, rows, _, means, pools, *saved = getattr(ops, f"{at}_forward")(*forward)
+        read = [w for i, w in enumerate(weights, 1) if gate and i not in BLOCKS[gate].biases]
+        kept = x, u[1], of_norm[0], *read, rows, means, pools, *saved
+        found[f"{at}_backward"] = (dy, *kept, None, True, *end, [True] * len(tensors))
     for name, described in BLOCKS.items():
         block = cases.BLOCKS[name]
         weights, constants = [numbers(*s) for s in block.weights(C)], block.constants[-1]

@@ -14,7 +14,9 @@ from chattn_cuda.ops.calls import operator_of
 from tests import cases
 
 FAKES = sk.FAKES | tail.FAKES
-OPERATORS = [*FAKES, *(f"{name}_{way}" for name in BLOCKS for way in ("forward", "backward"))]
+OPERATORS = [
+    *FAKES, *tail.WHOLE, *(f"{name}_{way}" for name in BLOCKS for way in ("forward", "backward")),
+]  # fmt: skip
 NATIVE = "chattn_cuda"
 #: The network between the passes of a selective kernel is PyTorch's there.
 LACKING = {"triton": {"sk_forward", "sk_backward"}}

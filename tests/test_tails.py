@@ -125,11 +125,12 @@ def _maps(channels_last: bool = False) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last) if channels_last else x
 
 
-def _step(module: nn.Module, x: Tensor) -> dict[str, Any]:
+def _step(module: nn.Module, x: Tensor, call: Any = None) -> dict[str, Any]:
+    """What a training step gives, by ``call`` in the module's place."""
     leaf = x.detach().clone(memory_format=torch.preserve_format).requires_grad_()
     module.zero_grad()
     torch.manual_seed(7)
-    y = module(leaf)
+    y = (call or module)(leaf)
     y.sin().sum().backward()
     found = {"y": y.detach(), "dx": leaf.grad}
     found |= {f"d{k}": p.grad for k, p in module.named_parameters()}

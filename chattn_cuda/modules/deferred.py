@@ -15,12 +15,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from chattn_cuda import activations, backends, functional, reference
+from chattn_cuda import activations, backends, compiled, functional, reference
 from chattn_cuda.functional import checked
 from chattn_cuda.modules import memory
 from chattn_cuda.modules.fused import Call
 from chattn_cuda.modules.layers import tensors_at
-from chattn_cuda.ops.tail import Gate, Norm, Tail, apply_tail
+from chattn_cuda.ops.tail import GATES, Gate, Norm, Tail, apply_tail
 
 __all__ = ["SMALLEST", "Deferred", "Drop", "is_small", "values"]
 
@@ -34,7 +34,6 @@ has made its calls gains nothing by fewer passes. docs/tail.md has the figures.
 _IDENTITY = 0, 0.0
 _SUMS = (torch.add, Tensor.add, Tensor.__add__)
 _OF_NORM = "weight", "bias", "running_mean", "running_var"
-_GATES = ("se", "eca")  # whose squeeze is the mean
 
 
 def is_small(backend: str, x: Tensor, channels: int) -> bool:
@@ -82,11 +81,6 @@ class Deferred:
         residual: What was added, or None.
         act: The activation behind that, or None.
     """
-
-    __slots__ = (
-        "_in_place", "_operands", "_y", "act", "backend", "factors", "gate", "inner", "norm",
-        "residual", "x",
-    )  # fmt: skip
 
     def __init__(self, backend: str, x: Tensor, norm: Any) -> None:
         """A map ``x`` behind ``norm``: a batch norm without an activation of its own."""
@@ -211,7 +205,13 @@ class Deferred:
         count = x.numel() // x.shape[1] if x.shape[1] > 0 else 0
         if count < 2 if of_batch else count < 1 or mean is None or var is None:
             return None  # for which the layer has an error
-        key, found = checked.find(("tail", self.backend, call), x, (*of_norm, *of_gate))
+        tensors = (x, self.residual, *of_norm, *of_gate)
+        rule = compiled.RULE if call is None else compiled.RULE_OF_TAILS
+        if compiled.takes_formula(self.backend, x.device.type, tensors, rule):
+            return None
+        key, found = None, None
+        if not torch.compiler.is_compiling():
+            key, found = checked.find(("tail", self.backend, call), x, (*of_norm, *of_gate))
         if found is None:
             backend = self._backend_for(of_norm, of_gate)
             namespace = backends.get(backend).namespace
@@ -236,15 +236,16 @@ class Deferred:
 
     def _gate_of(self, layer: Any) -> tuple[Call, list[Any]] | None:
         """An attention block's call and tensors; None where the operators do not cover it."""
-        known = memory.recall(layer)
+        known = None if torch.compiler.is_compiling() else memory.recall(layer)
         if known is None:
             found = layer.operands()
             if isinstance(found, str) or not found.places:  # or they depend on the map
                 return None
-            memory.remember(layer, found.places, layer._reads, found.call)
+            if not torch.compiler.is_compiling():
+                memory.remember(layer, found.places, layer._reads, found.call)
             known = found.call, tensors_at(found.places)
         call, tensors = known
-        if call.eps is not None or call.block not in _GATES or call.backend != self.backend:
+        if call.eps is not None or call.block not in GATES or call.backend != self.backend:
             return None
         return call, tensors[: call.tensors]
 
@@ -292,10 +293,16 @@ def _update(norm: Any, count: int, mean: Any, var: Any) -> None:
     buffers, momentum = norm._buffers, norm.momentum
     if (tracked := buffers["num_batches_tracked"]) is not None:
         tracked.add_(1)
-        if momentum is None:
-            momentum = 1.0 / float(tracked)
+        if momentum is None:  # to a graph it is no number
+            is_graph = torch.compiler.is_compiling()
+            momentum = tracked.reciprocal() if is_graph else 1.0 / float(tracked)
     for name, of_batch in (("running_mean", mean), ("running_var", var * (count / (count - 1)))):
-        buffers[name].mul_(1 - momentum).add_(of_batch.to(buffers[name].dtype), alpha=momentum)
+        running = buffers[name]
+        of_batch = of_batch.to(running.dtype)
+        if isinstance(momentum, Tensor):
+            running.mul_(1 - momentum).add_(of_batch * momentum)
+        else:
+            running.mul_(1 - momentum).add_(of_batch, alpha=momentum)
 
 
 def _code(layer: Any) -> tuple[int, float]:

@@ -8,12 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from chattn_cuda import backends
+from chattn_cuda import backends, compiled
 from chattn_cuda.explanation import Explanation
 from chattn_cuda.functional import why_not_fused
 from chattn_cuda.modules import views
 from chattn_cuda.modules.deferred import is_small
 from chattn_cuda.modules.fused import FusedForward
+from chattn_cuda.reference import autocast_enabled
 
 __all__ = ["TailForward"]
 
@@ -34,11 +35,15 @@ class TailForward(FusedForward):
 
     @torch.jit.unused
     def _why_not_fused(self, x: Any, kind: Any = Tensor) -> str | None:
-        if torch.compiler.is_compiling():
-            return "torch.compile fuses norms itself"
+        if compiled.is_exporting():
+            return "programs are of plain operations"
         if torch._C._get_tracing_state() is not None or type(x) is not kind or x.dim() != 4:
             return "x is not an ordinary map (N, C, H, W)"
-        if is_small(self._backend, x, _width(self)):
+        if torch.compiler.is_compiling():  # where each tail looks whether it is small
+            device = x.device.type
+            if autocast_enabled(device) and x.dtype != torch.get_autocast_dtype(device):
+                return "torch.compile tells no += from +, which give other types under autocast"
+        elif is_small(self._backend, x, _width(self)):
             return "the layers are faster on maps that are so small"
         if torch._C._are_functorch_transforms_active():
             return "torch.func differentiates the layers"
@@ -70,4 +75,11 @@ class TailForward(FusedForward):
         if reason is not None:
             return Explanation("tail", "reference", "eager", (reason,))
         backend = backends.select(self.backend, x.device.type, x.dtype)
-        return Explanation("tail", backend, "fused", ("its norms run with what follows them",))
+        notes: list[str] = []
+        tensors = [x, *self.parameters()]  # type: ignore[attr-defined]
+        for rule, gate in ((compiled.RULE, "without"), (compiled.RULE_OF_TAILS, "with")):
+            what = f"a tail {gate} a gate"
+            note = compiled.note(self.backend, x.device.type, tensors, rule, what)
+            notes += () if note is None or note in notes else (note,)
+        reasons = ("its norms run with what follows them",)
+        return Explanation("tail", backend, "fused", reasons, notes=tuple(notes))

@@ -25,8 +25,6 @@ __all__ = ["PARTS", "View", "run"]
 class View:
     """A module whose layers may give and take deferred maps."""
 
-    __slots__ = ("_backend", "_module")
-
     def __init__(self, backend: str, module: Any) -> None:
         """Of ``module``, by ``backend``."""
         self._backend, self._module = backend, module
@@ -62,19 +60,31 @@ def run(backend: str, block: Any, x: Tensor) -> Tensor:
     return values(found(x))  # type: ignore[no-any-return]
 
 
-@functools.lru_cache(256)
 def _look(kind: Any) -> Callable[[str, Any], Any] | None:
     """How layers of a class are seen; None: as they are."""
+    return _HOW.get(_name_of(kind))
+
+
+def _name_of(kind: Any) -> str:
+    """Of a class in `_HOW`: a constant to torch.compile, which a function would not be."""
+    return _found_name(kind)
+
+
+_name_of._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+@functools.lru_cache(256)
+def _found_name(kind: Any) -> str:
     cls = kind.__dict__.get("_accelerated_from", kind)
     if issubclass(kind, FusedForward) and kind._fusible:
-        return _as_attention
+        return "attention"
     if cls in BATCH_NORMS:
-        return _as_norm
+        return "norm"
     if issubclass(cls, nn.Sequential):
-        return _as_sequence
+        return "sequence"
     if cls is nn.Identity or activations.resolve(cls) is not None:
-        return _as_activation
-    return _OTHERS.get(f"{cls.__module__}.{cls.__qualname__}")
+        return "activation"
+    return f"{cls.__module__}.{cls.__qualname__}"
 
 
 def _same(x: Any) -> Any:
@@ -149,7 +159,7 @@ def _as_block(backend: str, layer: Any) -> Any:
     return lambda x: cls.forward(View(backend, layer), x)
 
 
-_OTHERS = {
+_OTHERS: dict[str, Callable[[str, Any], Any]] = {
     "timm.layers.norm_act.BatchNormAct2d": _as_norm_act,
     "timm.layers.drop.DropPath": _as_drop_path,
     "torchvision.ops.stochastic_depth.StochasticDepth": _as_stochastic_depth,
@@ -157,3 +167,9 @@ _OTHERS = {
 }
 #: Classes of other libraries whose forwards are known here.
 PARTS = tuple(_OTHERS)
+_HOW = _OTHERS | {
+    "attention": _as_attention,
+    "norm": _as_norm,
+    "sequence": _as_sequence,
+    "activation": _as_activation,
+}

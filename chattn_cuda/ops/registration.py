@@ -28,8 +28,10 @@ def register_rules(namespace: str) -> None:
     """Register shapes, strides, vmap rules and gradients for the operators of ``namespace``."""
     if namespace in registered_namespaces:
         return
-    fakes = sk.FAKES | tail.FAKES
-    gradients = sk.gradients(namespace)
+    library, of_tails, gradients = tail.define(namespace)
+    _libraries.append(library)
+    fakes = sk.FAKES | tail.FAKES | of_tails
+    gradients |= sk.gradients(namespace)
     for block in BLOCKS.values():
         fakes[f"{block.name}_forward"] = block.fake_forward
         fakes[f"{block.name}_backward"] = block.fake_backward

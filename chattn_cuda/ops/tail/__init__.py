@@ -4,11 +4,13 @@
 ``mean_hw(inner(v))``. Four operators read the maps: `tail_squeeze` gives the norm's scale and
 shift and the mean, `tail_apply` writes y, `tail_reduce` sums what the gradients need over every
 plane, and `tail_gradient` writes those of x and of the residual. Between them the gate is that of
-any block, whose own operators get the mean as a map of one position.
+any block, whose own operators get the mean as a map of one position. torch.compile gets all of it
+as one operator (`graph`).
 """
 
-from chattn_cuda.ops.tail.description import Gate, Norm, Tail
+from chattn_cuda.ops.tail.description import GATES, Gate, Norm, Tail
 from chattn_cuda.ops.tail.fakes import FAKES
 from chattn_cuda.ops.tail.function import apply_tail
+from chattn_cuda.ops.tail.graph import WHOLE, define
 
-__all__ = ["FAKES", "Gate", "Norm", "Tail", "apply_tail"]
+__all__ = ["FAKES", "GATES", "WHOLE", "Gate", "Norm", "Tail", "apply_tail", "define"]

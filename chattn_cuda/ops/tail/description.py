@@ -13,7 +13,10 @@ from chattn_cuda.ops.block import activation_of_code
 from chattn_cuda.ops.blocks import BLOCKS
 from chattn_cuda.reference import accumulation_dtype, in_type, no_autocast
 
-__all__ = ["Gate", "Norm", "Tail"]
+__all__ = ["GATES", "Gate", "Norm", "Tail"]
+
+GATES = ("se", "eca")
+"""The blocks whose squeeze is the mean."""
 
 _MASKED = (1, 2)  # ReLU, ReLU6: the derivative is 0 or 1
 
@@ -70,9 +73,30 @@ class Tail:
         return *self.inner, *self.act
 
     @property
-    def is_masked(self) -> bool:
-        """Whether the derivative of the activation is 0 or 1: a bit per position tells it."""
-        return self.act[0] in _MASKED
+    def constants(self) -> tuple[Any, ...]:
+        """As the operators of the whole tail take them: its functions, and the gate's."""
+        return self.functions if self.gate is None else (*self.functions, *self.gate.constants)
+
+    def operator(self, way: str) -> str:
+        """The name of the operator of the whole tail, "forward" or "backward"."""
+        return f"tail_{way}" if self.gate is None else f"tail_{self.gate.block}_{way}"
+
+    @property
+    def biases(self) -> list[int]:
+        """Places, among the tensors, of those that first derivatives do not read."""
+        of_gate = () if self.gate is None else BLOCKS[self.gate.block].biases
+        return [3, *(3 + i for i in of_gate)]
+
+    def is_masked(self, residual: Tensor | None) -> bool:
+        """Whether a bit per position tells the activation's derivative, which is 0 or 1."""
+        return residual is not None and self.act[0] in _MASKED
+
+    def factor(self, x: Tensor, of_gate: Sequence[Tensor]) -> Tensor | None:
+        """(N, C), by which the map is multiplied, from what the gate's forward returned."""
+        if of_gate:
+            return self._factor(of_gate[-1])
+        factors = self.factors
+        return factors if factors is None else factors.expand(x.shape[:2]).contiguous()
 
     def formula(
         self, numbers: Tensor | None, slope: Tensor | None, x: Tensor, residual: Tensor | None,

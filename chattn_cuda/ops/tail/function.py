@@ -9,14 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from chattn_cuda.ops.blocks import BLOCKS
-from chattn_cuda.ops.calls import call_eager
+from chattn_cuda.compiled import has_gradients
+from chattn_cuda.ops.calls import call, call_eager
 from chattn_cuda.ops.derivable import Derivable, pull_back
 from chattn_cuda.ops.saved import save, saved, unchanged_biases
 from chattn_cuda.ops.tail.description import Tail
 from chattn_cuda.reference import accumulation_dtype
 
-__all__ = ["apply_tail"]
+__all__ = ["apply_tail", "backward", "forward", "gradients", "save_forward"]
 
 
 def apply_tail(
@@ -38,9 +38,15 @@ def apply_tail(
         y, and of a norm by batch statistics their mean and biased variance (C,), else None.
     """
     tensors = (x, residual, weight, bias, *of_gate)
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
+    if torch.compiler.is_compiling():
+        y, numbers, variance, *_ = call(
+            namespace, tail.operator("forward"), *tensors, tail.norm.mean, tail.norm.var,
+            tail.factors, tail.norm.eps, *tail.constants,
+        )  # fmt: skip
+    elif has_gradients(tensors):
         return _Tail.apply(namespace, tail, *tensors)
-    y, numbers, variance, *_ = _forward(namespace, tail, tensors, False)
+    else:
+        y, numbers, variance, *_ = forward(namespace, tail, tensors, need_mask=False)
     return y, *_statistics(tail, numbers, variance)
 
 
@@ -48,10 +54,10 @@ def _statistics(tail: Tail, numbers: Tensor, variance: Tensor) -> tuple[Any, Any
     return (numbers[2], variance) if tail.norm.of_batch else (None, None)
 
 
-def _forward(
-    namespace: str, tail: Tail, tensors: Sequence[Any], differentiable: bool
-) -> tuple[Any, ...]:
-    """Y, then what the backward reads: the norm's numbers, their variance, means, mask, gate."""
+def forward(
+    namespace: str, tail: Tail, tensors: Sequence[Any], need_mask: bool
+) -> tuple[Tensor, ...]:
+    """Y, the norm's numbers, their variance, means, pooled, what the gate's returns, and a mask."""
     x, residual, weight, bias, *of_gate = tensors
     norm, gate = tail.norm, tail.gate
     numbers, variance, means, pooled = call_eager(
@@ -59,20 +65,16 @@ def _forward(
         gate is not None,
     )  # fmt: skip
     kept: Sequence[Any] = ()
-    factor = tail.factors
     if gate is not None:
         weights = _in_accumulators(of_gate, x.dtype)
         _, *kept = call_eager(
             namespace, f"{gate.block}_forward", pooled[:, :, None, None], *weights, *gate.constants
         )
-        factor = kept[-1] if factor is None else kept[-1] * factor
-    elif factor is not None:
-        factor = factor.expand(x.shape[:2]).contiguous()
-    need_mask = differentiable and residual is not None and tail.is_masked
+    factor = tail.factor(x, kept)
     y, mask = call_eager(
         namespace, "tail_apply", x, residual, numbers, factor, *tail.functions, need_mask
     )
-    return y, numbers, variance, means, pooled, mask if need_mask else None, factor, *kept
+    return y, numbers, variance, means, pooled, *kept, mask
 
 
 def _in_accumulators(tensors: Sequence[Any], dtype: torch.dtype) -> list[Any]:
@@ -85,62 +87,82 @@ class _Tail(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, namespace: str, tail: Tail, *tensors: Any) -> Any:
-        y, numbers, variance, *rest = _forward(namespace, tail, tensors, True)
-        x, residual, weight, bias, *of_gate = tensors
-        if tail.is_masked or tail.act[0] == 0:  # the mask tells, or nobody asks
-            residual = None
-        biases = [bias]
-        for i in () if tail.gate is None else BLOCKS[tail.gate.block].biases:
-            biases.append(of_gate[i - 1])
-            of_gate[i - 1] = None
-        save(ctx, (x, residual, weight, *of_gate, numbers, *rest), biases)
-        ctx.namespace, ctx.tail = namespace, tail
-        ctx.set_materialize_grads(False)
-        statistics = _statistics(tail, numbers, variance)
+        outputs = forward(namespace, tail, tensors, tail.is_masked(tensors[1]))
+        save_forward(ctx, namespace, tail, tensors, outputs)
+        statistics = _statistics(tail, *outputs[1:3])
         if statistics[0] is not None:
             ctx.mark_non_differentiable(*statistics)
-        return y, *statistics
+        return outputs[0], *statistics
 
     @staticmethod
     def backward(ctx: Any, dy: Any, *_: Any) -> Any:
         needs = ctx.needs_input_grad[2:]
         if dy is None:
             return (None, None, *(None for _ in needs))
-        kept, of_what = saved(ctx), (ctx.namespace, ctx.tail, needs)
-        if not torch.is_grad_enabled():
-            return (None, None, *_gradients(*of_what, dy, *kept))
-        # With derivatives of its own: those of the formulas.
-        count = len(needs) - 1
-        tensors, rest = list(kept[:count]), kept[count:]
-        bias, *others = unchanged_biases(ctx)
-        tensors.insert(3, bias)
-        for i, b in zip(_biases(ctx.tail), others, strict=True):
-            tensors[i] = b
-        formula = functools.partial(
-            ctx.tail.formula, rest[0], _slope(*of_what[:2], tensors[0], *rest)
-        )
-        derivable = Derivable(
-            functools.partial(_gradients_of_given, *of_what),
-            functools.partial(_derivatives, formula, needs),
-            1 + len(needs),
-        )
-        return (None, None, *derivable(dy, *tensors, *rest))
+        return (None, None, *backward(ctx, gradients, ctx.tail, needs, dy, saved(ctx)))
 
 
-def _biases(tail: Tail) -> list[int]:
-    """Places of the gate's biases among the tensors."""
-    return [] if tail.gate is None else [3 + i for i in BLOCKS[tail.gate.block].biases]
+def save_forward(
+    ctx: Any, namespace: str, tail: Tail, tensors: Sequence[Any], outputs: Sequence[Any]
+) -> None:
+    """Keep what `backward` reads of the tensors and of what `forward` returned."""
+    _, numbers, _, means, pooled, *of_gate, mask = outputs
+    kept, is_masked = list(tensors), tail.is_masked(tensors[1])
+    if is_masked or tail.act[0] == 0:  # the mask tells, or nobody asks
+        kept[1] = None
+    kept = [t for i, t in enumerate(kept) if i not in tail.biases]
+    kept += numbers, means, pooled, *of_gate, mask if is_masked else None
+    save(ctx, kept, [tensors[i] for i in tail.biases])
+    ctx.namespace, ctx.tail = namespace, tail
+    ctx.set_materialize_grads(False)
+
+
+def backward(
+    ctx: Any, first: Any, tail: Tail, needs: Sequence[bool], dy: Tensor, kept: Sequence[Any]
+) -> Sequence[Any]:
+    """The gradients of the tensors, those that are needed.
+
+    Args:
+        ctx: Of `save_forward`.
+        first: `gradients`, or an operator of the same arguments.
+        tail: What is differentiated.
+        needs: For each of the tensors, whether its gradient is needed.
+        dy: That of y.
+        kept: What was saved.
+    """
+    of_what = first, ctx.namespace, tail, needs
+    if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+        return _first_gradients(*of_what, dy, *kept)
+    # With derivatives of its own: those of the formulas.
+    args, count = list(kept), len(needs)
+    for i, bias in zip(tail.biases, unchanged_biases(ctx), strict=True):
+        args.insert(i, bias)
+    slope = _slope(ctx.namespace, tail, args[0], *args[count:])
+    formula = functools.partial(tail.formula, args[count], slope)
+    derivable = Derivable(
+        functools.partial(_gradients_of_given, *of_what),
+        functools.partial(_derivatives, formula, needs),
+        1 + count,
+    )
+    return derivable(dy, *args)
 
 
 def _gradients_of_given(
-    namespace: str, tail: Tail, needs: Sequence[bool], dy: Tensor, *args: Any
+    first: Any, namespace: str, tail: Tail, needs: Sequence[bool], dy: Tensor, *args: Any
 ) -> tuple[Any, ...]:
-    """`_gradients` of all tensors that the forward took."""
-    kept = list(args)
-    for i in _biases(tail):
-        kept[i] = None
-    del kept[3]
-    return tuple(_gradients(namespace, tail, needs, dy, *kept))
+    """`_first_gradients` of all tensors that the forward took."""
+    kept = [t for i, t in enumerate(args) if i not in tail.biases]
+    return tuple(_first_gradients(first, namespace, tail, needs, dy, *kept))
+
+
+def _first_gradients(
+    first: Any, namespace: str, tail: Tail, needs: Sequence[bool], dy: Tensor, *kept: Any
+) -> list[Any]:
+    """By the operators; that of the residual may be dy itself."""
+    grads: list[Any] = first(namespace, tail, needs, dy, *kept)
+    if needs[1] and tail.act[0] == 0:
+        grads[1] = dy
+    return grads
 
 
 def _derivatives(formula: Any, needs: Sequence[bool], dy: Tensor, *args: Any) -> tuple[Any, ...]:
@@ -153,46 +175,43 @@ def _derivatives(formula: Any, needs: Sequence[bool], dy: Tensor, *args: Any) ->
 
 
 def _slope(
-    namespace: str, tail: Tail, x: Tensor, numbers: Tensor, means: Any, pooled: Any, mask: Any,
-    factor: Any, *of_gate: Any,
-) -> Tensor | None:  # fmt: skip
+    namespace: str, tail: Tail, x: Tensor, numbers: Tensor, means: Any, pooled: Any, *rest: Any
+) -> Tensor | None:
     """The derivative of the activation as a map, where a mask tells it."""
+    *of_gate, mask = rest
     if mask is None:
         return None
     with torch.no_grad():
-        maps = torch.ones_like(x), x, None, mask, numbers, factor
+        maps = torch.ones_like(x), x, None, mask, numbers, tail.factor(x, of_gate)
         of_norm: tuple[None, ...] = (None,) * 4
         wanted = False, False, True, False
         return call_eager(namespace, "tail_gradient", *maps, *of_norm, *tail.functions, *wanted)[1]
 
 
-def _gradients(
+def gradients(
     namespace: str, tail: Tail, needs: Sequence[bool], dy: Tensor, x: Tensor, residual: Any,
     weight: Any, *kept: Any,
 ) -> list[Any]:  # fmt: skip
-    """Of x, the residual, the norm's weight and bias, and the gate's tensors."""
-    count = len(needs) - 4
-    weights, (numbers, means, pooled, mask, factor, *of_gate) = kept[:count], kept[count:]
+    """Of x, the residual (None where that is dy itself), the norm's and the gate's tensors."""
+    count = len(needs) - 3 - len(tail.biases)
+    weights, (numbers, means, pooled, *of_gate, mask) = kept[:count], kept[count:]
     need_dx, need_dresidual, need_dweight, need_dbias, *need_gate = needs
     of_norm, gate = need_dweight or need_dbias, tail.gate
     of_gate_needed = gate is not None and (need_dx or of_norm or any(need_gate))
     grads: list[Any] = [None] * len(needs)
-    if tail.act[0] == 0 and need_dresidual:
-        grads[1] = dy
-    maps = dy, x, residual, mask, numbers, factor
+    maps = dy, x, residual, mask, numbers, tail.factor(x, of_gate)
     sums = dpooled = dgate = None
     if of_gate_needed or of_norm or (tail.norm.of_batch and need_dx):
         sums, dgate = call_eager(namespace, "tail_reduce", *maps, *tail.functions, of_gate_needed)
     if of_gate_needed:
         assert gate is not None and dgate is not None
-        spec = BLOCKS[gate.block]
         if tail.factors is not None:
             dgate = dgate * tail.factors
         as_map = pooled[:, :, None, None]
-        read = [w for i, w in enumerate(weights, 1) if i not in spec.biases]
         dmap, *found = call_eager(
             namespace, f"{gate.block}_backward", torch.zeros_like(as_map), dgate, as_map, *of_gate,
-            *_in_accumulators(read, x.dtype), *gate.constants, need_dx or of_norm, any(need_gate),
+            *_in_accumulators(weights, x.dtype), *gate.constants, need_dx or of_norm,
+            any(need_gate),
         )  # fmt: skip
         if need_dx or of_norm:
             dpooled = dmap[:, :, 0, 0]
