@@ -92,7 +92,10 @@ def test_streaming_loops_ask_for_much_before_they_wait(block: str, dtype: str) -
                 short.append(line)
     except ToolError as error:
         pytest.skip(str(error))
-    assert seen == {k for k in REQUIRED if k != "stage_planes" or block == "eca"}
+    expected = {k for k in REQUIRED if k != "stage_planes" or block == "eca"}
+    if block == "tail" and dtype == "float64":  # takes the kernel for any tail, element by element
+        expected = set()
+    assert seen == expected
     assert short == []
 
 
