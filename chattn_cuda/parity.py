@@ -76,7 +76,7 @@ FAMILIES: tuple[Family, ...] = tuple(
 WITHOUT_ATTENTION: tuple[Family, ...] = tuple(
     Family(library, model)
     for library, models in (
-        ("timm", "resnet18 resnext50_32x4d regnetx_002 mobilenetv2_100 repvgg_a0 mobileone_s0"),
+        ("timm", "resnet18 resnext50_32x4d regnetx_002 mobilenetv2_100 repvgg_a0"),
         ("torchvision", "resnet18 regnet_x_400mf mobilenet_v2"),
     )
     for model in models.split()
