@@ -75,6 +75,7 @@ class Plan:
         seconds: For the rounds of a row.
         options: For timm.create_model.
         backend: For `accelerate`.
+        fuse: For `accelerate`.
     """
 
     names: Sequence[str] = NAMES
@@ -83,6 +84,7 @@ class Plan:
     seconds: float = 4.0
     options: tuple[tuple[str, object], ...] = ()
     backend: str = "auto"
+    fuse: str = "block"
 
 
 QUICK = Plan(NAMES[:2], 96, False, 0.5)
@@ -117,7 +119,7 @@ def subject(row: Row, plan: Plan) -> Subject:
         module.zero_grad(set_to_none=True)
         return [loss]
 
-    how = (model, call, x.nbytes, 60, 1, plan.backend)
+    how = (model, call, x.nbytes, 60, 1, plan.backend, plan.fuse)
     return Subject(TABLE, str(row), "ms", *how)
 
 
@@ -243,6 +245,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--minutes", type=float, default=MINUTES, help="at most (default: 25)")
     made.add_argument("--seconds", type=float, help="for the rounds of a row (default: 4)")
     made.add_argument("--backend", default="auto", help="for accelerate (default: auto)")
+    made.add_argument("--fuse", choices=("block", "tail"), default="block", help="for accelerate")
     made.add_argument("--threads", type=int, help="CPU threads (default: torch's own)")
     made.add_argument("--results", type=Path, default=RESULTS, help="folder (bench/results)")
     made.add_argument("--show", action="store_true", help="show the last figures, measure nothing")
@@ -256,7 +259,8 @@ def plan_of(options: argparse.Namespace) -> Plan:
     names = options.models.split(",") if options.models else plan.names
     seconds = plan.seconds if options.seconds is None else options.seconds
     compiler = plan.compiler and not options.no_compile
-    return Plan(names, plan.side, compiler, seconds, plan.options, options.backend)
+    how = (options.backend, options.fuse)
+    return Plan(names, plan.side, compiler, seconds, plan.options, *how)
 
 
 def command(options: argparse.Namespace) -> str:
@@ -292,7 +296,7 @@ def run(options: argparse.Namespace) -> Path:
     found = rows(plan.names, options.only)
     if not found:
         raise SystemExit(f"--only {' '.join(options.only)}: no row has that in its name")
-    path = options.results / f"models-{device()}.jsonl"
+    path = options.results / f"models-{device()}{'-tails' * (plan.fuse == 'tail')}.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.unlink(missing_ok=True)
     os.environ[gpu_results.FILE] = str(path)

@@ -97,6 +97,7 @@ class Subject:
         rounds: At most so many are measured.
         repeat: Calls in a sample.
         backend: For `accelerate`: a named one insists on the operators under torch.compile.
+        fuse: For `accelerate`.
     """
 
     table: str
@@ -108,6 +109,7 @@ class Subject:
     rounds: int
     repeat: int
     backend: str = "auto"
+    fuse: str = "block"
 
     def variant(self, name: str) -> Any:
         """The network in that variant."""
@@ -115,7 +117,7 @@ class Subject:
         if name in (OURS, BOTH):
             import chattn_cuda
 
-            chattn_cuda.accelerate(module, self.backend)
+            chattn_cuda.accelerate(module, self.backend, self.fuse)
         if name in (COMPILED, BOTH):
             return Ahead(module, self.call).module
         return module
