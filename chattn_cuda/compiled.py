@@ -30,10 +30,10 @@ holds for batch norms, too, which wait for what follows them, but for those in f
 RULE_OF_TAILS: dict[tuple[str, bool], str | None] = {
     ("cuda", False): None,
     ("cuda", True): None,
-    ("cpu", False): None,
+    ("cpu", False): "Inductor fuses it with what stands around it",
     ("cpu", True): None,
 }
-"""The same for a batch norm with the gate behind it: the map between them is never written."""
+"""The same for a batch norm with the gate behind it, of which no map between them is written."""
 
 
 def is_exporting() -> bool:

@@ -121,8 +121,7 @@ class _Whole:
         tail = ctx.tail
         if y is not None:
             dy, tail = _DERIVATIVES[tail.act[0]](dy, y), replace(tail, act=(0, 0.0))
-        first = _call if torch.compiler.is_compiling() else function.gradients
-        grads = function.backward(ctx, first, tail, needs[: self.count], dy, (*kept, None))
+        grads = function.backward(ctx, _call, tail, needs[: self.count], dy, (*kept, None))
         return (*grads, *(None for _ in needs[self.count :]))
 
 
