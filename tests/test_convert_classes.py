@@ -391,7 +391,7 @@ def test_alike_blocks_are_tried_out_once(monkeypatch: pytest.MonkeyPatch) -> Non
             report = accelerate(nn.Sequential(*(cls(16) for _ in range(n))))
             assert len(report.changed if cls is Counted else report.left) == n
             counts.append(len(calls))
-        assert counts[0] <= 8 and counts[1] <= counts[0]
+        assert counts[0] <= 10 and counts[1] <= counts[0]
         assert set(calls) <= {1}
     assert torch.get_num_threads() == threads
 
