@@ -37,7 +37,9 @@ def test_the_same_numbers(backend: str) -> None:
     namespace = str(backends.get(backend).namespace)
     ops, table = getattr(torch.ops, namespace), chattn_cuda.decompositions()
     given = samples(ops)
-    for name in DERIVABLE:  # those of exported programs
+    for name in DERIVABLE:
+        if name.startswith("tail"):  # exported programs have the layers
+            continue
         operator = getattr(ops, name).default
         for args in variants(ops, name, given[name]):
             results, expected = flat(table[operator](*args)), flat(operator(*args))
