@@ -60,7 +60,6 @@ _here = threading.local()
 
 _PERIOD = 4093  # a prime: rows of any usual length differ
 
-
 LAZY = "its parameters get their sizes in the first call: accelerate after it"
 
 
@@ -114,9 +113,7 @@ def undisturbed(function: Callable[..., _Result]) -> Callable[..., _Result]:
             thread = futures.ThreadPoolExecutor(1)
             try:
                 return thread.submit(_run_as_usual, function, arguments, options).result(_LONGEST)
-            except (
-                futures.TimeoutError
-            ):  # a forward that imports what its caller is importing waits for ever
+            except futures.TimeoutError:  # it may wait for what its caller is importing
                 raise TimeoutError(f"it takes longer than {_LONGEST} s") from None
             finally:
                 thread.shutdown(wait=False)
