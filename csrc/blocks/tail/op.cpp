@@ -73,8 +73,8 @@ DType of_norm(OptionalTensor& first, OptionalTensor& second, const Tensor& x, co
   for (OptionalTensor* t : {&first, &second}) {
     if (!*t) continue;
     check_like(**t, x, (*t)->scalar_type(), x.size(1), name);
-    STD_TORCH_CHECK(type.value_or(dtype(**t)) == weight_dtype(**t, x),
-                    "chattn_cuda::tail: ", name, " must have one type");
+    STD_TORCH_CHECK(type.value_or(dtype(**t)) == weight_dtype(**t, x), "chattn_cuda::tail: ", name,
+                    " must have one type");
     type = dtype(**t);
     *t = row_major(*t);
   }
@@ -82,9 +82,11 @@ DType of_norm(OptionalTensor& first, OptionalTensor& second, const Tensor& x, co
 }
 
 template <class Runner>
-std::tuple<Tensor, Tensor, Tensor, Tensor> tail_squeeze(
-    Tensor x, OptionalTensor weight, OptionalTensor bias, OptionalTensor mean, OptionalTensor var,
-    double eps, std::int64_t inner, double inner_param, bool pool) {
+std::tuple<Tensor, Tensor, Tensor, Tensor> tail_squeeze(Tensor x, OptionalTensor weight,
+                                                        OptionalTensor bias, OptionalTensor mean,
+                                                        OptionalTensor var, double eps,
+                                                        std::int64_t inner, double inner_param,
+                                                        bool pool) {
   check_map(x);
   STD_TORCH_CHECK(mean.has_value() == var.has_value(), "chattn_cuda::tail: mean without var");
   TailSqueeze p;

@@ -48,9 +48,11 @@ void with_functions(const TailFunctions& f, bool masked, Body&& body) {
     if (relu) return pair.template operator()<Known::identity, Known::relu>();
     return pair.template operator()<Known::identity, Known::other>();
   }
-  if (f.inner == Act::relu && plain) return pair.template operator()<Known::relu, Known::identity>();
+  if (f.inner == Act::relu && plain)
+    return pair.template operator()<Known::relu, Known::identity>();
   if (f.inner == Act::relu && relu) return pair.template operator()<Known::relu, Known::relu>();
-  if (f.inner == Act::silu && plain) return pair.template operator()<Known::silu, Known::identity>();
+  if (f.inner == Act::silu && plain)
+    return pair.template operator()<Known::silu, Known::identity>();
   pair.template operator()<Known::other, Known::other>();
 }
 

@@ -119,8 +119,8 @@ struct Repeated {
   }
 };
 
-// out[r][i] = sum of term r of terms(m, position, i, count), a tile of R, over the rows that start at
-// positions p0, p0 + fold, ... before p1 and over `parts` maps m, for columns [c0, c1).
+// out[r][i] = sum of term r of terms(m, position, i, count), a tile of R, over the rows that start
+// at positions p0, p0 + fold, ... before p1 and over `parts` maps m, for columns [c0, c1).
 //
 // Rows are read from end to end. One at a time, so that the prefetcher of a page follows one stream
 // (two streams in a page cost up to half of the bandwidth), unless rows are longer than a page:
@@ -174,8 +174,9 @@ CHATTN_INLINE void row_sums(const MapShape& s, index_t fold, index_t p0, index_t
 }
 
 // out[r][c] = sum of term r of terms(m, position, channel, count) over the region's positions and
-// `parts` maps m: sums of chunks, of spans, of all. `one_map`: rows may be of several positions. Several
-// maps never fold, because those that lie in one tensor have gaps, and sums must be the same.
+// `parts` maps m: sums of chunks, of spans, of all. `one_map`: rows may be of several positions.
+// Several maps never fold, because those that lie in one tensor have gaps, and sums must be the
+// same.
 template <class T, int R, class Terms>
 CHATTN_INLINE void column_sums(const MapShape& s, const Region& at, bool one_map, int parts,
                                acc_t<T>* out, Terms&& terms) {

@@ -1,4 +1,5 @@
-// The passes of a fused tail (engine/tail.h) over a region of the map. Compiled per instruction set.
+// The passes of a fused tail (engine/tail.h) over a region of the map. Compiled per instruction
+// set.
 #pragma once
 #include "engine/cpu/activations.h"
 #include "engine/cpu/passes.h"
@@ -6,8 +7,8 @@
 
 namespace chattn::CHATTN_ISA {
 
-// How a pass knows an activation: the usual ones at compile time, others by a call. masked: the bits
-// that the forward left tell where its derivative is 1; elsewhere it is 0.
+// How a pass knows an activation: the usual ones at compile time, others by a call. masked: the
+// bits that the forward left tell where its derivative is 1; elsewhere it is 0.
 enum class Known { identity, relu, silu, masked, other };
 
 template <Known k, class A>
@@ -307,12 +308,11 @@ void tail_sums(const MapShape& s, const TailMaps& maps, const TailFunctions& f,
     }
   };
   if (!s.channels_last) {
-    plane_states<T, kSums>(
-        s, at.c0, at.c1, sums, [&](index_t c, index_t i, index_t count) {
-          V same[4];
-          for (int r = 0; r < 4; ++r) same[r] = S::broadcast(rows[r][c]);
-          return terms(sample + c * s.hw + i, tail.mask + bytes + c * shape.pitch, i, count, same);
-        });
+    plane_states<T, kSums>(s, at.c0, at.c1, sums, [&](index_t c, index_t i, index_t count) {
+      V same[4];
+      for (int r = 0; r < 4; ++r) same[r] = S::broadcast(rows[r][c]);
+      return terms(sample + c * s.hw + i, tail.mask + bytes + c * shape.pitch, i, count, same);
+    });
     return;
   }
   const index_t fold = tail_positions<T>(s);
@@ -332,18 +332,15 @@ void tail_gradient(const MapShape& s, const TailMaps& maps, const TailFunctions&
   using S = Simd<T>;
   using V = typename S::V;
   const Tail<T, kInner, kAct> tail(maps, f);
-  const A* const rows[7] = {
-      static_cast<const A*>(n.scale),   static_cast<const A*>(n.shift),
-      static_cast<const A*>(n.gate),    static_cast<const A*>(n.mean),
-      static_cast<const A*>(n.dpooled), static_cast<const A*>(n.constant),
-      static_cast<const A*>(n.slope)};
+  const A* const rows[7] = {static_cast<const A*>(n.scale),   static_cast<const A*>(n.shift),
+                            static_cast<const A*>(n.gate),    static_cast<const A*>(n.mean),
+                            static_cast<const A*>(n.dpooled), static_cast<const A*>(n.constant),
+                            static_cast<const A*>(n.slope)};
   for_runs<T>(s, at, rows, [&](index_t offset, index_t byte, index_t length, auto&& numbers) {
     const std::uint8_t* const bits = tail.mask + byte;
-    const auto gradient = [&](index_t i, index_t count, const V(&v)[7],
-                              V u) CHATTN_INLINE_LAMBDA {
-      return tail.gradient(offset + i, bits, i, count, [&] {
-        return tail.before_act(tail.inner(u), v[2], offset + i, count);
-      });
+    const auto gradient = [&](index_t i, index_t count, const V(&v)[7], V u) CHATTN_INLINE_LAMBDA {
+      return tail.gradient(offset + i, bits, i, count,
+                           [&] { return tail.before_act(tail.inner(u), v[2], offset + i, count); });
     };
     if (dx)
       write_run(dx + offset, length, stream, [&](index_t i, index_t count) {
