@@ -110,7 +110,9 @@ class Deferred:
 
     def gated(self, layer: Any) -> Any:
         """Behind an attention block."""
-        if self._y is not None or not self._is_bare or (found := self._gate_of(layer)) is None:
+        if self._y is not None or not self._is_bare or self._is_small:
+            return layer(self.values())
+        if (found := self._gate_of(layer)) is None:
             return layer(self.values())
         self.gate, self._operands = layer, found
         return self
@@ -156,6 +158,11 @@ class Deferred:
         """Whether nothing is behind the inner activation."""
         return self.gate is None and self.factors is None and self.residual is None
 
+    @property
+    def _is_small(self) -> bool:
+        """Whether its layers are faster: then nobody asks for the gate's operands."""
+        return is_small(self.backend, self.x, self.x.shape[1])
+
     def __getattr__(self, name: str) -> Any:
         """That of the values."""
         return getattr(self.values(), name)
@@ -192,7 +199,7 @@ class Deferred:
 
     def _fused(self) -> Tensor | None:
         x, norm = self.x, self.norm
-        if is_small(self.backend, x, x.shape[1]):
+        if self._is_small:
             return None
         call, of_gate = self._operands
         own, buffers = norm._parameters, norm._buffers
