@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from chattn_cuda.hooks import own_behaviour
+from chattn_cuda.hooks import own_behaviour, qualified_name
 from chattn_cuda.methods import is_own
 
 __all__ = [
@@ -267,13 +267,9 @@ def _default(name: str) -> tuple[Activation, float]:
     return activation, activation.param
 
 
-def _qualified_name(cls: type) -> str:
-    return f"{cls.__module__}.{cls.__qualname__}"
-
-
 def _timms(cls: Any) -> str | None:
     """The name of a class of timm's, while it has its own forward."""
-    name = _TIMM_MODULES.get(_qualified_name(cls))
+    name = _TIMM_MODULES.get(qualified_name(cls))
     return name if name is not None and is_own(cls, "forward") else None
 
 

@@ -6,7 +6,15 @@ from typing import Any
 
 from torch import nn
 
-__all__ = ["are_as_their_classes", "class_of", "has_hooks", "has_own_forward", "own_behaviour"]
+__all__ = [
+    "are_as_their_classes", "class_of", "has_hooks", "has_own_forward", "own_behaviour",
+    "qualified_name",
+]  # fmt: skip
+
+
+def qualified_name(cls: type) -> str:
+    """With its module: by which classes of other libraries are known without importing them."""
+    return f"{cls.__module__}.{cls.__qualname__}"
 
 
 def class_of(module: Any) -> Any:

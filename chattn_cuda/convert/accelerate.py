@@ -13,6 +13,7 @@ from chattn_cuda import backends
 from chattn_cuda.convert import classes, dataflow, surroundings
 from chattn_cuda.convert.adapter import STRUCTURES
 from chattn_cuda.convert.report import Entry, Report
+from chattn_cuda.hooks import qualified_name
 from chattn_cuda.modules.fused import FusedForward
 
 __all__ = ["accelerate", "restore"]
@@ -193,7 +194,7 @@ def _key_of(module: Any, base: Any) -> str | dataflow.NotTaken | None:
     """
     origin = classes.origin_of(base)
     if origin is not None:
-        return f"{origin.__module__}.{origin.__qualname__}"
+        return qualified_name(origin)
     for name, adapter in STRUCTURES.items():
         try:
             if adapter.fits and adapter.fits(module):

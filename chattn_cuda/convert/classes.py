@@ -19,6 +19,7 @@ import torch
 
 from chattn_cuda.convert import dataflow, inside, probe
 from chattn_cuda.convert.adapter import ADAPTERS, STRUCTURES, Adapter
+from chattn_cuda.hooks import qualified_name
 from chattn_cuda.methods import (
     Member,
     bases_with,
@@ -71,7 +72,7 @@ def adapter_for(key: str) -> Adapter:
 
 def origin_of(cls: Any) -> Any:
     """``cls`` or its nearest base that has an adapter."""
-    return next((base for base in cls.__mro__ if _qualified_name(base) in ADAPTERS), None)
+    return next((base for base in cls.__mro__ if qualified_name(base) in ADAPTERS), None)
 
 
 def accelerated(cls: Any, key: str, module: Any = None) -> Any:
@@ -267,10 +268,6 @@ def _renamed(function: Any, name: str) -> Any:
     copy.__kwdefaults__ = function.__kwdefaults__
     copy.__annotations__ = function.__annotations__
     return copy
-
-
-def _qualified_name(cls: type) -> str:
-    return f"{cls.__module__}.{cls.__qualname__}"
 
 
 @torch.jit.unused

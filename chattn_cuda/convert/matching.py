@@ -16,6 +16,7 @@ from chattn_cuda.convert.recording import (
     RESHAPES,
     Recording,
 )
+from chattn_cuda.hooks import qualified_name
 
 __all__ = ["NotTaken", "Recipe", "is_own_class", "match", "tree_of", "values_of"]
 
@@ -269,7 +270,7 @@ def tree_of(module: Any, parts: tuple[str, ...]) -> str:
     found = []
     for path, m in module.named_modules():
         if path:
-            cls = "" if path in parts else f"{type(m).__module__}.{type(m).__qualname__}"
+            cls = "" if path in parts else qualified_name(type(m))
             names = RESHAPES.get(type(m), ())
             found.append(" ".join([path, cls, *(repr(getattr(m, name)) for name in names)]))
     return "; ".join(found)

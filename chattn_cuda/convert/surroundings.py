@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from chattn_cuda.convert.adapter import ADAPTERS, Adapter
-from chattn_cuda.hooks import class_of
+from chattn_cuda.hooks import class_of, qualified_name
 from chattn_cuda.modules.tails import TailForward
 from chattn_cuda.modules.views import PARTS
 
@@ -54,14 +54,14 @@ PATHS = tuple(
 
 def is_tail(cls: Any) -> bool:
     """Whether a class is one of these blocks."""
-    return cls is not None and f"{cls.__module__}.{cls.__qualname__}" in PATHS
+    return cls is not None and qualified_name(cls) in PATHS
 
 
 def covered(block: Any) -> Iterator[Any]:
     """The layers in a block that its view stands in for, though they are such blocks themselves."""
     for layer in block.children():
         cls = class_of(layer)
-        known = f"{cls.__module__}.{cls.__qualname__}" in PARTS
+        known = qualified_name(cls) in PARTS
         if known:
             yield layer
         if known or (issubclass(cls, nn.Sequential) and cls.forward is nn.Sequential.forward):

@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from chattn_cuda import activations
-from chattn_cuda.hooks import are_as_their_classes, class_of
+from chattn_cuda.hooks import are_as_their_classes, class_of, qualified_name
 from chattn_cuda.methods import is_own
 from chattn_cuda.modules.batch_norm import BATCH_NORMS
 from chattn_cuda.modules.deferred import Deferred, Drop, values
@@ -84,7 +84,7 @@ def _found_name(kind: Any) -> str:
         return "sequence"
     if cls is nn.Identity or activations.resolve(cls) is not None:
         return "activation"
-    return f"{cls.__module__}.{cls.__qualname__}"
+    return qualified_name(cls)
 
 
 def _same(x: Any) -> Any:
