@@ -302,7 +302,7 @@ def emit_tile(
 
     numbers: tuple of [TN, TC] or [1, TC] tiles, of which the first has the accumulation type; ys:
     None for what is not wanted; bits: as in `fold_kernel`; new_bits: a map of bits, which EMIT
-    makes behind the others, or None.
+    makes behind the others, or None; bits of positions that do not exist are 0.
     """
     tiles = all_over_length(numbers, CL)
     begin, end = step_range(split, steps, L, TL)
@@ -320,4 +320,4 @@ def emit_tile(
                 store_map(ys[o], offs, mask, made[o])
         if new_bits is not None:
             place = bytes_of_tile(n, c, step, n_size, C, L, CL, TN, TC, TL)
-            store_bits(new_bits, place, made[len(ys)])
+            store_bits(new_bits, place, made[len(ys)] & mask)
