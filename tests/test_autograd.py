@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.utils.checkpoint
 from torch import Tensor
-from torch.autograd import gradcheck, gradgradcheck
+from torch.autograd import forward_ad, gradcheck, gradgradcheck
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from chattn_cuda import backends, ops
@@ -274,7 +274,9 @@ def test_gradients_per_sample(block: Block, backend: str) -> None:
     def loss(w1: Tensor, x: Tensor) -> Tensor:
         return block.function(x[None], w1, *rest, backend=backend).sin().sum()
 
-    per_sample = torch.vmap(torch.func.grad(loss), (None, 0))(w1, x)
+    with Recorder() as recorder:
+        per_sample = torch.vmap(torch.func.grad(loss), (None, 0))(w1, x)
+    assert not recorder.calls  # there would be one for each sample
     assert_same(per_sample, torch.stack([torch.func.grad(loss)(w1, sample) for sample in x]))
 
 
@@ -330,6 +332,22 @@ def test_forward_mode_and_hessian(block: Block, backend: str) -> None:
     assert_same(
         torch.func.hessian(loss)(w1, backend), torch.func.hessian(loss)(w1, "reference"), 1e-8
     )
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
+@fused
+def test_forward_mode_through_a_backward(block: Block, backend: str) -> None:
+    """Of a graph that was made before: products with a Hessian, forward over reverse."""
+
+    def tangents(backend: str) -> list[Tensor | None]:
+        tensors = make(block, backend)
+        y = block.function(*tensors, backend=backend).sin()
+        v, t = torch.ones_like(y), torch.full_like(y, 2).cumsum(1)
+        with forward_ad.dual_level():
+            grads = torch.autograd.grad(y, tensors, forward_ad.make_dual(v, t))
+            return [forward_ad.unpack_dual(g).tangent for g in grads]
+
+    assert_same(tangents(backend), tangents("reference"))
 
 
 # ---- the operators -----------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from chattn_cuda import activations, backends
 from chattn_cuda.ops.calls import operator_of
@@ -20,7 +21,7 @@ N, C, HW = 2, 4, (3, 3)
 
 def make(
     of_batch: bool = True, gated: bool = True, inner: str = "identity", act: str = "relu",
-    residual: bool = True,
+    residual: bool = True, hidden: str = "silu",
 ) -> tuple[Tail, list[Any]]:  # fmt: skip
     """A tail in float64, and its tensors."""
     generator = torch.Generator().manual_seed(0)
@@ -31,7 +32,7 @@ def make(
     norm = Norm(None, None, 1e-3)
     if not of_batch:
         norm = Norm(random(C).detach(), 0.5 + random(C).detach().square(), 1e-3)
-    gate = Gate("se", (CODES["silu"], 0.0, CODES["sigmoid"])) if gated else None
+    gate = Gate("se", (CODES[hidden], 0.0, CODES["sigmoid"])) if gated else None
     weights = [random(2, C), random(2), random(C, 2), random(C)] if gated else []
     tail = Tail(norm, gate, (CODES[inner], 0.0), (CODES[act], 0.0))
     return tail, [
@@ -75,6 +76,21 @@ def test_derivatives_are_the_formulas(way: dict[str, Any]) -> None:
             second = torch.autograd.grad(total, leaves, allow_unused=True)
             found.append((y, first, second))
         torch.testing.assert_close(*found, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
+@pytest.mark.parametrize("act", ["identity", "relu"])
+def test_forward_mode_through_a_backward(act: str) -> None:
+    """Of a node that was made before, by the formulas."""
+    cases.require("cpu")
+    tail, tensors = make(act=act, hidden="relu")
+    leaves, found = [t for t in tensors if t is not None], []
+    for y in apply_tail("chattn_cuda", tail, *tensors)[0], *tail.formula(None, None, *tensors):
+        slope = torch.linspace(-1, 1, y.numel(), dtype=y.dtype).view_as(y)
+        with forward_ad.dual_level():
+            grads = torch.autograd.grad(y.sin(), leaves, forward_ad.make_dual(slope, slope.exp()))
+            found.append([forward_ad.unpack_dual(g).tangent for g in grads])
+    torch.testing.assert_close(*found, rtol=1e-9, atol=1e-9)
 
 
 def test_statistics_may_change_before_second_derivatives() -> None:

@@ -90,7 +90,14 @@ def why_not_fused(
             return "torch.func inside torch.compile cannot differentiate the operators"
     elif forward_ad._current_level >= 0:
         return "forward-mode differentiation is active"
+    elif torch._C._are_functorch_transforms_active() and _is_vmapped():
+        return "torch.func.vmap would call the operators once per sample"
     return None
+
+
+def _is_vmapped() -> bool:
+    stack = torch._C._functorch.get_interpreter_stack()
+    return any(level.key() == torch._C._functorch.TransformType.Vmap for level in stack or ())
 
 
 def _computes(kind: Any) -> bool:

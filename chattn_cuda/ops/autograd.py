@@ -21,7 +21,7 @@ from torch import Tensor
 from chattn_cuda.ops.block import Block
 from chattn_cuda.ops.blocks import BLOCKS
 from chattn_cuda.ops.calls import call, call_eager
-from chattn_cuda.ops.derivable import Derivable, owned
+from chattn_cuda.ops.derivable import Derivable, needs_formula
 from chattn_cuda.ops.saved import save, saved, unchanged_biases
 
 __all__ = ["apply", "apply_eagerly", "backward_of_graph", "setup_graph"]
@@ -40,7 +40,7 @@ def apply(block: str, namespace: str, *args: Any) -> tuple[Tensor, Tensor]:
     """
     if torch._C._are_functorch_transforms_active():
         y, *_, gate = _TransformableForward.apply(block, namespace, *args)
-        return owned(y), gate
+        return y, gate
     if torch.compiler.is_compiling():
         outputs = call(namespace, f"{block}_forward", *args)
         return outputs[0], outputs[-1]
@@ -76,8 +76,6 @@ class _Forward(torch.autograd.Function):
 
 
 class _TransformableForward(torch.autograd.Function):
-    generate_vmap_rule = True
-
     @staticmethod
     def forward(block: str, namespace: str, *args: Any) -> Any:
         return call(namespace, f"{block}_forward", *args)
@@ -130,7 +128,8 @@ def _gradients(ctx: Any, needed: Sequence[bool], dy: Any, dgate: Any) -> tuple[A
     kept = saved(ctx)
     end = 1 + spec.saved + spec.tensors - 1 - len(spec.biases)
     of_what = spec, ctx.namespace, constants, needs[0], True in needs[1:]
-    if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+    is_last = not torch.is_grad_enabled() and not needs_formula(dy, dgate)
+    if torch.compiler.is_compiling() or is_last:
         grads = _call_backward(*of_what, dy, dgate, kept[:end])
     else:  # with derivatives of its own: those of the formulas
         given = spec.given(kept, kept[end:] or unchanged_biases(ctx))

@@ -8,15 +8,32 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from chattn_cuda import reference
 
-__all__ = ["Derivable", "owned", "pull_back"]
+__all__ = ["Derivable", "needs_formula", "pull_back"]
+
+
+def needs_formula(one: Tensor | None, two: Tensor | None = None) -> bool:
+    """Whether the gradients that come in are for a formula.
+
+    That is so where they may have tangents, and where they are several at once, of vmap or of
+    is_grads_batched of torch.autograd.grad: an operator would run once for each.
+    """
+    if forward_ad._current_level >= 0:
+        return True
+    return (one is not None and _is_batched(one)) or (two is not None and _is_batched(two))
+
+
+def _is_batched(t: Tensor) -> bool:
+    functorch = torch._C._functorch
+    return functorch.is_legacy_batchedtensor(t) or functorch.is_batchedtensor(t)
 
 
 @dataclass(frozen=True)
 class Derivable:
-    """An operator with its formula; call it.
+    """An operator with its formula; call it, gradients that come in among the first two.
 
     Attributes:
         operator: ``operator(*args)`` returns a tuple of tensors.
@@ -31,20 +48,13 @@ class Derivable:
 
     def __call__(self, *args: Any) -> tuple[Tensor, ...]:
         """The operator's results, which autograd and torch.func can differentiate."""
+        if needs_formula(*args[:2]):
+            return self.formula(*args)
         if not torch.is_grad_enabled():
             return self.operator(*args)
         if torch._C._are_functorch_transforms_active():
-            first, *others = _Transformable.apply(self, *args)
-            return owned(first), *others
+            return _Transformable.apply(self, *args)
         return _Plain.apply(self, *args)
-
-
-def owned(y: Tensor) -> Tensor:
-    """A result of a transformed Function that may be changed in place, as networks do.
-
-    With gradients, vmap takes each of its results for a view among several.
-    """
-    return y.clone() if torch.is_grad_enabled() else y
 
 
 class _Plain(torch.autograd.Function):
@@ -61,8 +71,6 @@ class _Plain(torch.autograd.Function):
 
 
 class _Transformable(torch.autograd.Function):
-    generate_vmap_rule = True
-
     @staticmethod
     def forward(call: Derivable, *args: Any) -> tuple[Tensor, ...]:
         return call.operator(*args)

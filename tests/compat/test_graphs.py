@@ -245,8 +245,8 @@ def test_func_grad() -> None:
 @feature(
     SECTION,
     "`torch.func.vmap`, gradients per sample",
-    "yes",
-    "the operators are called once per sample",
+    "plain",
+    "all samples at once, where the operators would be called once for each",
 )
 def test_vmap() -> None:
     fast, plain = pair()

@@ -17,7 +17,6 @@ from chattn_cuda.ops.derivable import Derivable
 
 __all__ = [
     "Form",
-    "batched",
     "derived",
     "dot_flat",
     "dot_formula",
@@ -132,15 +131,6 @@ def gradient_formula(form: Form, dpooled: Any, dy: Any, logits: Any) -> tuple[Te
     return (torch.cat(parts, 1),) if form.stacked else tuple(parts)
 
 
-def batched(one: Tensor | None, two: Tensor | None) -> bool:
-    """Whether is_grads_batched of torch.autograd.grad made one of them.
-
-    Such tensors have no rule for the operators, which take lists of tensors.
-    """
-    is_batched = torch._C._functorch.is_legacy_batchedtensor
-    return (one is not None and is_batched(one)) or (two is not None and is_batched(two))
-
-
 def derived(
     operator: Any, formula: Any, *args: Any, variables: int | None = None
 ) -> tuple[Tensor, ...]:
@@ -149,10 +139,6 @@ def derived(
     The gradients that come in are among the first two arguments.
     """
     if torch.compiler.is_compiling():
-        return operator(*args)
-    if batched(*args[:2]):
-        return formula(*args)
-    if not torch.is_grad_enabled():
         return operator(*args)
     return Derivable(operator, formula, len(args) if variables is None else variables)(*args)
 
