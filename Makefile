@@ -1,4 +1,4 @@
-# make demo | test | test-torch | sanitize | bench | bench-models | doctor | lint | types | clean     (make help)
+# make demo | test | test-torch | sanitize | bench | bench-models | doctor | docs | lint | types | clean   (make help)
 #
 # Everything runs in .venv, which the first target makes. VENV=path and PYTHON=python3.x choose others;
 # TORCH="torch torchvision" gives a new .venv another torch than the one that figures are taken with.
@@ -11,7 +11,7 @@ BIN := $(VENV)/bin
 SOURCES := $(shell find csrc -type f) setup.py pyproject.toml
 CPP := $(shell find csrc tests/cuda_host -name '*.h' -o -name '*.cuh' -o -name '*.cpp' -o -name '*.cu')
 
-.PHONY: help demo test test-torch sanitize bench bench-models gpu-check gpu-models doctor lint format types clean
+.PHONY: help demo test test-torch sanitize bench bench-models gpu-check gpu-models doctor docs lint format types clean
 
 help:
 	@echo "make demo       build, then run a real model with and without chattn_cuda (main job)"
@@ -23,14 +23,17 @@ help:
 	@echo "make gpu-check  on a machine with a GPU: build with \$$PYTHON, measure, check, test (6 min)"
 	@echo "make gpu-models there: whole models, eager, accelerated, compiled and both (6 min)"
 	@echo "make doctor     what is built and what can run here"
+	@echo "make docs       the site of the documents and the reference, in site/"
 	@echo "make lint       ruff, clang-format;   make format applies them"
 	@echo "make types      mypy"
 	@echo "make clean      remove build results (not .venv)"
 
+NEW_VENV = test -x $(BIN)/python || $(PYTHON) -m venv $(VENV); \
+	$(BIN)/python -m pip install --quiet --upgrade pip
+
 # Packages; made again when the project's requirements change.
 $(VENV)/.packages: pyproject.toml
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(NEW_VENV)
 	$(BIN)/python -m pip install --quiet $(foreach package,$(TORCH),"$(package)") ninja
 	$(BIN)/python -m pip install --quiet "setuptools>=77" wheel "pybind11>=2.13"
 	touch $@
@@ -59,6 +62,12 @@ RUNNABLE := $(VENV)/.built$(if $(DRIVER)$(filter 1,$(CHATTN_BUILD_CUDA)),,-cpu)
 
 $(VENV)/.lint: $(VENV)/.built
 	$(BIN)/python -m pip install --quiet --group lint
+	touch $@
+
+# Sources are read and not imported: neither torch nor a build is needed.
+$(VENV)/.docs: pyproject.toml
+	$(NEW_VENV)
+	$(BIN)/python -m pip install --quiet --group docs
 	touch $@
 
 demo: $(RUNNABLE)
@@ -126,6 +135,9 @@ gpu-models:
 doctor: $(RUNNABLE)
 	$(BIN)/python -m chattn_cuda doctor
 
+docs: $(VENV)/.docs
+	$(BIN)/python -m mkdocs build --quiet --strict
+
 lint: $(VENV)/.lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -140,6 +152,6 @@ types: $(VENV)/.lint
 	$(BIN)/mypy
 
 clean:
-	rm -rf build dist *.egg-info build.log bench/results .pytest_cache .mypy_cache .ruff_cache
+	rm -rf build dist site *.egg-info build.log bench/results .pytest_cache .mypy_cache .ruff_cache
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 	rm -f chattn_cuda/_C*.so $(VENV)/.built $(VENV)/.built-cpu
