@@ -1,17 +1,44 @@
-"""The documents name files and folders that are there."""
+"""The documents name files and folders that are there; their code runs and prints what they say."""
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import io
 import re
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+
+from chattn_cuda import _native
 
 ROOT = Path(__file__).resolve().parent.parent
-DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 TREES = "csrc|chattn_cuda|tests|tools|bench|docs|examples"
 PATH = re.compile(rf"(?<![\w/.:-])(?:{TREES})/[\w./*<>{{}},-]*")
 LINK = re.compile(r"\]\(([^)#:]+)(?:#[^)]*)?\)")
+#: Python, and what it prints where a block of text follows at once
+CODE = re.compile(r"^```python\n(.*?)^```\n(?:\n^```text\n(.*?)^```\n)?", re.MULTILINE | re.DOTALL)
+WITH_CODE = [document for document in DOCUMENTS if CODE.search(document.read_text())]
+#: what readers of these have already
+GIVEN = {
+    "README.md": """
+import torch.nn.functional as F
+x, w1, b1 = torch.randn(2, 256, 8, 8), torch.randn(16, 256), torch.randn(16)
+w2, b2 = torch.randn(256, 16), torch.randn(256)
+""",
+    "docs/porting.md": """
+import timm
+from tests.peers import SELayer
+model = timm.create_model("resnet18")
+for block in (*model.layer1, *model.layer2):
+    block.se = SELayer(block.conv2.out_channels)
+checkpoint = model.state_dict()
+""",
+}
 #: what commands make, and what git ignores
 MADE = ("bench/results",)
 
@@ -38,7 +65,11 @@ def exists(path: str) -> bool:
     return any(ROOT.glob(re.sub(r"<[^>]*>", "*", path).rstrip("/")))
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda p: p.name)
+def name(document: Path) -> str:
+    return str(document.relative_to(ROOT))
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=name)
 def test_paths_lead_somewhere(document: Path) -> None:
     if not (ROOT / "setup.py").exists():
         pytest.skip("not a source checkout")
@@ -48,3 +79,56 @@ def test_paths_lead_somewhere(document: Path) -> None:
 def test_a_folder_that_went_is_missed() -> None:
     text = "`chattn_cuda/ops/`, csrc/blocks/{sk,gone}/*.cu, csrc/none/, [x](docs/none.md)"
     assert missing(text, ROOT) == ["csrc/blocks/gone/*.cu", "csrc/none/", "docs/none.md"]
+
+
+@pytest.fixture
+def quickly(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """In an empty folder; without the compiler of torch.compile, which takes a minute a model."""
+    for library in ("timm", "torchvision", "onnxscript"):
+        pytest.importorskip(library)
+    if _native.why_not_cpu() is not None:
+        pytest.skip("needs the CPU kernels")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
+
+
+@pytest.mark.parametrize("document", WITH_CODE, ids=name)
+@pytest.mark.usefixtures("quickly")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_code_runs_and_prints_what_is_said(document: Path) -> None:
+    names: dict[str, Any] = {"torch": torch, "__name__": "document"}
+    exec(GIVEN.get(name(document), ""), names)
+    torch.manual_seed(0)
+    run(document.read_text(), names)
+
+
+def run(text: str, names: dict[str, Any]) -> None:
+    """The code of a document, block by block."""
+    for found in CODE.finditer(text):
+        line = text.count("\n", 0, found.start()) + 1
+        printed = io.StringIO()
+        with contextlib.redirect_stdout(printed):
+            exec(compile("\n" * line + found[1], "document", "exec"), names)
+        if found[2] is not None:
+            assert printed.getvalue() == found[2], f"line {line}"
+
+
+def test_code_that_prints_something_else_is_noticed() -> None:
+    text = "```python\nx = 1\n```\n\n```python\nprint(x)\n```\n\n```text\n{}\n```\n"
+    run(text.format(1), {})
+    with pytest.raises(AssertionError, match="line 5"):
+        run(text.format(2), {})
+
+
+def test_figures_are_those_of_the_published_results() -> None:
+    sys.path.insert(0, str(ROOT / "tools"))
+    import bench_models
+    import model_gains
+
+    made = {"gains": model_gains.text(sorted(model_gains.PUBLISHED.glob("*.jsonl")))}
+    whole = bench_models.read(model_gains.PUBLISHED / "models-cpu.jsonl")
+    made["benchmarks"] = bench_models.markdown(whole)
+    for page, section in made.items():
+        document = (ROOT / "docs" / f"{page}.md").read_text()
+        shown = document.partition(bench_models.BEGIN)[2].partition(bench_models.END)[0]
+        assert shown == f"\n{section}", "run: python tools/model_gains.py"

@@ -76,9 +76,29 @@ def test_ddp(tmp_path: Path) -> None:
     assert_same(distributed("ddp", tmp_path), single())
 
 
+@feature(SECTION, "FSDP1 (`FullyShardedDataParallel`)", "yes", "accelerate before sharding")
+def test_fsdp1(tmp_path: Path) -> None:
+    assert_same(distributed("fsdp1", tmp_path), single())
+
+
 @feature(SECTION, "FSDP2 (`fully_shard`)", "yes", "accelerate before sharding")
 def test_fsdp2(tmp_path: Path) -> None:
     assert_same(distributed("fsdp2", tmp_path), single())
+
+
+@feature(SECTION, "pipelining (`PipelineStage`)", "yes", "the cut is between blocks")
+def test_pipelining(tmp_path: Path) -> None:
+    assert_same(distributed("pipeline", tmp_path), single())
+
+
+@feature(
+    SECTION,
+    "tensor parallel (`parallelize_module`)",
+    "plain",
+    "a block whose layers are split calls them; others stay fused",
+)
+def test_tensor_parallel(tmp_path: Path) -> None:
+    assert_same(distributed("tensor_parallel", tmp_path), single())
 
 
 @feature(
