@@ -89,6 +89,9 @@ def quickly(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     if _native.why_not_cpu() is not None:
         pytest.skip("needs the CPU kernels")
     monkeypatch.chdir(tmp_path)
+    one_process = {"RANK": 0, "WORLD_SIZE": 1, "MASTER_ADDR": "localhost", "MASTER_PORT": 0}
+    for variable, value in one_process.items():  # as torchrun sets them
+        monkeypatch.setenv(variable, str(value))
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
 
 
