@@ -136,7 +136,7 @@ doctor: $(RUNNABLE)
 	$(BIN)/python -m chattn_cuda doctor
 
 docs: $(VENV)/.docs
-	$(BIN)/python -m mkdocs build --quiet --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 lint: $(VENV)/.lint
 	$(BIN)/ruff check .

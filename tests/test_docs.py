@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 
+import chattn_cuda
 from chattn_cuda import _native
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -135,3 +136,16 @@ def test_figures_are_those_of_the_published_results() -> None:
         document = (ROOT / "docs" / f"{page}.md").read_text()
         shown = document.partition(bench_models.BEGIN)[2].partition(bench_models.END)[0]
         assert shown == f"\n{section}", "run: python tools/model_gains.py"
+
+
+@pytest.mark.parametrize("form", ["bug", "slow", "block"])
+def test_issue_forms_ask_for_doctor(form: str) -> None:
+    yaml = pytest.importorskip("yaml")
+    asked = yaml.safe_load((ROOT / f".github/ISSUE_TEMPLATE/{form}.yml").read_text())["body"]
+    (doctor,) = (field for field in asked if field["id"] == "doctor")
+    assert doctor["attributes"]["label"] == "`python -m chattn_cuda doctor`"
+    assert doctor["validations"]["required"] is True
+
+
+def test_citation_is_of_this_version() -> None:
+    assert f"\nversion: {chattn_cuda.__version__}\n" in (ROOT / "CITATION.cff").read_text()
