@@ -65,7 +65,7 @@ def _cell(c: Comparison | None) -> str:
     if c is None:
         return "not measured"
     ratio = f"**{c.ratio:.2f}x**" if c.clear else f"{c.ratio:.2f}x"
-    return f"{ratio} ({c.base.low / c.times.high:.2f} to {c.base.high / c.times.low:.2f})"
+    return f"{ratio} ({c.base.low / c.times.high:.2f}-{c.base.high / c.times.low:.2f})"
 
 
 if __name__ == "__main__":
