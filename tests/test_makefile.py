@@ -91,3 +91,8 @@ def test_clean_forgets_both_builds(checkout: Checkout) -> None:
     checkout.make("test", "DRIVER=")
     checkout.make("clean")
     assert checkout.make("demo", "DRIVER=") == [CPU]
+
+
+def test_documents_need_no_build(checkout: Checkout) -> None:
+    assert checkout.make("docs", "DRIVER=") == []
+    assert checkout.make("test", "DRIVER=") == [FULL]

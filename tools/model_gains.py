@@ -1,9 +1,9 @@
-"""docs/gains.md: which model gains what, from the published results of tools/bench_models.py.
+"""Tables of docs/gains.md and docs/benchmarks.md, from published results of tools/bench_models.py.
 
-    python tools/model_gains.py        writes the tables; behind new results in bench/published/
+    python tools/model_gains.py        writes them; behind new results in bench/published/
 
-A ratio is the baseline's median over ours; behind it stands what the quartiles of both allow. It is
-bold where they do not overlap.
+Of docs/gains.md: a ratio is the baseline's median over ours; behind it stands what the quartiles of
+both allow. It is bold where they do not overlap.
 """
 
 from __future__ import annotations
@@ -11,12 +11,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from bench_models import LAYOUTS, ROOT, conditions, write_section
+from bench_models import LAYOUTS, ROOT, conditions, markdown, write_section
 from gpu_results import Record, read
 from gpu_summary import Comparison, comparisons, geometric_mean
 
 PUBLISHED = ROOT / "bench" / "published"
-DOCUMENT = ROOT / "docs" / "gains.md"
 WORKS = ("inference, batch 1", "inference, batch 8", "training, batch 8")
 TITLES = {
     ("accelerated", False): "accelerate(model), against eager PyTorch",
@@ -25,8 +24,14 @@ TITLES = {
 }
 
 
+def sections() -> dict[str, str]:
+    """By page of docs/."""
+    gains = text(sorted(PUBLISHED.glob("*.jsonl")))
+    return {"gains": gains, "benchmarks": markdown(read(PUBLISHED / "models-cpu.jsonl"))}
+
+
 def text(paths: Iterable[Path]) -> str:
-    """All tables."""
+    """The tables of docs/gains.md."""
     lines: list[str] = []
     by_kind: dict[tuple[str, bool], list[list[Record]]] = {}
     for path in paths:
@@ -69,4 +74,5 @@ def _cell(c: Comparison | None) -> str:
 
 
 if __name__ == "__main__":
-    write_section(DOCUMENT, text(sorted(PUBLISHED.glob("*.jsonl"))))
+    for page, section in sections().items():
+        write_section(ROOT / "docs" / f"{page}.md", section)

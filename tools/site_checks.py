@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PARTS = ("functional", "modules", "models", "backends")
 PACKAGES = ("chattn_cuda", *(f"chattn_cuda.{part}" for part in PARTS))
 LOADED = re.compile(r"<(?:script|img|iframe|source)[^>]+src=[\"']?(?:https?:)?//[^\s\"'>]+")
-LINKED = re.compile(r"<link(?![^>]+rel=[\"']?canonical)[^>]+href=[\"']?(?:https?:)?//[^\s\"'>]+")
+LINKED = re.compile(r"<link[^>]+href=[\"']?(?:https?:)?//[^\s\"'>]+")
 
 
 def public_names(package: str) -> list[str]:
