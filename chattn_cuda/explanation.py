@@ -107,7 +107,7 @@ def explain(
     Raises:
         TypeError: ``target`` is none of these.
 
-    Example:
+    Examples:
         >>> print(chattn_cuda.explain(SqueezeExcite(64), torch.randn(2, 64, 8, 8)))
     """
     if not isinstance(target, nn.Module):

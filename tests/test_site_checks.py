@@ -18,7 +18,8 @@ HEAD = b"# Sphinx inventory version 2\n# Project: p\n# Version: 0\n# The rest is
 
 
 def names() -> list[str]:
-    return [n for package in site_checks.PACKAGES for n in site_checks.public_names(package)]
+    found = [n for package in site_checks.PACKAGES for n in site_checks.public_names(package)]
+    return [site_checks.WHOLE_PATHS.get(name, name) for name in found]
 
 
 def warnings(site: Path, known: list[str], page: str, monkeypatch: pytest.MonkeyPatch) -> list[str]:
@@ -39,9 +40,10 @@ def test_public_names_are_read_as_they_are(package: str) -> None:
 
 def test_a_name_that_is_missing_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert warnings(tmp_path, names(), "", monkeypatch) == []
-    known = [name for name in names() if name != "chattn_cuda.accelerate"]
-    (found,) = warnings(tmp_path, known, "", monkeypatch)
-    assert found == "chattn_cuda.accelerate is in no page of the reference"
+    for missing in ("chattn_cuda.accelerate", "chattn_cuda.restore"):
+        path = site_checks.WHOLE_PATHS.get(missing, missing)
+        (found,) = warnings(tmp_path, [n for n in names() if n != path], "", monkeypatch)
+        assert found == f"{missing} is in no page of the reference"
 
 
 @pytest.mark.parametrize(
@@ -60,3 +62,10 @@ def test_what_is_loaded_from_elsewhere_is_noticed(
 ) -> None:
     found = warnings(tmp_path, names(), page, monkeypatch)
     assert ["loads from elsewhere" in text for text in found] == [True] * fetches
+
+
+def test_whole_paths_are_those_of_functions_in_a_file_of_their_name() -> None:
+    for name, path in site_checks.WHOLE_PATHS.items():
+        package, _, last = name.rpartition(".")
+        function = getattr(importlib.import_module(package), last)
+        assert path == f"{function.__module__}.{function.__name__}"

@@ -49,7 +49,7 @@ def accelerate(model: nn.Module, backend: str = "auto", fuse: str = "block") -> 
         TypeError: ``model`` is not a module.
         ValueError: Unknown backend or ``fuse``.
 
-    Example:
+    Examples:
         >>> model = timm.create_model("seresnet50")
         >>> print(chattn_cuda.accelerate(model))
     """

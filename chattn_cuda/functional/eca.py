@@ -88,7 +88,7 @@ def efficient_channel_attention(
     read forward where the map, or the channels around a gate, stay on chip. Kept for the backward:
     x and 2 * N * C numbers.
 
-    Example:
+    Examples:
         >>> y = efficient_channel_attention(torch.randn(2, 64, 8, 8), torch.randn(1, 1, 3))
     """
     call = "eca", backend, gate, padding_mode

@@ -96,7 +96,7 @@ def global_response_norm(
         TypeError: As `efficient_channel_attention`.
         ValueError: As `efficient_channel_attention`.
 
-    Example:
+    Examples:
         >>> y = global_response_norm(torch.randn(2, 8, 4, 4), torch.randn(8), torch.randn(8))
     """
     key, repeated = checked.repeat(("grn", backend, eps), channel_dim, x, weight, bias)

@@ -106,7 +106,7 @@ def squeeze_excite(
     Complexity: at most 2 reads and 1 write of x's size forward, 3 reads and 1 write backward. Kept
     for the backward: x and at most N * (2 * C + rd) numbers.
 
-    Example:
+    Examples:
         >>> x = torch.randn(2, 64, 8, 8)
         >>> w1, w2 = torch.randn(4, 64), torch.randn(64, 4)
         >>> y = squeeze_excite(x, w1, None, w2, None)

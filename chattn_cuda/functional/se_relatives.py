@@ -83,7 +83,7 @@ def effective_squeeze_excite(
     Complexity: passes over the map as `squeeze_excite`, and N * C * C multiplications. Kept for the
     backward: x and at most 2 * N * C numbers.
 
-    Example:
+    Examples:
         >>> y = effective_squeeze_excite(torch.randn(2, 8, 4, 4), torch.randn(8, 8), torch.randn(8))
     """
     call, given = ("se", backend, gate, add_maxpool), (None, None, weight, bias)
@@ -185,7 +185,7 @@ def squeeze_excite_scale_bias(
 
     Complexity: that of eager PyTorch, with the map in the accumulation type.
 
-    Example:
+    Examples:
         >>> y = squeeze_excite_scale_bias(
         ...     torch.randn(2, 8, 4, 4), torch.randn(2, 8), None, torch.randn(16, 2), None
         ... )

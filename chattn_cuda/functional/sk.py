@@ -92,7 +92,7 @@ def selective_kernel(
     backward. Memory besides the results: (M + 1) * N * C numbers at once and the hidden values; in
     training they are kept for the backward, with the branches.
 
-    Example:
+    Examples:
         >>> u = [torch.randn(2, 64, 8, 8) for _ in range(2)]
         >>> y = selective_kernel(u, torch.randn(32, 64), None, torch.randn(128, 32), None)
     """

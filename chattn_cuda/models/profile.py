@@ -113,7 +113,7 @@ def gate_profile(
             loader gave nothing, or labels are not (N,) of integers.
         ImportError: With ``path``, matplotlib is not installed.
 
-    Example:
+    Examples:
         >>> profile = gate_profile(model, DataLoader(dataset, batch_size=64), "profile.png")
     """
     if not isinstance(model, nn.Module):

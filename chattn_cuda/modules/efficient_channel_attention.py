@@ -174,7 +174,7 @@ class EfficientChannelAttention(EfficientChannelAttentionForward, nn.Module):
             unknown activation or backend. The forward raises as
             `chattn_cuda.functional.efficient_channel_attention` does.
 
-    Example:
+    Examples:
         >>> y = EfficientChannelAttention(64)(torch.randn(2, 64, 8, 8))
     """
 

@@ -95,7 +95,7 @@ class GlobalResponseNorm(GlobalResponseNormForward, nn.Module):
         TypeError: An argument of the wrong type.
         ValueError: ``dim`` below 1, an unknown backend.
 
-    Example:
+    Examples:
         >>> y = GlobalResponseNorm(64)(torch.randn(2, 8, 8, 64))
     """
 

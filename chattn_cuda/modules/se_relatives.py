@@ -69,7 +69,7 @@ class EffectiveSqueezeExcite(EffectiveSqueezeExciteForward, nn.Module):
         TypeError: An argument of the wrong type.
         ValueError: ``channels`` below 1, an unknown gate or backend.
 
-    Example:
+    Examples:
         >>> y = EffectiveSqueezeExcite(64)(torch.randn(2, 64, 8, 8))
     """
 
@@ -118,7 +118,7 @@ class SqueezeExciteCl(SqueezeExciteForward, nn.Module):
         ValueError: ``channels``, ``rd_channels`` or ``rd_divisor`` below 1, an unknown activation
             or backend.
 
-    Example:
+    Examples:
         >>> y = SqueezeExciteCl(64)(torch.randn(2, 8, 8, 64))
     """
 

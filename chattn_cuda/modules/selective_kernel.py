@@ -339,7 +339,7 @@ class SelectiveKernelAttn(SelectiveKernelAttnForward, nn.Module):
         TypeError: An argument of the wrong type.
         ValueError: A size below 1, an unknown activation or backend.
 
-    Example:
+    Examples:
         >>> y = SelectiveKernelAttn(64).eval().weigh([torch.randn(2, 64, 8, 8) for _ in range(2)])
     """
 

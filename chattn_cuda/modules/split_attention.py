@@ -143,7 +143,7 @@ class SplitAttn(SplitAttnForward, nn.Module):
         ValueError: A size below 1, groups that do not divide the channels, an unknown activation or
             backend.
 
-    Example:
+    Examples:
         >>> y = SplitAttn(64, norm_layer=nn.BatchNorm2d)(torch.randn(2, 64, 8, 8))
     """
 

@@ -236,7 +236,7 @@ class SqueezeExcite(SqueezeExciteForward, nn.Module):
         ValueError: ``channels``, ``rd_channels`` or ``rd_divisor`` below 1, an unknown activation
             or backend. The forward raises as `chattn_cuda.functional.squeeze_excite` does.
 
-    Example:
+    Examples:
         >>> y = SqueezeExcite(64)(torch.randn(2, 64, 8, 8))
     """
 

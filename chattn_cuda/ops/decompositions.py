@@ -27,7 +27,7 @@ def decompositions() -> dict[Any, Callable[..., Any]]:
         A new dictionary from operators to functions; merge it with
         ``torch.export.default_decompositions()`` for a program of core ATen operators alone.
 
-    Example:
+    Examples:
         >>> table = torch.export.default_decompositions()
         >>> table.update(chattn_cuda.decompositions())
         >>> program = torch.export.export(model, (x,)).run_decompositions(table)
