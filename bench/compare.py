@@ -1,6 +1,6 @@
 """What got faster or slower between two runs, beyond the spread.
 
-    python bench/compare.py OLD NEW      two files of results, or two folders, such as bench/committed
+    python bench/compare.py OLD NEW      two files of results, or two folders
 
 A row's variant is faster where the two spreads (quartiles, or the 20 % and 80 % quantiles) do not
 overlap. Eager PyTorch is no work of ours: where it changes, the machine or torch did. It judges
@@ -50,11 +50,10 @@ class Change(NamedTuple):
 Variants = dict[tuple[str, str], tuple[str, Times]]
 
 
-def variants(runs: Iterable[Results]) -> Variants:
-    """By row and variant: unit and times. Rows of one name in several files are told apart."""
-    runs = list(runs)
+def variants(runs: Iterable[Results], named: bool) -> Variants:
+    """By row and variant: unit and times; ``named``: a file's rows are not those of another."""
     return {
-        (", ".join(filter(None, (*row.key, run.name * (len(runs) > 1)))), name): (row.unit, times)
+        (", ".join(filter(None, (*row.key, run.name * named))), name): (row.unit, times)
         for run in runs
         for row in run.rows
         for name, times in row.times.items()
@@ -75,7 +74,7 @@ def compared(old: list[Results], new: list[Results]) -> list[str]:
         for label, runs in (("old", old), ("new", new))
         for conditions in dict.fromkeys(run.source.conditions for run in runs)
     ]
-    before, after = variants(old), variants(new)
+    before, after = (variants(runs, max(len(old), len(new)) > 1) for runs in (old, new))
     found = list(changes(before, after))
     clear = sorted((c for c in found if c.ratio.clear), key=lambda c: c.ratio.value)
     slower = [c for c in clear if c.ratio.slower]

@@ -20,9 +20,7 @@ def write(path: Path, rows: dict[str, dict[str, tuple[float, float, float]]]) ->
             name: {"median": m, "low": low, "high": high, "count": 9}
             for name, (m, low, high) in times.items()
         }
-        records.append(
-            {"what": "row", "table": "models", "row": row, "unit": "ms", "times": named}
-        )
+        records.append({"what": "row", "table": "models", "row": row, "unit": "ms", "times": named})
     path.write_text("".join(json.dumps(record) + "\n" for record in records))
     return path
 
