@@ -18,7 +18,9 @@ from gpu_results import Times
 BENCH = Path(__file__).resolve().parents[2] / "bench"
 LATEST, COMMITTED = BENCH / "results", BENCH / "committed"
 MEASURED, COUNTED, PREDICTED = "measured", "counted", "predicted"
-_MODEL = re.compile(r"(\S+) (training|inference), batch (\d+)(?:, (\w+))?(?:: (.+))?")
+# Rows of whole models or their parts, and of blocks beside a copy of their map.
+_MODEL = re.compile(r"(\S+) (\w+, batch \d+)(?:, (\w+))?(?:: (.+))?")
+_BLOCK = re.compile(r"(\S+ \S+ \S+) (forward\S*), (\w+)()")
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,9 @@ class Source:
     command: str
     spread: str = ""
     committed: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.kind}: {self.conditions}; by {self.command}"
 
 
 @dataclass(frozen=True)
@@ -59,6 +64,16 @@ class Row:
     part: str
     unit: str
     times: dict[str, Times]
+
+    @property
+    def of_block(self) -> bool:
+        """Not of a network: the subject has a map and a type."""
+        return " " in self.subject
+
+    @property
+    def of_model(self) -> bool:
+        """Of a whole one."""
+        return not (self.of_block or self.part)
 
     @property
     def key(self) -> tuple[str, ...]:
@@ -101,7 +116,7 @@ class Ratio:
 
     def __str__(self) -> str:
         digits = 1 if self.value >= 10 else 2
-        return f"{self.value:.{digits}f}x ({self.low:.{digits}f} to {self.high:.{digits}f})"
+        return f"{self.value:.{digits}f}x ({self.low:.{digits}f}–{self.high:.{digits}f})"
 
 
 def read(path: Path) -> Results:
@@ -126,9 +141,8 @@ def _of_records(path: Path) -> tuple[tuple[str, str, str], Iterator[Row]]:
 
 def _rows(records: Sequence[gpu_results.Record]) -> Iterator[Row]:
     for (_, name), (unit, times) in gpu_results.rows(records).items():
-        if found := _MODEL.fullmatch(name):
-            subject, verb, batch, layout, part = found.groups("")
-            work = f"{verb}, batch {batch}"
+        if found := _MODEL.fullmatch(name) or _BLOCK.fullmatch(name):
+            subject, work, layout, part = found.groups("")
             yield Row(subject, work, layout or "channels_last", part, unit, times)
 
 
