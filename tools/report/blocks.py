@@ -107,6 +107,6 @@ def _floor(title: str, rows: Sequence[Row]) -> Exhibit:
         for row in rows
     ]  # fmt: skip
     head = ["C x H x W", "copy, ms", *(f"{n}, ms" for n in names), *(f"{n}, copies" for n in names)]
-    axis = "time in copies of the map, with the spread; left is better"
+    axis = "copies of the map in that time, with the spread"
     chart = Chart(f"Copies: {title}", axis, drawn, line="a copy")
     return Exhibit(chart, Table(f"{title}: ms a call, and in copies of the map", head, lines))

@@ -77,7 +77,7 @@ class Chart:
         """In inches."""
         bars = max(1, len(self.variants))
         step = 0.2 + 0.13 * bars if self.form == "dots" else 0.12 + 0.15 * bars
-        return 0.9 + 0.16 * len(self.heading) + len(self.rows) * step
+        return 0.9 + 0.16 * len(self.heading) + 0.2 * (self.form == "stack") + len(self.rows) * step
 
     @property
     def heading(self) -> list[str]:
@@ -110,8 +110,9 @@ def figure_of(chart: Chart) -> Figure:
         figure.suptitle(heading, x=0.01, ha="left", size=9.5, weight="bold")
         axis = figure.subplots()
         draw(axis, chart)
+        columns = 2 if chart.form == "stack" else 4
         axis.legend(
-            loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=4, frameon=False, fontsize=8,
+            loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=columns, frameon=False, fontsize=8,
             handlelength=1.1, columnspacing=1.1, borderpad=0.2, handletextpad=0.5,
         )  # fmt: skip
     return figure
@@ -123,7 +124,7 @@ def draw(axis: Any, chart: Chart, labels: bool = True) -> None:
     {"dots": _dots, "bars": _bars, "stack": _stack}[chart.form](axis, chart)
     axis.set_yticks(range(len(labelled)), labelled if labels else [""] * len(labelled))
     axis.set_ylim(len(labelled) - 0.5, -0.5)
-    axis.set_xlabel(chart.axis, size=8)
+    axis.set_xlabel(textwrap.fill(chart.axis, 48), size=8)
     axis.tick_params(length=0)
     axis.grid(axis="x", color=COLOURS["grid"], linewidth=0.8)
     axis.set_axisbelow(True)
@@ -167,7 +168,12 @@ def _bars(axis: Any, chart: Chart) -> None:
             [y for y, _ in found], [v for _, v in found], 0.86 * step, color=COLOURS[mine],
             label=name,
         )  # fmt: skip
-        axis.bar_label(drawn, fmt=lambda value: f"{value:.4g}", padding=3, size=8)
+        axis.bar_label(
+            drawn,
+            fmt=lambda value: f"{value:.0f}" if value >= 100 else f"{value:.3g}",
+            padding=3,
+            size=8,
+        )
     longest = max(value for bars in chart.rows.values() for value in bars.values())
     axis.set_xlim(0, 1.14 * longest)
 

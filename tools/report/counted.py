@@ -92,7 +92,7 @@ def _exhibit(title: str, rows: Sequence[Row]) -> Exhibit:
             )
             label = f"{NAMES.get(block, block)}, {way}"
             drawn[label] = {"eager": eager, "chattn_cuda": ours}
-            lines.append([label, *(f"{n:.4g}" for n in (eager, ours, least, launches))])
+            lines.append([label, *(f"{n:.3g}" for n in (eager, ours, least, launches))])
     chart = Chart(title, "feature maps read and written", drawn, "bars")
     head = ["", "eager", "chattn_cuda", "every input read once", "launches of chattn_cuda"]
     return Exhibit(chart, Table(f"{title}: maps, and launches of kernels", head, lines))
@@ -126,7 +126,7 @@ def predicted(rows: Sequence[Row]) -> Section:
             }
             for gpu, bandwidth in PUBLISHED.items()
         }
-        title = f"{NAMES.get(block, block)}, training, {n} x {c} x {height} x {height}"
+        title = f"{NAMES.get(block, block)}, training, {n}x{c}x{height}x{height}"
         chart = Chart(title, "us at the published bandwidth, predicted", drawn, "bars")
         lines = [
             [gpu, f"{PUBLISHED[gpu] / 1e12:g}", *(f"{us:.0f}" for us in bars.values())]

@@ -95,7 +95,7 @@ def prices(rows: Sequence[Row], command: str) -> Iterator[Exhibit]:
             tails = ", with tails" * ("--fuse tail" in command)
             chart = Chart(
                 f"{name}{tails} beside plain {plain}",
-                f"times as fast as eager {plain}, with the spread",
+                f"times as fast as eager {plain}",
                 drawn,
                 line=f"eager {plain}",
             )
