@@ -14,7 +14,8 @@ import argparse
 import copy
 import functools
 import os
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import bench_models
@@ -67,12 +68,12 @@ def block_floor(row: cases.Row) -> None:
     emit_row("floor", name, "ms", {k: Times.of(v) for k, v in samples.items()})
 
 
-def main() -> None:
+def main(arguments: Sequence[str]) -> int:
     """Measure; the records are written as they are measured."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split(":")[0])
     parser.add_argument("--quick", action="store_true", help="one small model, one block")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder (bench/results)")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     quiet()
     if device() == "cpu":
         keep_freed_memory()
@@ -93,7 +94,8 @@ def main() -> None:
         for of_block in cases.rows(block, device()):
             print(of_block.id, flush=True)
             block_floor(of_block)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main(sys.argv[1:]))
