@@ -82,13 +82,20 @@ def write(results: Sequence[Results], folder: Path) -> Path:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Read and draw."""
+    """Read and draw.
+
+    Raises:
+        SystemExit: A file holds no results.
+    """
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--results", type=Path, default=LATEST, help="folder (bench/results)")
     parser.add_argument("--out", type=Path, default=OUT, help="folder (build/report)")
     parser.add_argument("--readme", type=Path, metavar="FILE", help="draw the README's chart, too")
     options = parser.parse_args(arguments)
-    results = read_all([options.results, COMMITTED])
+    try:
+        results = read_all([options.results, COMMITTED])
+    except ValueError as error:
+        raise SystemExit(str(error)) from error
     if options.readme:
         lines, note = readme_charts(results)
         charts.grid(lines, options.readme, note)

@@ -87,14 +87,15 @@ def _speed(title: str, rows: Sequence[Row]) -> Exhibit:
     for row in rows:
         t = row.times
         against = drawn[_stage(row)] = {n: Ratio.of(t[EAGER], t[n]) for n in compared if n in t}
-        cells: list[Cell] = [_stage(row), *(t.get(n) for n in (EAGER, *compared))]
+        cells: list[Cell] = [_stage(row)]
         for name in ours:
             cells += [against.get(name)]
             cells += [Ratio.of(t[COMPILE], t[name]) if COMPILE in t and name in t else None]
-        lines.append(cells)
-    head = ["C x H x W", *(f"{name}, ms" for name in (EAGER, *compared))]
+        lines.append([*cells, *(t.get(n) for n in (EAGER, *compared))])
+    head = ["C x H x W"]
     for name in ours:
         head += [f"{name} / eager", f"{name} / torch.compile"]
+    head += [f"{name}, ms" for name in (EAGER, *compared)]
     chart = Chart(title, "times as fast as eager PyTorch, with the spread", drawn)
     return Exhibit(chart, Table(f"{title}: ms a call, and how many times as fast", head, lines))
 

@@ -60,12 +60,12 @@ def speed_chart(title: str, rows: Iterable[Row]) -> Chart:
 def speed(title: str, rows: Sequence[Row]) -> Exhibit:
     """The chart, and all times."""
     compiled = any(COMPILED in row.times for row in rows)
-    head = ["", "eager, ms", "accelerated, ms", "accelerated / eager"]
+    head = ["", "accelerated / eager", "eager, ms", "accelerated, ms"]
     head += ["compiled, ms", "both, ms", "both / compiled"] * compiled
     lines = []
     for row in rows:
         get = row.times.get
-        cells = [row.subject, get(EAGER), get(OURS), _ratio(row, EAGER, OURS)]
+        cells = [row.subject, _ratio(row, EAGER, OURS), get(EAGER), get(OURS)]
         cells += [get(COMPILED), get(BOTH), _ratio(row, COMPILED, BOTH)] if compiled else []
         lines.append(cells)
     caption = f"{title}: ms a call, and how many times as fast"

@@ -129,7 +129,7 @@ def _table(table: Table) -> str:
     caption = escape(table.caption)
     return (
         f'<div class="table" role="region" tabindex="0" aria-label="{caption}"><table>'
-        f"<caption>{caption}</caption>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{rows}</tbody>"
+        f"<caption><span>{caption}</span></caption>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{rows}</tbody>"
         "</table></div>"
     )
 
