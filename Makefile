@@ -1,4 +1,4 @@
-# make demo | test | test-torch | sanitize | bench | bench-models | doctor | docs | lint | types | clean   (make help)
+# make demo | test | test-torch | sanitize | bench | bench-models | report | doctor | docs | lint | types | clean   (make help)
 #
 # Everything runs in .venv, which the first target makes. VENV=path and PYTHON=python3.x choose others;
 # TORCH="torch torchvision" gives a new .venv another torch than the one that figures are taken with.
@@ -11,7 +11,7 @@ BIN := $(VENV)/bin
 SOURCES := $(shell find csrc -type f) setup.py pyproject.toml
 CPP := $(shell find csrc tests/cuda_host -name '*.h' -o -name '*.cuh' -o -name '*.cpp' -o -name '*.cu')
 
-.PHONY: help demo test test-torch sanitize bench bench-models gpu-check gpu-models doctor docs lint format types clean
+.PHONY: help demo test test-torch sanitize bench bench-models report gpu-check gpu-models doctor docs lint format types clean
 
 help:
 	@echo "make demo       build, then run a real model with and without chattn_cuda (main job)"
@@ -20,6 +20,7 @@ help:
 	@echo "make sanitize   the slow tests: races, sanitizers, mutants of the CUDA kernels, whole models"
 	@echo "make bench      build, then compare with eager PyTorch and torch.compile (pytest-benchmark)"
 	@echo "make bench-models  whole models, eager, accelerated, compiled and both (25 min on 2 cores)"
+	@echo "make report     a page of their last figures, or the published ones: build/report/index.html"
 	@echo "make gpu-check  on a machine with a GPU: build with \$$PYTHON, measure, check, test (6 min)"
 	@echo "make gpu-models there: whole models, eager, accelerated, compiled and both (6 min)"
 	@echo "make doctor     what is built and what can run here"
@@ -68,6 +69,11 @@ $(VENV)/.lint: $(VENV)/.built
 $(VENV)/.docs: pyproject.toml
 	$(NEW_VENV)
 	$(BIN)/python -m pip install --quiet --group docs
+	touch $@
+
+# It reads files and draws: nothing is built for it.
+$(VENV)/.report: $(VENV)/.packages
+	$(BIN)/python -m pip install --quiet --group report
 	touch $@
 
 demo: $(RUNNABLE)
@@ -120,10 +126,14 @@ sanitize: $(VENV)/.built
 
 bench: $(RUNNABLE)
 	$(BIN)/python -m pytest bench -q
+	$(BIN)/python tools/bench_parts.py
 	$(BIN)/python tools/bench_models.py --show
 
 bench-models: $(RUNNABLE)
 	$(BIN)/python tools/bench_models.py
+
+report: $(VENV)/.report
+	$(BIN)/python tools/bench_report.py
 
 # No .venv: a machine with a GPU brings its own torch, and may have no network.
 gpu-check:

@@ -61,6 +61,11 @@ def test_what_can_run_here_is_built(checkout: Checkout, target: str) -> None:
     assert checkout.make(target, "DRIVER=") == []
 
 
+def test_nothing_is_built_for_the_report(checkout: Checkout) -> None:
+    assert checkout.make("report", "DRIVER=") == []
+    assert (checkout.folder / "runs").read_text() == "tools/bench_report.py\n"
+
+
 def test_the_demo_builds_all_with_a_driver_or_on_request(checkout: Checkout) -> None:
     assert checkout.make("demo", "DRIVER=/dev/nvidiactl") == [FULL]
     checkout.change_a_source()

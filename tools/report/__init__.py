@@ -1,0 +1,1 @@
+"""The page that `make report` writes, from what the benchmarks have left."""
