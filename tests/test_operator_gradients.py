@@ -50,7 +50,7 @@ def samples(ops: Any) -> dict[str, tuple[Any, ...]]:
     rows, gate, sums = numbers(4, C), numbers(N, C), numbers(N, 2, C)
     maps = dy, x, u[1], None, rows, gate
     found |= {
-        "tail_squeeze": (x, *of_norm, None, None, 1e-3, 0, 0.0, True),
+        "tail_squeeze": (x, *of_norm, None, None, [], 0.0, 1e-3, 0, 0.0, True),
         "tail_apply": (x, u[1], rows, gate, *functions, False),
         "tail_reduce": (*maps, *functions, True),
         "tail_gradient": (

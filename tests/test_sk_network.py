@@ -72,6 +72,16 @@ def test_statistics_are_updated_once_a_call() -> None:
         same(dict(ours.named_buffers()), dict(plain.named_buffers()))
 
 
+@on_fused
+def test_statistics_that_are_parts_of_one_array(backend: str) -> None:
+    """As of buffers that were flattened: they begin anywhere, and are changed where they lie."""
+    plain = Plain(2, NORMS["plain"])
+    bn, d = plain.bn, plain.bn.num_features
+    flat = torch.cat([torch.zeros(d + 1), torch.ones(d)]).to(bn.weight.dtype)
+    bn.running_mean, bn.running_var = flat[1 : d + 1], flat[d + 1 :]
+    require_like_plain(plain, backend, maps())
+
+
 def test_statistics_set_to_none_and_turned_off() -> None:
     """As nn.BatchNorm2d decides: by the buffers in eval mode, and by the attribute in training."""
     for training in (True, False):

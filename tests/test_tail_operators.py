@@ -107,6 +107,32 @@ def test_statistics_may_change_before_second_derivatives() -> None:
 
 
 @pytest.mark.parametrize("backend", cases.fused_backends())
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("wide", [True, False])
+def test_running_statistics(wide: bool, dtype: torch.dtype, backend: str) -> None:
+    """As PyTorch's, of float32 beside 16-bit maps, too, and wherever they lie."""
+    cases.require(backend)
+    namespace = backends.get(backend).namespace
+    assert namespace is not None
+    device, c = cases.device_of(backend), 21
+    x = (torch.randn(3, c, 5, 7, dtype=torch.float64) * 3 + 100).to(device, dtype)
+    kind = torch.promote_types(dtype, torch.float32) if wide else dtype
+    flat = torch.rand(2 * c + 1, dtype=torch.float64).to(device, kind)
+    expected = [flat[1 : c + 1].double(), flat[c + 1 :].double()]
+    running, updates = [flat[1 : c + 1], flat[c + 1 :]], torch.tensor(4, device=device)
+    versions = running[0]._version, updates._version
+    for step in range(2):
+        norm = Norm(None, None, 1e-3, [*running, updates][: 3 - step], 0.25)
+        apply_tail(namespace, Tail(norm, None, (0, 0.0), (0, 0.0)), x, None, None, None)
+        torch.nn.functional.batch_norm(x.double(), *expected, training=True, momentum=0.25)
+    assert int(updates) == 5 and flat[0] < 1
+    assert running[0]._version > versions[0] and updates._version > versions[1]
+    tolerance = {"rtol": 1.6e-2, "atol": 0} if kind == torch.bfloat16 else {}
+    for t, e in zip(running, expected, strict=True):
+        torch.testing.assert_close(t, e.to(kind), **tolerance)
+
+
+@pytest.mark.parametrize("backend", cases.fused_backends())
 @pytest.mark.parametrize("layout", ["nchw", "nhwc"])
 @pytest.mark.parametrize("way", WAYS[::5], ids=name_of)
 def test_opcheck(
@@ -147,7 +173,9 @@ def test_gradients_through_an_operator_alone_are_refused() -> None:
     """None of the four has one of its own."""
     cases.require("cpu")
     x = torch.randn(N, C, *HW, requires_grad=True)
-    numbers = torch.ops.chattn_cuda.tail_squeeze(x, None, None, None, None, 1e-3, 0, 0.0, True)[0]
+    numbers = torch.ops.chattn_cuda.tail_squeeze(
+        x, None, None, None, None, [], 0.0, 1e-3, 0, 0.0, True
+    )[0]
     with pytest.raises(NotImplementedError, match="tail_squeeze has no derivative"):
         numbers.sum().backward()
 

@@ -91,8 +91,9 @@ def run(case: Case) -> dict[str, Tensor]:
     x, residual, gate, weight = (t.get(k) for k in ("x", "residual", "gate", "weight"))
     assert x is not None
     numbers, variance, means, pooled = ops.tail_squeeze(
-        x, weight, t.get("bias"), t.get("mean"), t.get("var"), EPS, case.inner, PARAM, case.gate
-    )
+        x, weight, t.get("bias"), t.get("mean"), t.get("var"), [], 0.0, EPS, case.inner, PARAM,
+        case.gate,
+    )  # fmt: skip
     y, mask = ops.tail_apply(x, residual, numbers, gate, *case.functions, case.masked)
     bits = mask if case.masked else None
     maps = (t["dy"], x, None if case.masked else residual, bits, numbers, gate)
@@ -239,7 +240,7 @@ def test_means_far_from_zero(shape: tuple[int, int, int, int], layout: str) -> N
 def test_only_what_is_wanted(case: Case) -> None:
     full, t = run(case), case.tensors()
     x, gate, numbers = t["x"], t["gate"], full["numbers"]
-    norm = (t["weight"], t["bias"], None, None, EPS, case.inner, PARAM)
+    norm = (t["weight"], t["bias"], None, None, [], 0.0, EPS, case.inner, PARAM)
     squeezed = ops.tail_squeeze(x, *norm, False)
     assert torch.equal(squeezed[0], numbers) and torch.equal(squeezed[1], full["variance"])
     assert [tuple(v.shape) for v in squeezed[2:]] == [(0,), (0,)]

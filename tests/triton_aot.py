@@ -37,6 +37,7 @@ _POINTEES = {
     torch.bfloat16: "bf16",
     torch.float64: "fp64",
     torch.uint8: "u8",
+    torch.int64: "i64",
 }
 _DTYPES = {name: dtype for dtype, name in _POINTEES.items()}
 TRITON = {name: block.triton for name, block in BLOCKS.items() if block.triton is not None}

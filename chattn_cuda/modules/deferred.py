@@ -234,10 +234,16 @@ class Deferred:
         if factors is not None:
             factors = factors.view(-1, 1).to(reference.accumulation_dtype(x.dtype))
         statistics = Norm(None, None, norm.eps) if of_batch else Norm(mean, var, norm.eps)
+        follows = norm.training and norm.track_running_stats and mean is not None
+        is_late = follows and (norm.momentum is None or torch.compiler.is_compiling())
+        if follows and not is_late:
+            updates = buffers["num_batches_tracked"]
+            statistics.running = [t for t in (mean, var, updates) if t is not None]
+            statistics.momentum = norm.momentum
         gate = None if call is None else Gate(call.block, call.constants)
         tail = Tail(statistics, gate, inner, act, factors)
         y, *measured = apply_tail(namespace, tail, x, self.residual, weight, bias, *of_gate)
-        if norm.training and norm.track_running_stats and mean is not None:
+        if is_late:
             _update(norm, count, *measured)
         return y
 

@@ -7,6 +7,7 @@ reduce and merge; the norm's gradients and those of the maps.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -22,9 +23,9 @@ from .plan import UNLIMITED, PassPlan, plan_pass
 from .program import Operator
 
 SCHEMAS = (
-    "tail_squeeze(Tensor x, Tensor? weight, Tensor? bias, Tensor? mean, Tensor? var, float eps, "
-    "int inner, float inner_param, bool pool) -> (Tensor numbers, Tensor variance, Tensor means, "
-    "Tensor pooled)",
+    "tail_squeeze(Tensor x, Tensor? weight, Tensor? bias, Tensor? mean, Tensor? var, "
+    "Tensor(a!)[] running, float momentum, float eps, int inner, float inner_param, bool pool) -> "
+    "(Tensor numbers, Tensor variance, Tensor means, Tensor pooled)",
     "tail_apply(Tensor x, Tensor? residual, Tensor numbers, Tensor? gate, int inner, "
     "float inner_param, int act, float act_param, bool need_mask) -> (Tensor y, Tensor mask)",
     "tail_reduce(Tensor dy, Tensor x, Tensor? residual, Tensor? mask, Tensor numbers, "
@@ -59,7 +60,8 @@ def _plan(x: Tensor, channels_last: bool, tiles: int, has_bits: bool) -> PassPla
 
 def squeeze_launches(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor | None, var: Tensor | None,
-    eps: float, inner: int, inner_param: float, pool: bool,
+    running: Sequence[Tensor], momentum: float, eps: float, inner: int, inner_param: float,
+    pool: bool,
 ) -> tuple[tuple[Tensor, Tensor, Tensor, Tensor], list[host.Launch]]:  # fmt: skip
     """Plan of ``tail_squeeze``: numbers (4, C), variance (C), means and pooled (N, C); launches.
 
@@ -69,6 +71,8 @@ def squeeze_launches(
         bias: (C,) or None.
         mean: (C,), running statistics; None for those of the batch.
         var: the same.
+        running: mean, variance and perhaps the count of updates, which follow those of the batch.
+        momentum: the weight of the batch in them.
         eps: added to the variance.
         inner: code of the activation in front of the gate.
         inner_param: its parameter.
@@ -97,9 +101,10 @@ def squeeze_launches(
         launches.append(moments)
     wanted = (means, pooled) if pools and plain else (None, None)
     sizes = (n, c, 1 if parts is None else parts.shape[1], hw)
+    follow = (*running, None, None, None)[:3] if of_batch else (None, None, None)
     statistics = (
-        parts, weight, bias, mean, var, numbers, variance if of_batch else None, *wanted, *sizes,
-        eps, _SAMPLES, _COLUMNS,
+        parts, weight, bias, mean, var, *follow, numbers, variance if of_batch else None, *wanted,
+        *sizes, momentum, eps, _SAMPLES, _COLUMNS,
     )  # fmt: skip
     launches.append(host.Launch(kernels.tail_statistics_kernel, -(-c // _COLUMNS), statistics))
     if pools and not plain:

@@ -29,11 +29,15 @@ class Norm:
         mean: (C,), running statistics to normalise by; None for those of the batch.
         var: As mean.
         eps: Added to the variance.
+        running: Mean, variance and perhaps the count of updates, which follow those of the batch.
+        momentum: The weight of the batch in them.
     """
 
     mean: Tensor | None
     var: Tensor | None
     eps: float
+    running: Sequence[Tensor] = ()
+    momentum: float = 0.0
 
     @property
     def of_batch(self) -> bool:

@@ -25,8 +25,8 @@ def _numbers(x: Tensor, *sizes: int) -> Tensor:
 
 
 def _fake_squeeze(
-    x: Tensor, weight: Any, bias: Any, mean: Any, var: Any, eps: float, inner: int,
-    inner_param: float, pool: bool,
+    x: Tensor, weight: Any, bias: Any, mean: Any, var: Any, running: Any, momentum: float,
+    eps: float, inner: int, inner_param: float, pool: bool,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     n, c = x.shape[:2]
     variance = _numbers(x, c if mean is None else 0)

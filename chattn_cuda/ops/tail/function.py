@@ -61,9 +61,12 @@ def forward(
     x, residual, weight, bias, *of_gate = tensors
     norm, gate = tail.norm, tail.gate
     numbers, variance, means, pooled = call_eager(
-        namespace, "tail_squeeze", x, weight, bias, norm.mean, norm.var, norm.eps, *tail.inner,
-        gate is not None,
+        namespace, "tail_squeeze", x, weight, bias, norm.mean, norm.var, norm.running,
+        norm.momentum, norm.eps, *tail.inner, gate is not None,
     )  # fmt: skip
+    changed = [t for t in norm.running if not t.is_inference()]
+    if changed:  # a kernel does not count its changes
+        torch.autograd.graph.increment_version(changed)
     kept: Sequence[Any] = ()
     if gate is not None:
         weights = _in_accumulators(of_gate, x.dtype)

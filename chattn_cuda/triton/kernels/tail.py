@@ -186,23 +186,33 @@ def plane_mean(part, start, where, exists, parts, planes, each):
     return first - start + d, squares - d * total
 
 
+@triton.jit
+def follow(running, c, there, of_batch, MOMENTUM: tl.constexpr, ACC: tl.constexpr):
+    """Running statistics follow those of the batch."""
+    before = load_weight(running, c, there, tl.float64)
+    after = ((1 - MOMENTUM) * before + MOMENTUM * of_batch).to(ACC)
+    tl.store(running + c, to_storage(after, running.dtype.element_ty), mask=there)
+
+
 @triton.jit(do_not_specialize=(*COUNTS, "hw"))
 def tail_statistics_kernel(
-    part, weight, bias, running_mean, running_var, numbers, variance, means, pooled, n_size,
-    c_size, parts, hw, EPS: tl.constexpr, TN: tl.constexpr, TC: tl.constexpr,
+    part, weight, bias, mean, var, running_mean, running_var, updates, numbers, variance, means,
+    pooled, n_size, c_size, parts, hw, MOMENTUM: tl.constexpr, EPS: tl.constexpr, TN: tl.constexpr,
+    TC: tl.constexpr,
 ):  # fmt: skip
     """The norm's numbers, and of every plane the mean of x and of scale*x + shift.
 
-    part: of `add_differences`, or None; of the statistics either the running ones or `variance` are
-    None; means and pooled: None where they are not wanted.
+    part: of `add_differences`, or None; mean and var: what the norm goes by, or None for the
+    batch's, which go to `variance` and which the running ones follow, where there are any; means
+    and pooled: None where they are not wanted.
     """
     KIND: tl.constexpr = numbers.dtype.element_ty
     N, C = tl.cast(n_size, tl.int64), tl.cast(c_size, tl.int64)
     c = tl.program_id(0).to(tl.int64) * TC + tl.arange(0, TC)
     there, each = c < C, 1 / tl.cast(hw, tl.float64)
-    if running_mean is not None:
-        center = load_weight(running_mean, c, there, tl.float64)
-        var = load_weight(running_var, c, there, tl.float64)
+    if mean is not None:
+        center = load_weight(mean, c, there, tl.float64)
+        spread = load_weight(var, c, there, tl.float64)
     else:
         # Sums of differences from a value of the channel, by Chan's formula for planes of one size.
         start = load_weight(part, c, there, tl.float64)
@@ -217,9 +227,15 @@ def tail_statistics_kernel(
         total, of_each = tl.sum(apart, axis=0), 1 / tl.cast(N, tl.float64)
         center = start + total * of_each
         between = tl.sum(squares, axis=0) - total * total * of_each
-        var = (tl.sum(within, axis=0) * each + between) * of_each
-        tl.store(variance + c, var.to(KIND), mask=there)
-    inverse = 1 / tl.sqrt(var + EPS)
+        spread = (tl.sum(within, axis=0) * each + between) * of_each
+        tl.store(variance + c, spread.to(KIND), mask=there)
+        if running_mean is not None:
+            count = tl.cast(hw, tl.float64) * tl.cast(N, tl.float64)
+            follow(running_mean, c, there, center, MOMENTUM, KIND)
+            follow(running_var, c, there, spread * (count / (count - 1)), MOMENTUM, KIND)
+        if updates is not None:
+            tl.store(updates + c, tl.load(updates + c, mask=c == 0) + 1, mask=c == 0)
+    inverse = 1 / tl.sqrt(spread + EPS)
     scale, offset = inverse, tl.zeros([TC], tl.float64)
     if weight is not None:
         scale = scale * load_weight(weight, c, there, tl.float64)

@@ -77,17 +77,8 @@ struct Forward {
     const auto rounded = [](double v) { return static_cast<A>(v); };
     std::transform(norm.mean.begin(), norm.mean.end(), at<A>(p.mean, 0), rounded);
     std::transform(norm.variance.begin(), norm.variance.end(), at<A>(p.variance, 0), rounded);
-    update(p.running_mean, norm.mean, 1);
-    update(p.running_variance, norm.variance, count / (count - 1));
-    if (p.updates) ++*static_cast<std::int64_t*>(p.updates);
-  }
-
-  void update(void* running, const std::vector<double>& of_batch, double factor) const {
-    if (!running) return;
-    const auto before = numbers<double>(running, network.statistics_dtype, d, 0);
-    for (std::size_t j = 0; j < before.size(); ++j)
-      put(running, network.statistics_dtype, static_cast<index_t>(j),
-          (1 - p.momentum) * before[j] + p.momentum * factor * of_batch[j]);
+    for (std::size_t j = 0; j < norm.mean.size(); ++j)
+      follow(p.running, static_cast<index_t>(j), norm.mean[j], norm.variance[j], count);
   }
 
   void activate(index_t n0, index_t n1) const {

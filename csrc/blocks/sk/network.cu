@@ -104,14 +104,11 @@ Status run_as<T>(const SkForward& p, void* scratch, void* stream) {
     args.d = units;
     args.norm = unit_norm(network);
     args.relu = network.relu;
-    args.momentum = static_cast<A>(p.momentum);
     args.hidden = hidden;
     args.activated = activated;
     args.mean = static_cast<A*>(p.mean);
     args.variance = static_cast<A*>(p.variance);
-    args.running_mean = {p.running_mean, is_wide<T>(network.statistics_dtype)};
-    args.running_variance = {p.running_variance, is_wide<T>(network.statistics_dtype)};
-    args.updates = static_cast<long long*>(p.updates);
+    args.running = RunningOut<T>(p.running);
     CHATTN_TRY(launch("sk_norm", norm_of_batch<T>, per_unit(d, stream), args));
   }
   const bool wide = is_wide<T>(network.select.dtype);

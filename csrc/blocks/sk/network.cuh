@@ -4,6 +4,7 @@
 #include "blocks/sk/params.h"
 #include "blocks/sk/plan.h"
 #include "engine/cuda/product_launch.cuh"
+#include "engine/cuda/running.cuh"
 #include "engine/cuda/tile_product.cuh"
 //
 #include "common/device.cuh"
@@ -99,19 +100,10 @@ struct BatchNormArgs {
   int samples, d;
   UnitNorm<T> norm;  // mean and variance null
   bool relu;
-  A momentum;
   const A* hidden;
   A *activated, *mean, *variance;
-  WeightsOut<T> running_mean, running_variance;  // may be null
-  long long* updates;                            // may be null
+  RunningOut<T> running;
 };
-
-template <class T>
-CHATTN_DEVICE void follow(const WeightsOut<T>& running, int j, acc_t<T> momentum, acc_t<T> value) {
-  if (running.p == nullptr) return;
-  const acc_t<T> before = Weights<T>{running.p, running.wide}.at(j);
-  running.put(j, (acc_t<T>(1) - momentum) * before + momentum * value);
-}
 
 // activated = act(norm by the statistics of the batch); the running ones follow.
 template <class T>
@@ -134,9 +126,7 @@ norm_of_batch(BatchNormArgs<T> a) {
   if (tid < kNormUnits) {
     st(a.mean + unit, centre);
     st(a.variance + unit, variance);
-    follow(a.running_mean, unit, a.momentum, centre);
-    follow(a.running_variance, unit, a.momentum, variance * static_cast<A>(count / (count - 1)));
-    if (a.updates != nullptr && unit == 0) st(a.updates, ld(a.updates) + 1);
+    a.running.follow(unit, centre, variance, count);
   }
   const A scale = a.norm.inverse(variance) * a.norm.weight_at(unit), bias = a.norm.bias_at(unit);
   for_samples(a.samples, a.d, unit, load, [&](int i, A v) {

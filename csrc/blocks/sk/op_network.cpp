@@ -6,6 +6,7 @@
 #include "blocks/sk/plan.h"
 #include "ops/branches.h"
 #include "ops/register.h"
+#include "ops/running.h"
 
 namespace chattn::ops {
 namespace {
@@ -101,24 +102,6 @@ SkBranchNorms branch_norms(std::vector<Tensor>& tensors, double eps, const Tenso
   return norms;
 }
 
-// The statistics that the pass updates where they lie: a dense copy would not do.
-void set_running(SkForward& p, std::vector<Tensor>& running, const Tensor& x) {
-  STD_TORCH_CHECK(running.size() <= 3,
-                  "chattn_cuda::sk: running is a mean, a variance and perhaps a count");
-  if (running.size() >= 2) {
-    STD_TORCH_CHECK(running[0].is_contiguous() && running[1].is_contiguous(),
-                    "chattn_cuda::sk: running statistics must be contiguous");
-    OptionalTensor mean = running[0], variance = running[1];
-    p.network.statistics_dtype =
-        dense_numbers(x, {{&mean, p.network.d}, {&variance, p.network.d}}, "running statistics");
-    p.running_mean = mean->data_ptr();
-    p.running_variance = variance->data_ptr();
-  }
-  if (running.size() % 2 == 0) return;
-  check_like(running.back(), x, ScalarType::Long, 1, "updates");
-  p.updates = running.back().data_ptr();
-}
-
 template <class Runner>
 SkOutputs sk_forward(std::vector<Tensor> x, Tensor w_reduce, OptionalTensor b_reduce,
                      OptionalTensor weight, OptionalTensor bias, Tensor w_select,
@@ -149,11 +132,10 @@ SkOutputs sk_forward(std::vector<Tensor> x, Tensor w_reduce, OptionalTensor b_re
   set_prologue(p.x, numbers, prologue_act, prologue_param, x[0]);
   if (prologue.size() > 1) p.norms = branch_norms(prologue, prologue_eps, x[0], m);
   if (of_batch) {
-    if (!running.empty()) set_running(p, running, x[0]);
+    p.running = running_statistics(running, momentum, d, x[0]);
     p.mean = row_of(hidden, rows.statistics, d, p.map);
     p.variance = row_of(hidden, rows.statistics + 1, d, p.map);
   }
-  p.momentum = momentum;
   p.pooled = pooled.data_ptr();
   p.activated = hidden.data_ptr();
   if (rows.statistics > n) p.hidden = row_of(hidden, rows.before, d, p.map);
@@ -163,9 +145,7 @@ SkOutputs sk_forward(std::vector<Tensor> x, Tensor w_reduce, OptionalTensor b_re
   return {y, pooled, hidden, logits};
 }
 // The norm is by mean and var or, with of_batch, by those of the batch; with neither there is none.
-// running: the mean and the variance that follow those of the batch, and the count of updates, as
-// far as there are any. A list, because some of torch's tools know no optional tensor that is
-// changed.
+// running: ops/running.h.
 // prologue: nothing; scale and shift, (2, M, C) accumulators; or weight, bias, running mean and
 // variance of a batch norm of all branches, or of each. prologue_act: the code of what follows
 // them. hidden: rows of d. The activated values of N samples; with a norm those before it; of the

@@ -7,6 +7,7 @@
 #pragma once
 #include "engine/map.h"
 #include "engine/run.h"
+#include "engine/running.h"
 
 namespace chattn {
 
@@ -176,11 +177,9 @@ struct SkForward {
   Branches x;
   SkBranchNorms norms;
   SkNetwork network;
-  // Of the batch, where the norm takes them; the running ones and the count of updates, of the
-  // type statistics_dtype and int64, may be null.
+  // Of the batch, where the norm takes them, and those that follow them.
   void *mean = nullptr, *variance = nullptr;  // (d) acc, biased
-  double momentum = 0;
-  void *running_mean = nullptr, *running_variance = nullptr, *updates = nullptr;
+  RunningStatistics running;
   void* pooled = nullptr;     // (N, C) acc
   void* hidden = nullptr;     // (N, d) acc, before the norm, where there is one
   void* activated = nullptr;  // (N, d) acc
@@ -209,9 +208,7 @@ struct SkForward {
     v.input("var", p.network.variance, statistics);
     v.output("batch_mean", p.mean, numbers);
     v.output("batch_var", p.variance, numbers);
-    v.changed("running_mean", p.running_mean, statistics);
-    v.changed("running_var", p.running_variance, statistics);
-    v.changed("updates", p.updates, sizeof(std::int64_t));
+    RunningStatistics::arrays(p.running, d, v);
     v.output("pooled", p.pooled, p.map.acc_bytes(p.map.planes()));
     v.output("hidden", p.hidden, units);
     v.output("activated", p.activated, units);

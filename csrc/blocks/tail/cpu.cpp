@@ -101,6 +101,7 @@ struct Squeeze {
         const double variance = squares / count;
         *at<A>(p.variance, k) = static_cast<A>(variance);
         set(k, center, variance);
+        follow(p.running, k, center, variance, count);
       }
     });
   }

@@ -85,6 +85,7 @@ StatisticsArgs<T> statistics_args(const TailSqueeze& p) {
   args.bias = numbers(p.norm.bias, p.norm.affine_dtype);
   args.running_mean = numbers(p.norm.mean, p.norm.statistics_dtype);
   args.running_variance = numbers(p.norm.variance, p.norm.statistics_dtype);
+  args.running = RunningOut<T>(p.running);
   args.n = static_cast<int>(p.map.n);
   args.c = static_cast<int>(p.map.c);
   args.eps = p.norm.eps;

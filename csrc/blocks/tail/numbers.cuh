@@ -3,6 +3,7 @@
 #include "blocks/tail/elements.cuh"
 #include "blocks/tail/plan.h"
 #include "engine/cuda/operands.cuh"
+#include "engine/cuda/running.cuh"
 //
 #include "common/device.cuh"
 
@@ -37,6 +38,7 @@ struct StatisticsArgs {
   Weights<T> weight, bias, running_mean, running_variance;  // null: 1, 0, of the batch
   int n, c;
   double eps;
+  RunningOut<T> running;
   A *numbers, *variance;  // numbers null: means alone are wanted
   A *means, *pooled;
 };
@@ -92,6 +94,7 @@ tail_statistics(StatisticsArgs<T> a) {
       mean = total[1] + d;
       variance = (total[3] - d * total[2]) / total[0];
       st(a.variance + p.channel, static_cast<A>(variance));
+      a.running.follow(p.channel, static_cast<A>(mean), static_cast<A>(variance), total[0]);
     }
     const double inverse = 1 / sqrt(variance + a.eps);
     const double scale = a.weight.p == nullptr ? inverse : a.weight.at(p.channel) * inverse;

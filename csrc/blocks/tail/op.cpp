@@ -1,9 +1,11 @@
 // The operators of a fused tail: memory-safety checks, allocation, schemas.
 #include <tuple>
+#include <vector>
 
 #include "blocks/tail/plan.h"
 #include "engine/cuda/plans.h"
 #include "ops/register.h"
+#include "ops/running.h"
 #include "ops/tensor.h"
 
 namespace chattn::ops {
@@ -82,11 +84,10 @@ DType of_norm(OptionalTensor& first, OptionalTensor& second, const Tensor& x, co
 }
 
 template <class Runner>
-std::tuple<Tensor, Tensor, Tensor, Tensor> tail_squeeze(Tensor x, OptionalTensor weight,
-                                                        OptionalTensor bias, OptionalTensor mean,
-                                                        OptionalTensor var, double eps,
-                                                        std::int64_t inner, double inner_param,
-                                                        bool pool) {
+std::tuple<Tensor, Tensor, Tensor, Tensor> tail_squeeze(
+    Tensor x, OptionalTensor weight, OptionalTensor bias, OptionalTensor mean, OptionalTensor var,
+    std::vector<Tensor> running, double momentum, double eps, std::int64_t inner,
+    double inner_param, bool pool) {
   check_map(x);
   STD_TORCH_CHECK(mean.has_value() == var.has_value(), "chattn_cuda::tail: mean without var");
   TailSqueeze p;
@@ -102,6 +103,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> tail_squeeze(Tensor x, OptionalTensor
   const bool of_batch = p.norm.of_batch(), plain = p.functions.inner == Act::identity;
   const ScalarType acc = acc_type(x.scalar_type());
   STD_TORCH_CHECK(n > 0 || !of_batch, "chattn_cuda::tail: statistics of no samples");
+  if (of_batch) p.running = running_statistics(running, momentum, c, x);
   Tensor numbers = new_tensor(x, {kTailRows, c}, acc);
   Tensor variance = new_tensor(x, {of_batch ? c : 0}, acc);
   Tensor means = pool && plain ? new_tensor(x, {n, c}, acc) : new_tensor(x, {0}, acc);
@@ -119,9 +121,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> tail_squeeze(Tensor x, OptionalTensor
 }
 CHATTN_OPERATOR(
     tail_squeeze,
-    "(Tensor x, Tensor? weight, Tensor? bias, Tensor? mean, Tensor? var, float eps, int inner, "
-    "float inner_param, bool pool) -> (Tensor numbers, Tensor variance, Tensor means, "
-    "Tensor pooled)");
+    "(Tensor x, Tensor? weight, Tensor? bias, Tensor? mean, Tensor? var, Tensor(a!)[] running, "
+    "float momentum, float eps, int inner, float inner_param, bool pool) -> (Tensor numbers, "
+    "Tensor variance, Tensor means, Tensor pooled)");
 
 template <class Runner>
 std::tuple<Tensor, Tensor> tail_apply(Tensor x, OptionalTensor residual, Tensor numbers,

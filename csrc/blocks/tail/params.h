@@ -11,6 +11,7 @@
 #include "common/types.h"
 #include "engine/map.h"
 #include "engine/run.h"
+#include "engine/running.h"
 #include "engine/tail.h"
 
 namespace chattn {
@@ -39,6 +40,7 @@ struct TailSqueeze {
   MapShape map;
   TailFunctions functions;  // the inner one alone
   BatchNorm norm;
+  RunningStatistics running;  // that follow the batch's
   const void* x = nullptr;
   void* numbers = nullptr;   // (kTailRows, C) acc: scale, shift, mean, 1 / deviation
   void* variance = nullptr;  // (C) acc: the batch's, biased; null: running statistics
@@ -58,6 +60,7 @@ struct TailSqueeze {
     v.input("bias", p.norm.bias, c * size_of(p.norm.affine_dtype));
     v.input("mean", p.norm.mean, c * size_of(p.norm.statistics_dtype));
     v.input("var", p.norm.variance, c * size_of(p.norm.statistics_dtype));
+    RunningStatistics::arrays(p.running, c, v);
     v.output("numbers", p.numbers, p.map.acc_bytes(kTailRows * c));
     v.output("variance", p.variance, p.map.acc_bytes(c));
     v.output("means", p.means, planes);

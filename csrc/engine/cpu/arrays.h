@@ -1,10 +1,12 @@
 // The arrays of a call, which come untyped: accumulators, and small numbers of whatever type.
 #pragma once
+#include <cstdint>
 #include <type_traits>
 #include <vector>
 
 #include "common/types.h"
 #include "engine/map.h"
+#include "engine/running.h"
 
 namespace chattn::cpu {
 
@@ -51,6 +53,24 @@ void put(void* p, DType type, index_t i, A value) {
     using T = std::remove_pointer_t<decltype(typed)>;
     static_cast<T*>(p)[i] = from_acc<T>(static_cast<acc_t<T>>(value));
   });
+}
+
+// The running statistics of channel k follow a batch's; variance: biased, of `count` numbers.
+// Channel 0 counts the updates.
+inline void follow(const RunningStatistics& running, index_t k, double mean, double variance,
+                   double count) {
+  const auto one = [&](void* p, double value) {
+    if (p == nullptr) return;
+    with_type(running.dtype, [&](auto* typed) {
+      using T = std::remove_pointer_t<decltype(typed)>;
+      T* const at = static_cast<T*>(p) + k;
+      const double before = static_cast<double>(to_acc(*at));
+      *at = from_acc<T>(static_cast<acc_t<T>>((1 - running.momentum) * before + value));
+    });
+  };
+  one(running.mean, running.momentum * mean);
+  one(running.variance, running.momentum * (count / (count - 1)) * variance);
+  if (running.updates && k == 0) ++*static_cast<std::int64_t*>(running.updates);
 }
 
 }  // namespace chattn::cpu

@@ -171,6 +171,10 @@ def calls(
     r = make.map("residual", *shape) if residual else None
     weight, bias = make.weight("weight", c), make.weight("bias", c)
     mean, var = (None, None) if of_batch else (make.weight("mean", c), make.weight("var", c))
+    running: list[Tensor] = []
+    if of_batch and train:
+        running = [make.weight("running_mean", c), make.weight("running_var", c)]
+        running.append(torch.zeros((), dtype=torch.int64, device=x.device))
     numbers, s = make.sums("numbers", 4, c), make.sums("gate", n, c) if gate else None
     functions = (inner, 0.0, act, 0.0)
     masked = residual and act in _MASKED and train
@@ -186,7 +190,10 @@ def calls(
     maps = (dy, x, kept, mask, numbers, s)
     return Calls(
         [
-            Call("tail_squeeze", (x, weight, bias, mean, var, 1e-5, inner, 0.0, gate)),
+            Call(
+                "tail_squeeze",
+                (x, weight, bias, mean, var, running, 0.1, 1e-5, inner, 0.0, gate),
+            ),
             Call("tail_apply", (x, r, numbers, s, *functions, masked)),
         ],
         [
