@@ -15,6 +15,7 @@ from torch import Tensor, nn
 import chattn_cuda
 from chattn_cuda import backends
 from chattn_cuda.modules import deferred
+from tests import cases
 
 timm = pytest.importorskip("timm", reason="timm is not installed")
 torchvision = pytest.importorskip("torchvision", reason="torchvision is not installed")
@@ -178,6 +179,26 @@ def test_same_numbers_in_both_modes(name: str, channels_last: bool, fused_calls:
     assert len(fused_calls) == 3 * len(norms)  # each of them, in every step
 
 
+@pytest.mark.parametrize("momentum", [0.3, None])
+@pytest.mark.parametrize("name", ["resnet18", "skresnet18", "resnest14d"])
+def test_checkpoints_from_the_first_step(
+    name: str, momentum: float | None, fused_calls: list[Any]
+) -> None:
+    """A recomputation saves the same tensors, and updates as many statistics."""
+    torch.manual_seed(0)
+    module = _randomise(timm.create_model(name, num_classes=3)).double()
+    for m in module.modules():
+        if isinstance(m, nn.BatchNorm2d):
+            m.momentum = momentum
+    module.set_grad_checkpointing(True)  # type: ignore[operator]
+    fused = copy.deepcopy(module)
+    chattn_cuda.accelerate(fused, fuse="tail")
+    x = torch.randn(4, 3, 64, 64, dtype=torch.float64)
+    for _ in range(2):
+        _assert_same(fused, module, x)
+    assert fused_calls
+
+
 def test_small_maps_go_to_the_layers(
     sizes: dict[str, int], fused_calls: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -321,6 +342,24 @@ def test_uses(use: str) -> None:
     if found[0] is None:
         return
     torch.testing.assert_close(*found, **(dict(rtol=0.05, atol=0.05) if coarse else {}))  # type: ignore
+
+
+@pytest.mark.parametrize("backend", cases.fused_backends())
+@pytest.mark.parametrize("act", [nn.ReLU, nn.ReLU6, nn.Hardswish, nn.Identity])
+def test_a_frozen_norm_lets_no_infinite_value_into_the_gradient(act: Any, backend: str) -> None:
+    """As of a 16-bit overflow: what the activation stops is finite."""
+    cases.require(backend)
+    module = timm.layers.BatchNormAct2d(8, act_layer=act).to(cases.device_of(backend)).eval()
+    fused = copy.deepcopy(module)
+    chattn_cuda.accelerate(fused, backend, fuse="tail")
+    x = torch.randn(2, 8, 4, 4, device=cases.device_of(backend))
+    x[0, 1, 2, 3] = -torch.inf
+    found = []
+    for m in (module, fused):
+        leaf = x.clone().requires_grad_()
+        m(leaf).sum().backward()
+        found.append(leaf.grad)
+    torch.testing.assert_close(found[1], found[0])
 
 
 @pytest.mark.parametrize("frozen", [False, True])

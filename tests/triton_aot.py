@@ -121,6 +121,8 @@ def source(launch: host.Launch) -> ASTSource:
         if isinstance(value, torch.Tensor):  # the allocator aligns to 512 bytes
             attributes[path] = [["tt.divisibility", 16]]
             return "*" + _POINTEES[value.dtype]
+        if isinstance(value, float):
+            return "fp32"
         if not parameter.do_not_specialize:
             if value == 1:
                 constants[path] = 1

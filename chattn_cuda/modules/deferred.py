@@ -235,15 +235,13 @@ class Deferred:
             factors = factors.view(-1, 1).to(reference.accumulation_dtype(x.dtype))
         statistics = Norm(None, None, norm.eps) if of_batch else Norm(mean, var, norm.eps)
         follows = norm.training and norm.track_running_stats and mean is not None
-        is_late = follows and (norm.momentum is None or torch.compiler.is_compiling())
-        if follows and not is_late:
-            updates = buffers["num_batches_tracked"]
-            statistics.running = [t for t in (mean, var, updates) if t is not None]
-            statistics.momentum = norm.momentum
+        in_graph = follows and torch.compiler.is_compiling()
+        if follows and not in_graph:
+            _let_follow(norm, statistics)
         gate = None if call is None else Gate(call.block, call.constants)
         tail = Tail(statistics, gate, inner, act, factors)
         y, *measured = apply_tail(namespace, tail, x, self.residual, weight, bias, *of_gate)
-        if is_late:
+        if in_graph:
             _update(norm, count, *measured)
         return y
 
@@ -289,7 +287,11 @@ def _fit(x: Tensor, of_norm: Sequence[Any]) -> bool:
         return False
     types = (x.dtype, reference.accumulation_dtype(x.dtype))
     for t in of_norm:
-        if t is not None and (t.dtype not in types or t.device != x.device or len(t) != x.shape[1]):
+        if t is None:
+            continue
+        if t.dtype not in types or t.device != x.device or len(t) != x.shape[1]:
+            return False
+        if not t.is_contiguous():  # running statistics are changed where they lie
             return False
     return True
 
@@ -301,21 +303,30 @@ def normalised(norm: Any, x: Tensor) -> Tensor:
     return norm(x)
 
 
+def _let_follow(norm: Any, statistics: Norm) -> None:
+    """Have a tail update the running statistics, before it saves: checkpoints stop there."""
+    buffers, momentum = norm._buffers, norm.momentum
+    statistics.running = [buffers["running_mean"], buffers["running_var"]]
+    if (tracked := buffers["num_batches_tracked"]) is None:
+        momentum = momentum or 0.0
+    elif momentum is None:
+        momentum = 1.0 / float(tracked.add_(1))
+    else:
+        statistics.running.append(tracked)
+    statistics.momentum = momentum
+
+
 def _update(norm: Any, count: int, mean: Any, var: Any) -> None:
-    """The running statistics, as PyTorch updates them from ``count`` positions of a channel."""
+    """The running statistics by operations of a graph, from ``count`` positions of a channel."""
     buffers, momentum = norm._buffers, norm.momentum
     if (tracked := buffers["num_batches_tracked"]) is not None:
         tracked.add_(1)
-        if momentum is None:  # to a graph it is no number
-            is_graph = torch.compiler.is_compiling()
-            momentum = tracked.reciprocal() if is_graph else 1.0 / float(tracked)
+        momentum = tracked.reciprocal() if momentum is None else momentum
     for name, of_batch in (("running_mean", mean), ("running_var", var * (count / (count - 1)))):
         running = buffers[name]
-        of_batch = of_batch.to(running.dtype)
         if isinstance(momentum, Tensor):
-            running.mul_(1 - momentum).add_(of_batch * momentum)
-        else:
-            running.mul_(1 - momentum).add_(of_batch, alpha=momentum)
+            momentum = momentum.to(running.dtype)
+        running.lerp_(of_batch.to(running.dtype), 0.0 if momentum is None else momentum)
 
 
 def _code(layer: Any) -> tuple[int, float]:

@@ -199,9 +199,9 @@ class SelectiveKernelForward(FusedForward):
     @torch.jit.unused
     def branches_before_norm(self, x: Tensor) -> tuple[list[Tensor], ops.Prologue | None]:
         """As `before_norm`; the stages are the paths, where their layers are known."""
-        if type(self).branches is not SelectiveKernelForward.branches:
-            return self.branches(x), None
-        stages = self._stages()
+        stages = None
+        if type(self).branches is SelectiveKernelForward.branches and not torch.is_grad_enabled():
+            stages = self._stages()
         if stages is None:
             return self.branches(x), None
         if not self.split_input:

@@ -125,7 +125,8 @@ def tail_gradient(xs, numbers, at, CONSTANTS: tl.constexpr):
     w = activate(v, CONSTANTS[0], CONSTANTS[1])
     g = gradient_behind(xs, w, numbers[3], at, ACC, CONSTANTS)
     dv = chained(slope_of(v, CONSTANTS[0], CONSTANTS[1]), numbers[3] * g + numbers[4])
-    return numbers[0] * dv - numbers[5] - numbers[6] * (x - numbers[2]), g
+    # By running statistics the slope is 0, whatever x is.
+    return numbers[0] * dv - numbers[5] - chained(numbers[6], x - numbers[2]), g
 
 
 # ---- passes that write maps
@@ -187,17 +188,17 @@ def plane_mean(part, start, where, exists, parts, planes, each):
 
 
 @triton.jit
-def follow(running, c, there, of_batch, MOMENTUM: tl.constexpr, ACC: tl.constexpr):
+def follow(running, c, there, of_batch, momentum, ACC: tl.constexpr):
     """Running statistics follow those of the batch."""
     before = load_weight(running, c, there, tl.float64)
-    after = ((1 - MOMENTUM) * before + MOMENTUM * of_batch).to(ACC)
+    after = (before + momentum * (of_batch - before)).to(ACC)
     tl.store(running + c, to_storage(after, running.dtype.element_ty), mask=there)
 
 
 @triton.jit(do_not_specialize=(*COUNTS, "hw"))
 def tail_statistics_kernel(
     part, weight, bias, mean, var, running_mean, running_var, updates, numbers, variance, means,
-    pooled, n_size, c_size, parts, hw, MOMENTUM: tl.constexpr, EPS: tl.constexpr, TN: tl.constexpr,
+    pooled, n_size, c_size, parts, hw, momentum, EPS: tl.constexpr, TN: tl.constexpr,
     TC: tl.constexpr,
 ):  # fmt: skip
     """The norm's numbers, and of every plane the mean of x and of scale*x + shift.
@@ -231,8 +232,8 @@ def tail_statistics_kernel(
         tl.store(variance + c, spread.to(KIND), mask=there)
         if running_mean is not None:
             count = tl.cast(hw, tl.float64) * tl.cast(N, tl.float64)
-            follow(running_mean, c, there, center, MOMENTUM, KIND)
-            follow(running_var, c, there, spread * (count / (count - 1)), MOMENTUM, KIND)
+            follow(running_mean, c, there, center, momentum, KIND)
+            follow(running_var, c, there, spread * (count / (count - 1)), momentum, KIND)
         if updates is not None:
             tl.store(updates + c, tl.load(updates + c, mask=c == 0) + 1, mask=c == 0)
     inverse = 1 / tl.sqrt(spread + EPS)

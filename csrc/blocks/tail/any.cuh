@@ -166,8 +166,8 @@ struct AnyTailGradient {
     const ValueAndSlope<A> w = f.inner.at(n[kScale] * in[1] + n[kShift]);
     const A g =
         f.known ? f.act.pass(bit, in[0]) : f.act.at(n[kGate] * w.value + in[2]).gradient(in[0]);
-    const A lost = n[kConstant] + n[kSlope] * (in[1] - n[kMean]);
-    out[0] = n[kScale] * w.gradient(n[kGate] * g + n[kPooled] * each) - lost;
+    const A lost = n[kSlope] == A(0) ? A(0) : n[kSlope] * (in[1] - n[kMean]);
+    out[0] = n[kScale] * w.gradient(n[kGate] * g + n[kPooled] * each) - n[kConstant] - lost;
     out[1] = g;
   }
 };

@@ -234,7 +234,9 @@ struct TailGradientElement : Emit<2, 2, 5> {
   CHATTN_DEVICE void at(const A (&n)[5], const A (&in)[2], bool bit, A (&out)[2]) const {
     const bool on = f.known ? bit : f.act.is_on(n[kScale] * in[1] + n[kShift]);
     const A g = f.act.pass(on, in[0]);
-    out[0] = n[kScale] * g + n[kEach] - n[kSlope] * (in[1] - n[kMean]);
+    // By running statistics the slope is 0, whatever x is.
+    const A lost = n[kSlope] == A(0) ? A(0) : n[kSlope] * (in[1] - n[kMean]);
+    out[0] = n[kScale] * g + n[kEach] - lost;
     out[1] = g;
   }
 };

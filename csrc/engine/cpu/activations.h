@@ -1,5 +1,5 @@
 // Activations of vectors of accumulators. Compiled per instruction set. In float the exponential is
-// a polynomial and all but erf are vector code; in double the elementary functions go lane by lane.
+// a polynomial and all is vector code; in double the elementary functions go lane by lane.
 #pragma once
 #include <math.h>
 
@@ -59,6 +59,30 @@ CHATTN_INLINE typename Simd<A>::V exp_lanes(typename Simd<A>::V x) {
   }
 }
 
+// exp(x) for x <= 0, and 0 where exp_vector does not become smaller.
+template <class A>
+CHATTN_INLINE typename Simd<A>::V exp_to_zero(typename Simd<A>::V x) {
+  const auto e = exp_lanes<A>(x);
+  if constexpr (std::is_same_v<A, double>) return e;
+  return x < A(-87) ? typename Simd<A>::V{} : e;
+}
+
+// erfc(x) for x >= 0, in float within 1.2e-7 of the result up to the rounding of x^2: Press et al.,
+// Numerical Recipes in C, 2nd edition, section 6.2 (a fit by Chebyshev polynomials).
+template <class A>
+CHATTN_INLINE typename Simd<A>::V erfc_lanes(typename Simd<A>::V x) {
+  if constexpr (std::is_same_v<A, double>) {
+    return by_lane(x, [](A v) CHATTN_INLINE_LAMBDA { return erfc(v); });
+  } else {
+    constexpr float kFit[] = {-1.26551223f, 1.00002368f,  0.37409196f, 0.09678418f,  -0.18628806f,
+                              0.27886807f,  -1.13520398f, 1.48851587f, -0.82215223f, 0.17087277f};
+    const auto t = 1.f / (1.f + 0.5f * x);
+    auto p = Simd<float>::broadcast(kFit[9]);
+    for (int i = 8; i >= 0; --i) p = p * t + kFit[i];
+    return t * exp_to_zero<float>(p - x * x);
+  }
+}
+
 // exp(x) - 1 for x <= 0, without cancellation near 0.
 template <class A>
 CHATTN_INLINE typename Simd<A>::V expm1_lanes(typename Simd<A>::V x) {
@@ -85,8 +109,8 @@ struct Elementary {
     return z < A(0) ? -positive : positive;
   }
   static CHATTN_INLINE V normal_cdf(V z) {
-    return A(0.5) * (A(1) + by_lane(z * A(0.70710678118654752440),
-                                    [](A v) CHATTN_INLINE_LAMBDA { return erf(v); }));
+    const V tail = A(0.5) * erfc_lanes<A>((z < A(0) ? -z : z) * A(0.70710678118654752440));
+    return z < A(0) ? tail : A(1) - tail;
   }
   // gelu_tanh is z * sigmoid(2 k (z + c z^3)): 1 + tanh(v) = 2 sigmoid(2 v), without cancellation.
   static CHATTN_INLINE V twice_gelu_inner(V z) {
@@ -156,8 +180,8 @@ CHATTN_INLINE typename Simd<A>::V activation_gradient_vector(typename Simd<A>::V
   } else if constexpr (f == Act::hard_swish) {
     return z <= A(-3) ? V{} : z < A(3) ? g * (z / A(3) + A(0.5)) : g;
   } else if constexpr (f == Act::gelu) {
-    const V pdf = by_lane(A(-0.5) * z * z, [](A v) CHATTN_INLINE_LAMBDA { return exp(v); });
-    return g * (E::normal_cdf(z) + z * A(0.39894228040143267794) * pdf);
+    const V pdf = A(0.39894228040143267794) * exp_to_zero<A>(A(-0.5) * z * z);
+    return g * (E::normal_cdf(z) + z * pdf);
   } else if constexpr (f == Act::gelu_tanh) {
     const V v = E::twice_gelu_inner(z), s = E::sigmoid(v), rest = E::sigmoid(-v);
     const V slope = A(2 * 0.79788456080286535588) * (A(1) + A(3 * 0.044715) * z * z);

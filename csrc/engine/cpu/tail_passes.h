@@ -348,7 +348,9 @@ void tail_gradient(const MapShape& s, const TailMaps& maps, const TailFunctions&
         numbers(i, count, v);
         const V x = S::load_some(tail.x + offset + i, count), u = v[0] * x + v[1];
         const V dw = v[2] * gradient(i, count, v, u) + v[4];
-        return v[0] * tail.through_inner(u, dw) - v[5] - v[6] * (x - v[3]);
+        // By running statistics the slope is 0, whatever x is.
+        const V lost = v[6] == A(0) ? V{} : v[6] * (x - v[3]);
+        return v[0] * tail.through_inner(u, dw) - v[5] - lost;
       });
     if (dresidual)
       write_run(dresidual + offset, length, stream, [&](index_t i, index_t count) {
