@@ -143,10 +143,11 @@ def _assert_same(ours: nn.Module, theirs: nn.Module, x: Tensor) -> None:
 
 
 @pytest.fixture(autouse=True)
-def sizes(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
-    """The rule's, by which no map is too small but where a test says so."""
-    rule = deferred.SMALLEST
+def sizes(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """The rule's; without it no map is too small, and no tail too simple."""
+    rule = deferred.SMALLEST | {"rule": deferred._layers_are_faster}
     monkeypatch.setattr(deferred, "SMALLEST", {})
+    monkeypatch.setattr(deferred, "_layers_are_faster", lambda *_: False)
     return rule
 
 
@@ -200,7 +201,7 @@ def test_checkpoints_from_the_first_step(
 
 
 def test_small_maps_go_to_the_layers(
-    sizes: dict[str, int], fused_calls: list[Any], monkeypatch: pytest.MonkeyPatch
+    sizes: dict[str, Any], fused_calls: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By the size of the block's input, then of each tail's; a named backend insists."""
     _, fused = _pair("bottleneck-se")
@@ -214,6 +215,36 @@ def test_small_maps_go_to_the_layers(
     chattn_cuda.accelerate(fused, fuse="tail", backend="cpu")
     fused(x)
     assert len(fused_calls) == 3
+
+
+@pytest.mark.parametrize(
+    ("dtype", "act", "mode", "fused"),
+    [
+        (torch.float32, nn.ReLU, "frozen", True),
+        (torch.float32, nn.Identity, "train", True),
+        (torch.float32, nn.Identity, "frozen", False),
+        (torch.float32, nn.GELU, "infer", True),
+        (torch.float32, nn.GELU, "train", False),
+        (torch.bfloat16, nn.ReLU, "train", True),
+        (torch.bfloat16, nn.ReLU, "frozen", False),
+        (torch.bfloat16, nn.SiLU, "infer", True),
+        (torch.bfloat16, nn.SiLU, "train", False),
+    ],
+)
+def test_simple_tails_that_are_no_faster_go_to_the_layers(
+    dtype: torch.dtype, act: Any, mode: str, fused: bool, sizes: dict[str, Any],
+    fused_calls: list[Any], monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """By type, activation and mode; a named backend insists."""
+    monkeypatch.setattr(deferred, "_layers_are_faster", sizes["rule"])
+    for backend, channels in (("auto", 16), ("cpu", 16), ("auto", 15)):
+        module = timm.layers.BatchNormAct2d(channels, act_layer=act).to(dtype)
+        chattn_cuda.accelerate(module.train(mode == "train"), backend, fuse="tail")
+        x = torch.randn(2, channels, 4, 4).to(dtype, memory_format=torch.channels_last)
+        fused_calls.clear()
+        with torch.set_grad_enabled(mode != "infer"):
+            module(x)
+        assert bool(fused_calls) == (backend == "cpu" or (fused and channels == 16))
 
 
 def test_a_bottleneck_is_three_tails(fused_calls: list[Any]) -> None:

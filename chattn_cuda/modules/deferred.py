@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from chattn_cuda import activations, backends, compiled, functional, reference
+from chattn_cuda import activations, backends, compiled, functional, ops, reference
 from chattn_cuda.functional import checked
 from chattn_cuda.modules import memory
 from chattn_cuda.modules.fused import Call
@@ -32,6 +32,9 @@ has made its calls gains nothing by fewer passes. docs/tail.md has the figures.
 """
 
 _IDENTITY = 0, 0.0
+_GELU = activations.ACTIVATIONS["gelu"].code
+_LINES = tuple(activations.ACTIVATIONS[n].code for n in ("relu", "relu6", "leaky_relu"))
+_FEW = 16  # channels, whose rows are shorter than a vector
 _SUMS = (torch.add, Tensor.add, Tensor.__add__)
 _OF_NORM = "weight", "bias", "running_mean", "running_var"
 
@@ -213,6 +216,9 @@ class Deferred:
         if count < 2 if of_batch else count < 1 or mean is None or var is None:
             return None  # for which the layer has an error
         tensors = (x, self.residual, *of_norm, *of_gate)
+        if self._is_bare and self.backend == "auto":
+            if _layers_are_faster(x, _code(self.inner)[0], of_batch, tensors):
+                return None
         rule = compiled.RULE if call is None else compiled.RULE_OF_TAILS
         if compiled.takes_formula(self.backend, x.device.type, tensors, rule):
             return None
@@ -279,6 +285,20 @@ def _by_values(name: str) -> Any:
 
 for _name in ("getitem", "mul", "rmul", "sub", "rsub", "truediv", "neg", "len"):
     setattr(Deferred, f"__{_name}__", _by_values(f"__{_name}__"))
+
+
+def _layers_are_faster(
+    x: Tensor, act: int, of_batch: bool, tensors: Sequence[Tensor | None]
+) -> bool:
+    """Whether they are on a CPU, for a norm and an activation alone; see docs/tail.md."""
+    if x.device.type != "cpu":
+        return False
+    if x.shape[1] < _FEW and ops.memory_format_of(x) == torch.channels_last:
+        return True
+    trains, is_bare = compiled.has_gradients(tensors), act == _IDENTITY[0]
+    if x.element_size() == 2:
+        return act == _GELU or is_bare or (trains and not (of_batch and act in _LINES))
+    return trains and (act == _GELU or (is_bare and not of_batch))
 
 
 def _fit(x: Tensor, of_norm: Sequence[Any]) -> bool:
