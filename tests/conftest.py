@@ -1,11 +1,17 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 
 # OpenMP reads it when torch is imported. Threads that spin while they wait make several processes
 # on few cores up to seven times slower.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+# Inductor's cache takes code for one width of vectors for that of another, with wrong results.
+if capability := os.environ.get("ATEN_CPU_CAPABILITY"):
+    caches = Path(tempfile.gettempdir(), f"torchinductor_{os.getuid()}_{capability}")
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(caches))
 
 import pytest  # noqa: E402
 import torch  # noqa: E402

@@ -510,6 +510,7 @@ def test_demo(
     out = capsys.readouterr().out
     assert "16 modules accelerated" in out
     assert "outputs and gradients agree" in out and "DISAGREE" not in out
+    assert out.count('with fuse="tail"') == 2 and out.count("resnet50, without SE") == 2
     assert out.count("Where the time goes") == 2 and out.count("If they took none") == 2
     assert f"chart: {path}" in out
     assert path.read_bytes().startswith(b"\x89PNG")
@@ -570,8 +571,8 @@ def test_demo_check_notices_a_small_difference(monkeypatch: pytest.MonkeyPatch) 
     pytest.importorskip("sklearn")
     pytest.importorskip("PIL")
 
-    def tampered(model: nn.Module, backend: str) -> object:
-        made = demo_accelerate(model, backend)
+    def tampered(model: nn.Module, backend: str, **options: str) -> object:
+        made = demo_accelerate(model, backend, **options)
         with torch.no_grad():
             model.get_submodule("layer3.2.se").fc2.weight.mul_(1.001)  # type: ignore[union-attr]
         return made
@@ -581,6 +582,7 @@ def test_demo_check_notices_a_small_difference(monkeypatch: pytest.MonkeyPatch) 
     model, images = demo._model("cpu"), demo._images(2, TINY.check_side, "cpu")
     checks, _ = demo_check.check_model(model, *images, "cpu")
     by_name = {check.what: check for check in checks}
-    assert by_name["float64: outputs"].wrong and by_name["float64: gradients"].wrong
+    for what in ("outputs", "gradients", "outputs with tails", "gradients with tails"):
+        assert by_name[f"float64: {what}"].wrong
     blocks = [check for check in checks if "blocks" in check.what]
     assert len(blocks) == 2 and all("layer3.2.se" in (check.wrong or "") for check in blocks)

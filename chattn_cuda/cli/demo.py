@@ -40,7 +40,8 @@ from chattn_cuda.convert import accelerate
 __all__ = ["add_arguments", "photographs", "run"]
 
 _NEEDS = ("timm", "torchvision", "sklearn", "PIL", "rich", "matplotlib")
-_MODEL = "seresnet50"
+_MODEL, _PLAIN = "seresnet50", "resnet50"
+_TAILS = "tails"
 _INFERENCE, _STEP = "inference", "training step"
 _CLASSES = (698, 985)  # ImageNet's palace and daisy, for want of labels
 
@@ -227,13 +228,13 @@ def _why_not(backend: str, device: str) -> str | None:
         return str(error)
 
 
-def _model(device: str) -> nn.Module:
+def _model(device: str, name: str = _MODEL) -> nn.Module:
     import timm
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         # With the usual zero_init_last, an untrained network's SE blocks would see zeros only.
-        model: nn.Module = timm.create_model(_MODEL, pretrained=False, zero_init_last=False)
+        model: nn.Module = timm.create_model(name, pretrained=False, zero_init_last=False)
     return model.to(device)
 
 
@@ -262,6 +263,10 @@ def _time_model(
         modules[COMPILE] = torch.compile(copy.deepcopy(model), dynamic=False)
     modules[backend] = copy.deepcopy(model)
     blocks = [entry.name for entry in accelerate(modules[backend], backend).changed]
+    modules[_TAILS] = copy.deepcopy(model)
+    is_chosen = backend == backends.select("auto", device)  # then small maps go to the layers
+    accelerate(modules[_TAILS], "auto" if is_chosen else backend, fuse="tail")
+    modules[_PLAIN] = _model(device, _PLAIN)
     entries = {name: Entry() for name in modules}
     calls: dict[str, Callable[[], object]] = {}
     for name, module in modules.items():
@@ -331,7 +336,10 @@ def _present(
         panel.add(size(result.row), _bars(result, backend))
     whole = Result(blocks[0].row, model)
     table.rows += [None, [_MODEL, *_cells(whole, backend), "above"]]
-    panel.add(f"{_MODEL}\n{label}", _bars(whole, backend), strong=True)
+    table.rows.append(['  with fuse="tail"', *_cells(whole, _TAILS), "above"])
+    table.rows.append([f"{_PLAIN}, without SE", time_cell(model[_PLAIN]), *[""] * 5])
+    shown = Result(blocks[0].row, {k: e for k, e in model.items() if k != _PLAIN})
+    panel.add(f"{_MODEL}\n{label}", _bars(shown, backend), strong=True)
     return table, panel
 
 

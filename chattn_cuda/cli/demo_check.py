@@ -51,19 +51,19 @@ def check_model(
     ours = copy.deepcopy(model)
     report = accelerate(ours, backend)
     names = [entry.name for entry in report.changed]
-    exact_model, ours_double = copy.deepcopy(model).double(), copy.deepcopy(ours).double()
+    exact_model, tails = (copy.deepcopy(model).double() for _ in range(2))
+    accelerate(tails, backend, fuse="tail")
     eager, fused = _outputs(model, images), _outputs(ours, images)
-    exact, fused_exact = (_outputs(m, images.double()) for m in (exact_model, ours_double))
-    error, wrong = compare(("outputs",), (fused,), (exact,), (eager,))
-    checks = [
-        _double_check("outputs", fused_exact, exact),
-        Check("float32: outputs", errors(eager, exact)[0], error, wrong),
-    ]
-    inputs = _capture(model, names, images, labels)
+    exact = _outputs(exact_model, images.double())
     gradients = _gradients(exact_model, images.double(), labels)
-    checks.insert(
-        1, _double_check("gradients", _gradients(ours_double, images.double(), labels), gradients)
-    )
+    checks = []
+    for m, what in ((copy.deepcopy(ours).double(), ""), (tails, " with tails")):
+        checks.append(_double_check(f"outputs{what}", _outputs(m, images.double()), exact))
+        found = _gradients(m, images.double(), labels)
+        checks.append(_double_check(f"gradients{what}", found, gradients))
+    error, wrong = compare(("outputs",), (fused,), (exact,), (eager,))
+    checks.append(Check("float32: outputs", errors(eager, exact)[0], error, wrong))
+    inputs = _capture(model, names, images, labels)
     return [*checks, *_check_blocks(model, ours, inputs)], str(report).splitlines()[0]
 
 

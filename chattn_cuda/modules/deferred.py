@@ -216,14 +216,15 @@ class Deferred:
         if count < 2 if of_batch else count < 1 or mean is None or var is None:
             return None  # for which the layer has an error
         tensors = (x, self.residual, *of_norm, *of_gate)
-        if self._is_bare and self.backend == "auto":
+        in_graph = torch.compiler.is_compiling()  # for which `compiled` has a rule of its own
+        if self._is_bare and self.backend == "auto" and not in_graph:
             if _layers_are_faster(x, _code(self.inner)[0], of_batch, tensors):
                 return None
         rule = compiled.RULE if call is None else compiled.RULE_OF_TAILS
         if compiled.takes_formula(self.backend, x.device.type, tensors, rule):
             return None
         key, found = None, None
-        if not torch.compiler.is_compiling():
+        if not in_graph:
             key, found = checked.find(("tail", self.backend, call), x, (*of_norm, *of_gate))
         if found is None:
             backend = self._backend_for(of_norm, of_gate)
@@ -241,13 +242,12 @@ class Deferred:
             factors = factors.view(-1, 1).to(reference.accumulation_dtype(x.dtype))
         statistics = Norm(None, None, norm.eps) if of_batch else Norm(mean, var, norm.eps)
         follows = norm.training and norm.track_running_stats and mean is not None
-        in_graph = follows and torch.compiler.is_compiling()
         if follows and not in_graph:
             _let_follow(norm, statistics)
         gate = None if call is None else Gate(call.block, call.constants)
         tail = Tail(statistics, gate, inner, act, factors)
         y, *measured = apply_tail(namespace, tail, x, self.residual, weight, bias, *of_gate)
-        if in_graph:
+        if follows and in_graph:
             _update(norm, count, *measured)
         return y
 

@@ -83,14 +83,12 @@ BUGS = (
     # ---- gradients
     in_csrc(
         "dx-without-the-slope-term", _ELEMENTS,
-        "out[0] = n[kScale] * g + n[kEach] - n[kSlope] * (in[1] - n[kMean]);",
-        "out[0] = n[kScale] * g + n[kEach];",
+        "n[kEach] - lost;", "n[kEach] - 0 * lost;",
         f"dx: {_WRONG}",
     ),
     in_csrc(
         "any-dx-without-the-slope-term", _ANY,
-        "const A lost = n[kConstant] + n[kSlope] * (in[1] - n[kMean]);",
-        "const A lost = n[kConstant];",
+        "- n[kConstant] - lost;", "- n[kConstant] - 0 * lost;",
         f"dx: {_WRONG}",
     ),
     in_csrc(
