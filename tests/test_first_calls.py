@@ -124,6 +124,25 @@ def test_a_map_without_samples_is_explained() -> None:
     assert explanation.reasons == ("x has no axis of samples",)
 
 
+@pytest.mark.skipif(not FUSED, reason="no fused backend for the CPU")
+@pytest.mark.parametrize("kind", ["SEModule", "EffectiveSEModule", "EcaModule"])
+def test_a_map_with_gaps_is_not_copied_in_inference(kind: str) -> None:
+    """The layers read it as it is, from the first call on; a named backend insists."""
+    m = getattr(timm.layers, kind)(16)
+    whole = torch.randn(2, 32, 5, 5)
+    dense, gaps = whole[:, :16].contiguous(), whole[:, :16]
+    rows = dense.contiguous(memory_format=torch.channels_last)
+    expected = m(dense)
+    for backend, inference, taken in (("auto", True, 2), ("cpu", True, 3), ("auto", False, 3)):
+        accelerate(m, backend)
+        with torch.set_grad_enabled(not inference):
+            for _ in range(2):  # the second call is a remembered one
+                for x in (dense, rows, gaps):
+                    torch.testing.assert_close(m(x), expected)
+            paths = [explain(m, x).path for x in (dense, rows, gaps)]
+        assert paths.count("fused") == taken
+
+
 def test_what_holds_no_block_is_not_explained() -> None:
     with pytest.raises(TypeError, match="or a model that holds such modules; got Sequential"):
         explain(nn.Sequential(nn.ReLU()), torch.randn(1, 2))

@@ -129,9 +129,7 @@ class FusedForward:
         decision = self._decide(x, found)
         if decision.uncovered is not None or isinstance(found, str):
             return decision
-        return decision._replace(
-            uncovered=_FOLDED if folds_more_than(found.call, decision.x) else None
-        )
+        return decision._replace(uncovered=why_slower(found.call, decision.x))
 
     @torch.jit.unused
     def explain(self, x: Tensor) -> Explanation:
@@ -192,9 +190,9 @@ class FusedForward:
         if decision.as_given and found.places:
             self._remember(m, backend, call, found.places)
         tensors = decision.tensors
+        if why_slower(call, m) is not None:
+            return None
         if call.eps is not None:
-            if folds_more_than(call, m):
-                return None
             tensors = fold_batch_norm(call.eps, *tensors)
         y = functional.run(call.block, backend, m, tensors[: call.tensors], call.constants)[0]
         y = y.movedim(1, -1) if self._channel_dim == -1 else y
@@ -233,6 +231,8 @@ class FusedForward:
         found = checked.find(call, m, tensors)[1]
         if found is None:
             return None
+        if not m.is_contiguous() and is_copied_first(call, m):
+            return self.eager_forward(x)
         if call.eps is not None:
             tensors = fold_batch_norm(call.eps, *tensors)
         del tensors[call.tensors :]
@@ -298,7 +298,23 @@ def folds_more_than(call: Call, m: Tensor) -> bool:
     return m.device.type == "cpu" and not torch.is_grad_enabled()
 
 
-_FOLDED = "its batch norm would be folded into more weights than the map has numbers"
+def is_copied_first(call: Call, m: Tensor) -> bool:
+    """Whether the map ``m`` has gaps, which the operators copy away.
+
+    In inference on a CPU, that is, where the layers are faster then.
+    """
+    if call.backend != "auto" or m.device.type != "cpu" or torch.is_grad_enabled():
+        return False
+    return not m.is_contiguous() and not m.is_contiguous(memory_format=torch.channels_last)
+
+
+def why_slower(call: Call, m: Tensor) -> str | None:
+    """Why the operators, which cover the call, are slower than the layers; else None."""
+    if folds_more_than(call, m):
+        return "its batch norm would be folded into more weights than the map has numbers"
+    return (
+        "the map, which is not dense, would be copied first" if is_copied_first(call, m) else None
+    )
 
 
 def must_be_plain(backend: str) -> bool:
