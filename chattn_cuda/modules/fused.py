@@ -220,8 +220,10 @@ class FusedForward:
         call = memory.kept(self)
         if call is None:
             return None
-        if call.folded > 0 and isinstance(x, Tensor) and x.dim() == 4 and folds_more_than(call, x):
-            return self.eager_forward(x)
+        if isinstance(x, Tensor) and x.dim() == 4:
+            has_gaps = self._channel_dim == 1 and not x.is_contiguous() and is_copied_first(call, x)
+            if has_gaps or (call.folded > 0 and folds_more_than(call, x)):
+                return self.eager_forward(x)
         known = memory.recall(self)
         if known is None:
             return None
@@ -231,8 +233,6 @@ class FusedForward:
         found = checked.find(call, m, tensors)[1]
         if found is None:
             return None
-        if not m.is_contiguous() and is_copied_first(call, m):
-            return self.eager_forward(x)
         if call.eps is not None:
             tensors = fold_batch_norm(call.eps, *tensors)
         del tensors[call.tensors :]
