@@ -510,7 +510,7 @@ def test_demo(
     out = capsys.readouterr().out
     assert "16 modules accelerated" in out
     assert "outputs and gradients agree" in out and "DISAGREE" not in out
-    assert out.count('with fuse="tail"') == 2 and out.count("resnet50, without SE") == 2
+    assert out.count("  with tails") == 2 and out.count("plain resnet50") == 2
     assert out.count("Where the time goes") == 2 and out.count("If they took none") == 2
     assert f"chart: {path}" in out
     assert path.read_bytes().startswith(b"\x89PNG")

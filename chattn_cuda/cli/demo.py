@@ -336,8 +336,8 @@ def _present(
         panel.add(size(result.row), _bars(result, backend))
     whole = Result(blocks[0].row, model)
     table.rows += [None, [_MODEL, *_cells(whole, backend), "above"]]
-    table.rows.append(['  with fuse="tail"', *_cells(whole, _TAILS), "above"])
-    table.rows.append([f"{_PLAIN}, without SE", time_cell(model[_PLAIN]), *[""] * 5])
+    table.rows.append(["  with tails", *_cells(whole, _TAILS), "above"])
+    table.rows.append([f"plain {_PLAIN}", time_cell(model[_PLAIN]), *[""] * 5])
     shown = Result(blocks[0].row, {k: e for k, e in model.items() if k != _PLAIN})
     panel.add(f"{_MODEL}\n{label}", _bars(shown, backend), strong=True)
     return table, panel
