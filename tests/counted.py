@@ -18,6 +18,7 @@ import torch
 
 from tests.cuda_host.blocks import KERNELS
 from tests.cuda_host.traffic import LAYOUTS, measure, total
+from tests.tables import settle
 
 TABLE = Path(__file__).resolve().parents[1] / "bench" / "counted.csv"
 BATCH, DTYPE, SM = 2, torch.bfloat16, 90
@@ -77,15 +78,7 @@ def main() -> int:
     """Compare, or write the table; returns the exit code."""
     now = rows()
     changed = differences(now, read()) if TABLE.exists() else []
-    print("\n".join(changed) or f"{len(now)} rows, nothing changed")
-    if "--write" not in sys.argv[1:]:
-        return 1 if changed else 0
-    with TABLE.open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(now)
-    print(f"wrote {TABLE.relative_to(TABLE.parents[1])}")
-    return 0
+    return settle(TABLE, COLUMNS, now, changed)
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ import torch
 from chattn_cuda import _native
 from tests.cuda_host import traffic
 from tests.cuda_host.blocks import KERNELS
+from tests.tables import settle
 
 TABLE = Path(__file__).with_suffix(".csv")
 ARCHS = (75, 80, 90, 100, 120)
@@ -255,15 +256,7 @@ def main() -> int:
         print(f"the extension has no kernels for {sorted(missing)}", file=sys.stderr)
         return 2
     changed = differences(rows) if TABLE.exists() else []
-    print("\n".join(changed) or f"{len(rows)} rows, nothing changed")
-    if "--write" not in sys.argv[1:]:
-        return 1 if changed else 0
-    with TABLE.open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    print(f"wrote {TABLE}")
-    return 0
+    return settle(TABLE, COLUMNS, rows, changed)
 
 
 if __name__ == "__main__":

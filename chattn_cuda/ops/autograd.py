@@ -21,7 +21,7 @@ from torch import Tensor
 from chattn_cuda.ops.block import Block
 from chattn_cuda.ops.blocks import BLOCKS
 from chattn_cuda.ops.calls import call, call_eager
-from chattn_cuda.ops.derivable import Derivable, needs_formula
+from chattn_cuda.ops.derivable import Derivable, is_last
 from chattn_cuda.ops.saved import save, saved, unchanged_biases
 
 __all__ = ["apply", "apply_eagerly", "backward_of_graph", "setup_graph"]
@@ -128,8 +128,7 @@ def _gradients(ctx: Any, needed: Sequence[bool], dy: Any, dgate: Any) -> tuple[A
     kept = saved(ctx)
     end = 1 + spec.saved + spec.tensors - 1 - len(spec.biases)
     of_what = spec, ctx.namespace, constants, needs[0], True in needs[1:]
-    is_last = not torch.is_grad_enabled() and not needs_formula(dy, dgate)
-    if torch.compiler.is_compiling() or is_last:
+    if torch.compiler.is_compiling() or is_last(dy, dgate):
         grads = _call_backward(*of_what, dy, dgate, kept[:end])
     else:  # with derivatives of its own: those of the formulas
         given = spec.given(kept, kept[end:] or unchanged_biases(ctx))

@@ -12,7 +12,7 @@ from torch.autograd import forward_ad
 
 from chattn_cuda import reference
 
-__all__ = ["Derivable", "needs_formula", "pull_back"]
+__all__ = ["Derivable", "is_last", "needs_formula", "pull_back"]
 
 
 def needs_formula(one: Tensor | None, two: Tensor | None = None) -> bool:
@@ -24,6 +24,11 @@ def needs_formula(one: Tensor | None, two: Tensor | None = None) -> bool:
     if forward_ad._current_level >= 0:
         return True
     return (one is not None and _is_batched(one)) or (two is not None and _is_batched(two))
+
+
+def is_last(one: Tensor | None, two: Tensor | None = None) -> bool:
+    """Whether a backward gives what its operator does: nobody asks for derivatives of that."""
+    return not torch.is_grad_enabled() and not needs_formula(one, two)
 
 
 def _is_batched(t: Tensor) -> bool:

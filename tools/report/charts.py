@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import re
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -131,12 +131,17 @@ def draw(axis: Any, chart: Chart, labels: bool = True) -> None:
     axis.spines[:].set_visible(False)
 
 
-def _dots(axis: Any, chart: Chart) -> None:
+def _side_by_side(chart: Chart, step: float) -> Iterator[tuple[str, str, list[tuple[float, Any]]]]:
+    """Each variant with its role, and where in the rows its values are; ``step`` apart."""
     names = chart.variants
-    step = 0.66 / len(names)
     for k, name in enumerate(names):
-        mine, at = role(name), (k - (len(names) - 1) / 2) * step
-        found = [(y + at, bars[name]) for y, bars in enumerate(chart.rows.values()) if name in bars]
+        at = (k - (len(names) - 1) / 2) * step
+        rows = enumerate(chart.rows.values())
+        yield name, role(name), [(y + at, bars[name]) for y, bars in rows if name in bars]
+
+
+def _dots(axis: Any, chart: Chart) -> None:
+    for name, mine, found in _side_by_side(chart, 0.66 / len(chart.variants)):
         ys, ratios = [y for y, _ in found], [r for _, r in found]
         ends = [[r.value - r.low for r in ratios], [r.high - r.value for r in ratios]]
         axis.errorbar(
@@ -159,11 +164,8 @@ def _dots(axis: Any, chart: Chart) -> None:
 
 
 def _bars(axis: Any, chart: Chart) -> None:
-    names = chart.variants
-    step = 0.76 / len(names)
-    for k, name in enumerate(names):
-        mine, at = role(name), (k - (len(names) - 1) / 2) * step
-        found = [(y + at, bars[name]) for y, bars in enumerate(chart.rows.values()) if name in bars]
+    step = 0.76 / len(chart.variants)
+    for name, mine, found in _side_by_side(chart, step):
         drawn = axis.barh(
             [y for y, _ in found], [v for _, v in found], 0.86 * step, color=COLOURS[mine],
             label=name,

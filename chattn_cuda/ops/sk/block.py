@@ -11,7 +11,7 @@ from torch import Tensor
 
 from chattn_cuda import reference
 from chattn_cuda.ops.calls import call_eager
-from chattn_cuda.ops.derivable import needs_formula
+from chattn_cuda.ops.derivable import is_last
 from chattn_cuda.ops.saved import save, saved, unchanged_biases
 from chattn_cuda.ops.sk.network import Network
 from chattn_cuda.ops.sk.operators import (
@@ -48,7 +48,7 @@ class SelectiveKernelFunction(torch.autograd.Function):
         if dy is None and dlogits is None:
             return (None,) * (3 + len(needs))
         namespace, slices, network = ctx.namespace, ctx.slices, ctx.network
-        if not torch.is_grad_enabled() and not needs_formula(dy, dlogits):
+        if is_last(dy, dlogits):
             grads = _gradients(namespace, slices, network, needs, dy, dlogits, *saved(ctx))
             return (None, None, None, *grads)
         kept = list(saved(ctx))

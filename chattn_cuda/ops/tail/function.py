@@ -11,7 +11,7 @@ from torch import Tensor
 
 from chattn_cuda.compiled import has_gradients
 from chattn_cuda.ops.calls import call, call_eager
-from chattn_cuda.ops.derivable import Derivable, needs_formula, pull_back
+from chattn_cuda.ops.derivable import Derivable, is_last, pull_back
 from chattn_cuda.ops.saved import save, saved, unchanged_biases
 from chattn_cuda.ops.tail.description import Tail
 from chattn_cuda.reference import accumulation_dtype
@@ -134,8 +134,7 @@ def backward(
         kept: What was saved.
     """
     of_what = first, ctx.namespace, tail, needs
-    is_last = not torch.is_grad_enabled() and not needs_formula(dy)
-    if torch.compiler.is_compiling() or is_last:
+    if torch.compiler.is_compiling() or is_last(dy):
         return _first_gradients(*of_what, dy, *kept)
     # With derivatives of its own: those of the formulas.
     args, count = list(kept), len(needs)
