@@ -116,7 +116,7 @@ def check(
     device: str = "cpu",
     channels_last: bool = False,
     short: bool = False,
-    fuse: str = "block",
+    fuse: str = "tail",
 ) -> Outcome:
     """Compare one training step's numbers, or an evaluation's, before and after `accelerate`.
 

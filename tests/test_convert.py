@@ -96,8 +96,11 @@ def test_timm_models(name: str) -> None:
     assert known
     with torch.no_grad():
         expected = model(x)
-        report = accelerate(model)
+        report = accelerate(model, fuse="block")
         assert [e.name for e in report.changed] == known
+        assert_same(model(x), expected)
+        report = accelerate(model)
+        assert {e.name for e in report.again} == set(known) and report.changed
         assert_same(model(x), expected)
         restore(model)
         assert_same(model(x), expected)

@@ -269,7 +269,7 @@ def test_what_lacks_something_is_left_alone(name: str, attribute: str) -> None:
     lacking = BUILD[name]()
     delattr(lacking, attribute)
     model = nn.Sequential(timm.layers.SEModule(16), lacking, timm.layers.SEModule(16))
-    report = accelerate(model)
+    report = accelerate(model, fuse="block")
     assert [e.name for e in report.changed if e.name != "1.attn"] == ["0", "2"]
     assert [e.note for e in report.left] == [f"it has no {attribute}"]
 

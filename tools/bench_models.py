@@ -84,7 +84,7 @@ class Plan:
     seconds: float = 4.0
     options: tuple[tuple[str, object], ...] = ()
     backend: str = "auto"
-    fuse: str = "block"
+    fuse: str = "tail"
 
 
 QUICK = Plan(NAMES[:2], 96, False, 0.5)
@@ -245,7 +245,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--minutes", type=float, default=MINUTES, help="at most (default: 25)")
     made.add_argument("--seconds", type=float, help="for the rounds of a row (default: 4)")
     made.add_argument("--backend", default="auto", help="for accelerate (default: auto)")
-    made.add_argument("--fuse", choices=("block", "tail"), default="block", help="for accelerate")
+    made.add_argument("--fuse", choices=("block", "tail"), default="tail", help="for accelerate")
     made.add_argument("--threads", type=int, help="CPU threads (default: torch's own)")
     made.add_argument("--results", type=Path, default=RESULTS, help="folder (bench/results)")
     made.add_argument("--show", action="store_true", help="show the last figures, measure nothing")
@@ -264,11 +264,13 @@ def plan_of(options: argparse.Namespace) -> Plan:
 
 
 def command(options: argparse.Namespace) -> str:
-    """What measures the same again; without the options that say where results go."""
+    """What measures the same again, with the ``fuse`` that was the default then."""
     default = parser().parse_args([])
     words = ["python", "tools/bench_models.py"]
     for name, value in vars(options).items():
-        if name in ("results", "show", "markdown") or value == getattr(default, name):
+        if name in ("results", "show", "markdown"):
+            continue
+        if value == getattr(default, name) and name != "fuse":
             continue
         flag = "--" + name.replace("_", "-")
         for one in value if isinstance(value, list) else [value]:
@@ -296,7 +298,7 @@ def run(options: argparse.Namespace) -> Path:
     found = rows(plan.names, options.only)
     if not found:
         raise SystemExit(f"--only {' '.join(options.only)}: no row has that in its name")
-    path = options.results / f"models-{device()}{'-tails' * (plan.fuse == 'tail')}.jsonl"
+    path = options.results / f"models-{device()}{'-blocks' * (plan.fuse == 'block')}.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.unlink(missing_ok=True)
     os.environ[gpu_results.FILE] = str(path)

@@ -18,9 +18,9 @@ from gpu_summary import Comparison, comparisons, geometric_mean
 PUBLISHED = ROOT / "bench" / "published"
 WORKS = ("inference, batch 1", "inference, batch 8", "training, batch 8")
 TITLES = {
-    ("accelerated", False): "accelerate(model), against eager PyTorch",
+    ("accelerated", False): 'accelerate(model, fuse="block"), against eager PyTorch',
     ("both", False): "torch.compile(accelerated model), against torch.compile(model)",
-    ("accelerated", True): 'accelerate(model, fuse="tail"), against eager PyTorch',
+    ("accelerated", True): "accelerate(model), against eager PyTorch",
 }
 
 

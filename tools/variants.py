@@ -109,7 +109,7 @@ class Subject:
     rounds: int
     repeat: int
     backend: str = "auto"
-    fuse: str = "block"
+    fuse: str = "tail"
 
     def variant(self, name: str) -> Any:
         """The network in that variant."""

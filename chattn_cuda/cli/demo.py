@@ -262,10 +262,10 @@ def _time_model(
         torch._dynamo.reset()
         modules[COMPILE] = torch.compile(copy.deepcopy(model), dynamic=False)
     modules[backend] = copy.deepcopy(model)
-    blocks = [entry.name for entry in accelerate(modules[backend], backend).changed]
+    blocks = [entry.name for entry in accelerate(modules[backend], backend, "block").changed]
     modules[_TAILS] = copy.deepcopy(model)
     is_chosen = backend == backends.select("auto", device)  # then small maps go to the layers
-    accelerate(modules[_TAILS], "auto" if is_chosen else backend, fuse="tail")
+    accelerate(modules[_TAILS], "auto" if is_chosen else backend)
     modules[_PLAIN] = _model(device, _PLAIN)
     entries = {name: Entry() for name in modules}
     calls: dict[str, Callable[[], object]] = {}

@@ -49,10 +49,10 @@ def check_model(
     may be `FACTOR` times as far from float64 as eager PyTorch is; so may the model's outputs.
     """
     ours = copy.deepcopy(model)
-    report = accelerate(ours, backend)
+    report = accelerate(ours, backend, fuse="block")
     names = [entry.name for entry in report.changed]
     exact_model, tails = (copy.deepcopy(model).double() for _ in range(2))
-    accelerate(tails, backend, fuse="tail")
+    accelerate(tails, backend)
     eager, fused = _outputs(model, images), _outputs(ours, images)
     exact = _outputs(exact_model, images.double())
     gradients = _gradients(exact_model, images.double(), labels)

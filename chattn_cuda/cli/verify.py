@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--short", action="store_true", help="leave out blocks that repeat: a minute, not three"
     )
     parser.add_argument(
-        "--fuse", choices=("block", "tail"), default="block", help="as for accelerate"
+        "--fuse", choices=("block", "tail"), default="tail", help="as for accelerate"
     )
     parser.add_argument("--threads", type=int, help="CPU threads (default: torch's own)")
 

@@ -19,8 +19,8 @@ from chattn_cuda.modules.fused import FusedForward
 __all__ = ["accelerate", "restore"]
 
 
-def accelerate(model: nn.Module, backend: str = "auto", fuse: str = "block") -> Report:
-    """Let the channel-attention blocks inside ``model`` run fused, in place.
+def accelerate(model: nn.Module, backend: str = "auto", fuse: str = "tail") -> Report:
+    """Let the channel-attention blocks inside ``model``, and what is around them, run fused.
 
     Known are the blocks of timm and torchvision (`chattn_cuda.peers.PEERS` lists the classes), and
     modules that are built like other libraries' (``SELayer``, ``ChannelSELayer``, ``SE``,
@@ -37,9 +37,10 @@ def accelerate(model: nn.Module, backend: str = "auto", fuse: str = "block") -> 
         model: Any module, also one of these blocks itself.
         backend: "auto" or one of `chattn_cuda.backends.names()`. A program of `torch.export` gets
             plain operations with "auto", and keeps the operators of a backend that is named.
-        fuse: "block": the attention blocks alone. "tail": also batch norms with what follows them
-            (attention, stochastic depth, an addition, an activation), in the blocks of timm and
-            torchvision that `chattn_cuda.convert.surroundings` lists; with and without attention.
+        fuse: "tail": also batch norms with what follows them (attention, stochastic depth, an
+            addition, an activation), in the blocks of timm and torchvision that
+            `chattn_cuda.convert.surroundings` lists; with and without attention. "block": the
+            attention blocks alone.
 
     Returns:
         A printable `Report` of what was changed, what was not and why; the model is

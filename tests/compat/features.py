@@ -70,11 +70,11 @@ mode: output, gradients and running statistics agree in float64 to 1e-9.
 
 {models}.
 
-With `--fuse tail` these, too: {plain}.
+And these, which have none: {plain}.
 
 Blocks that `accelerate` knows by class: {classes}.
 
-With `fuse="tail"` also the blocks around them, and those without attention: {tails}.
+And, but with `fuse="block"`, the blocks around them, also those without attention: {tails}.
 
 Two kinds of blocks it knows by what they consist of, whatever the class is called, where the
 forward does that on a small map, and a copy with random weights gives the formula in float64:

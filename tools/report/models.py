@@ -18,7 +18,7 @@ LAYOUTS = {"channels_last": "channels_last", "nchw": "NCHW"}
 def of_models(results: Iterable[Results]) -> list[Results]:
     """The runs with whole models; the plain call of accelerate first."""
     found = [r for r in results if any(row.of_model for row in r.rows)]
-    return sorted(found, key=lambda r: ("--fuse tail" in r.source.command, r.name))
+    return sorted(found, key=lambda r: ("--fuse tail" not in r.source.command, r.name))
 
 
 def groups(rows: Iterable[Row]) -> dict[tuple[str, str], list[Row]]:
@@ -92,9 +92,9 @@ def prices(rows: Sequence[Row], command: str) -> Iterator[Exhibit]:
                 lines.append((title, base, *(times.get(k) for k in (EAGER, OURS)),
                               *(drawn[title].get(k) for k in (EAGER, OURS))))  # fmt: skip
         if drawn:
-            tails = ", with tails" * ("--fuse tail" in command)
+            alone = ", blocks alone" * ("--fuse tail" not in command)
             chart = Chart(
-                f"{name}{tails} beside plain {plain}",
+                f"{name}{alone} beside plain {plain}",
                 f"times as fast as eager {plain}",
                 drawn,
                 line=f"eager {plain}",
@@ -140,11 +140,11 @@ def section(results: Sequence[Results]) -> Section:
     parts, remembered = [], False
     for run in of_models(results):
         tails = "--fuse tail" in run.source.command
-        call = 'accelerate(model, fuse="tail")' if tails else "accelerate(model)"
+        call = "accelerate(model)" if tails else 'accelerate(model, fuse="block")'
         rows = [row for row in run.rows if row.of_model]
         verbs = " and ".join(dict.fromkeys(row.work.split(",")[0] for row in rows))
         exhibits = [
-            speed(f"{title_of(*key)}{', tails' * tails}", g) for key, g in groups(rows).items()
+            speed(f"{title_of(*key)}{', blocks alone' * (not tails)}", g) for key, g in groups(rows).items()
         ]
         kept = list(memory(rows))
         remembered = remembered or bool(kept)
