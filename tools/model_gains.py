@@ -27,7 +27,7 @@ TITLES = {
 def sections() -> dict[str, str]:
     """By page of docs/."""
     gains = text(sorted(PUBLISHED.glob("*.jsonl")))
-    return {"gains": gains, "benchmarks": markdown(read(PUBLISHED / "models-cpu.jsonl"))}
+    return {"gains": gains, "benchmarks": markdown(read(PUBLISHED / "models-cpu-blocks.jsonl"))}
 
 
 def text(paths: Iterable[Path]) -> str:
