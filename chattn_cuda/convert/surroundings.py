@@ -9,6 +9,7 @@ from torch import nn
 
 from chattn_cuda.convert.adapter import ADAPTERS, Adapter
 from chattn_cuda.hooks import class_of, qualified_name
+from chattn_cuda.modules.batch_norm import BATCH_NORMS
 from chattn_cuda.modules.tails import TailForward
 from chattn_cuda.modules.views import PARTS
 
@@ -69,7 +70,7 @@ def covered(block: Any) -> Iterator[Any]:
 
 
 def _obstacle(module: Any) -> str | None:
-    if any(isinstance(m, nn.BatchNorm2d) for m in module.modules()):
+    if any(isinstance(m, BATCH_NORMS) for m in module.modules()):
         return None
     return "it has no batch norm"
 

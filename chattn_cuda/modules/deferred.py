@@ -13,14 +13,15 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from chattn_cuda import activations, backends, compiled, functional, ops, reference
 from chattn_cuda.functional import checked
 from chattn_cuda.modules import memory
+from chattn_cuda.modules.batch_norm import BATCH_NORMS
 from chattn_cuda.modules.fused import Call
 from chattn_cuda.modules.layers import tensors_at
-from chattn_cuda.ops.tail import GATES, Gate, Norm, Tail, apply_tail
+from chattn_cuda.ops.tail import GATES, Gate, Norm, Tail, Together, apply_tail
 
 __all__ = ["SMALLEST", "Deferred", "Drop", "is_small", "values"]
 
@@ -75,9 +76,11 @@ class Deferred:
     """What a block has done to a map since its batch norm.
 
     Attributes:
+        run: The block's call, a `views.Run`.
         backend: By which to run.
         x: The map in front of the norm.
         norm: The layer.
+        group: The processes whose batches belong to the norm's; None for this one's alone.
         inner: The activation behind it, or None.
         gate: The attention block behind that, or None.
         factors: (N, 1, 1, 1) of stochastic depth, or None.
@@ -85,9 +88,11 @@ class Deferred:
         act: The activation behind that, or None.
     """
 
-    def __init__(self, backend: str, x: Tensor, norm: Any) -> None:
+    def __init__(self, run: Any, x: Tensor, norm: Any, group: Any = None) -> None:
         """A map ``x`` behind ``norm``: a batch norm without an activation of its own."""
-        self.backend, self.norm = backend, norm
+        self.run, self.backend, self.norm, self.group = run, run.backend, norm, group
+        if group is not None:
+            run.asks(self)
         self.x: Any = x
         self.inner: Any = None
         self.gate: Any = None
@@ -114,9 +119,9 @@ class Deferred:
     def gated(self, layer: Any) -> Any:
         """Behind an attention block."""
         if self._y is not None or not self._is_bare or self._is_small:
-            return layer(self.values())
+            return self.run.layer(layer, self)
         if (found := self._gate_of(layer)) is None:
-            return layer(self.values())
+            return self.run.layer(layer, self)
         self.gate, self._operands = layer, found
         return self
 
@@ -131,6 +136,8 @@ class Deferred:
 
     def added(self, other: Any) -> Any:
         """With a residual."""
+        if self._is_given_to(other):
+            return other
         other = values(other)
         return self if self._takes(other) else self.values() + other
 
@@ -138,6 +145,8 @@ class Deferred:
 
     def __iadd__(self, other: Any) -> Any:  # type: ignore[misc]  # where it is another map
         """`added`, but of the map's type."""
+        if self._is_given_to(other):
+            return other
         other = values(other)
         if self._takes(other):
             self._in_place = True
@@ -145,6 +154,11 @@ class Deferred:
         y = self.values()
         y += other
         return y
+
+    def _is_given_to(self, other: Any) -> bool:
+        """Be the residual of a map whose norm asked other processes later."""
+        later = self._y is not None and type(other) is Deferred and other.group is not None
+        return later and other._takes(self._y)
 
     def _takes(self, other: Any) -> bool:
         """Take a residual that the operators can add."""
@@ -213,7 +227,8 @@ class Deferred:
         weight, bias, mean, var = of_norm
         of_batch = norm.training or (mean is None and var is None)
         count = x.numel() // x.shape[1] if x.shape[1] > 0 else 0
-        if count < 2 if of_batch else count < 1 or mean is None or var is None:
+        least = 0 if self.group is not None else 2 if of_batch else 1
+        if count < least or (not of_batch and (mean is None or var is None)):
             return None  # for which the layer has an error
         tensors = (x, self.residual, *of_norm, *of_gate)
         in_graph = torch.compiler.is_compiling()  # for which `compiled` has a rule of its own
@@ -241,6 +256,7 @@ class Deferred:
         if factors is not None:
             factors = factors.view(-1, 1).to(reference.accumulation_dtype(x.dtype))
         statistics = Norm(None, None, norm.eps) if of_batch else Norm(mean, var, norm.eps)
+        statistics.together = None if self.group is None else Together(self.group)
         follows = norm.training and norm.track_running_stats and mean is not None
         if follows and not in_graph:
             _let_follow(norm, statistics)
@@ -318,8 +334,10 @@ def _fit(x: Tensor, of_norm: Sequence[Any]) -> bool:
 
 def normalised(norm: Any, x: Tensor) -> Tensor:
     """``x`` behind a norm, without the activation that it may have."""
-    if isinstance(norm, nn.BatchNorm2d) and type(norm).forward is not nn.BatchNorm2d.forward:
-        return nn.BatchNorm2d.forward(norm, x)
+    kind: Any
+    for kind in BATCH_NORMS:
+        if isinstance(norm, kind) and type(norm).forward is not kind.forward:
+            return kind.forward(norm, x)  # type: ignore[no-any-return]
     return norm(x)
 
 

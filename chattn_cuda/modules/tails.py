@@ -6,12 +6,13 @@ import weakref
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from chattn_cuda import backends, compiled
 from chattn_cuda.explanation import Explanation
 from chattn_cuda.functional import why_not_fused
 from chattn_cuda.modules import views
+from chattn_cuda.modules.batch_norm import BATCH_NORMS
 from chattn_cuda.modules.deferred import is_small
 from chattn_cuda.modules.fused import FusedForward
 from chattn_cuda.reference import autocast_enabled
@@ -25,7 +26,7 @@ def _width(block: Any) -> int:
     """The channels of its widest norm, when it was first asked for."""
     width = _widths.get(block)
     if width is None:
-        norms = (m for m in block.modules() if isinstance(m, nn.BatchNorm2d))
+        norms = (m for m in block.modules() if isinstance(m, BATCH_NORMS))
         width = _widths[block] = max((m.num_features for m in norms), default=0)
     return width
 

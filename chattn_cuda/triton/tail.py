@@ -32,8 +32,8 @@ SCHEMAS = (
     "Tensor? gate, int inner, float inner_param, int act, float act_param, bool need_dgate) -> "
     "(Tensor sums, Tensor dgate)",
     "tail_gradient(Tensor dy, Tensor x, Tensor? residual, Tensor? mask, Tensor numbers, "
-    "Tensor? gate, Tensor? sums, Tensor? means, Tensor? dpooled, Tensor? weight, int inner, "
-    "float inner_param, int act, float act_param, bool of_batch, bool need_dx, "
+    "Tensor? gate, Tensor? sums, Tensor? means, Tensor? dpooled, Tensor? weight, Tensor? lost, "
+    "int inner, float inner_param, int act, float act_param, bool of_batch, bool need_dx, "
     "bool need_dresidual, bool need_dnorm) -> (Tensor dx, Tensor dresidual, Tensor dweight, "
     "Tensor dbias)",
 )
@@ -193,8 +193,8 @@ def reduce_launches(
 def gradient_launches(
     dy: Tensor, x: Tensor, residual: Tensor | None, mask: Tensor | None, numbers: Tensor,
     gate: Tensor | None, sums: Tensor | None, means: Tensor | None, dpooled: Tensor | None,
-    weight: Tensor | None, inner: int, inner_param: float, act: int, act_param: float,
-    of_batch: bool, need_dx: bool, need_dresidual: bool, need_dnorm: bool,
+    weight: Tensor | None, lost: Tensor | None, inner: int, inner_param: float, act: int,
+    act_param: float, of_batch: bool, need_dx: bool, need_dresidual: bool, need_dnorm: bool,
 ) -> tuple[tuple[Tensor, Tensor, Tensor, Tensor], list[host.Launch]]:  # fmt: skip
     """Plan of ``tail_gradient``: dx, gradient of the residual, dweight, dbias; and the launches.
 
@@ -209,6 +209,8 @@ def gradient_launches(
         means: of ``tail_squeeze``, where it gives them.
         dpooled: gradient of what was pooled, (N, C) accumulators, or None.
         weight: the norm's, or None.
+        lost: (2, C) accumulators, constant and slope of what all positions of a channel lose; None
+            for what follows from the sums.
         inner: as above.
         inner_param: as above.
         act: as above.
@@ -221,7 +223,7 @@ def gradient_launches(
     Returns:
         Gradients; shape (0,) where not needed.
     """
-    if sums is None and (of_batch or need_dnorm):
+    if sums is None and ((of_batch and lost is None) or need_dnorm):
         raise RuntimeError("chattn_cuda::tail: sums are missing")
     if dpooled is not None and sums is not None and means is None and inner == _IDENTITY:
         raise RuntimeError("chattn_cuda::tail: means are missing")
@@ -237,13 +239,15 @@ def gradient_launches(
     launches: list[host.Launch] = []
     if n == 0:
         return (dx, dresidual, dweight, dbias), launches
-    lost = numbers.new_empty((2, c)) if of_batch and need_dx else None
-    if need_dnorm or lost is not None:
+    found = numbers.new_empty((2, c)) if of_batch and need_dx and lost is None else None
+    if need_dnorm or found is not None:
         of_norm = (dweight, dbias) if need_dnorm else (None, None)
         rows = 2 if inner == _IDENTITY else 5
         sizes = (n, c, hw, rows, _SAMPLES, _COLUMNS)
-        norm = (sums, means, dpooled, gate, numbers, *of_norm, lost, *sizes)
+        norm = (sums, means, dpooled, gate, numbers, *of_norm, found, *sizes)
         launches.append(host.Launch(kernels.tail_norm_kernel, -(-c // _COLUMNS), norm))
+    if found is not None:
+        lost = found
     if need_dx or need_dresidual:
         kept = _kept(x, residual, act, mask)
         tiles = _tiles(inner, act, 2 + (kept is not None))

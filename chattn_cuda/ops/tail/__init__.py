@@ -12,5 +12,6 @@ from chattn_cuda.ops.tail.description import GATES, Gate, Norm, Tail
 from chattn_cuda.ops.tail.fakes import FAKES
 from chattn_cuda.ops.tail.function import apply_tail
 from chattn_cuda.ops.tail.graph import WHOLE, define
+from chattn_cuda.ops.tail.together import Together
 
-__all__ = ["FAKES", "GATES", "WHOLE", "Gate", "Norm", "Tail", "apply_tail", "define"]
+__all__ = ["FAKES", "GATES", "WHOLE", "Gate", "Norm", "Tail", "Together", "apply_tail", "define"]

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from chattn_cuda.ops.block import activation_of_code
 from chattn_cuda.ops.blocks import BLOCKS
+from chattn_cuda.ops.tail.together import Together
 from chattn_cuda.reference import accumulation_dtype, in_type, no_autocast
 
 __all__ = ["GATES", "Gate", "Norm", "Tail"]
@@ -31,6 +32,8 @@ class Norm:
         eps: Added to the variance.
         running: Mean, variance and perhaps the count of updates, which follow those of the batch.
         momentum: The weight of the batch in them.
+        together: The exchange with the other processes whose batches belong to it; None for this
+            one's alone.
     """
 
     mean: Tensor | None
@@ -38,6 +41,7 @@ class Norm:
     eps: float
     running: Sequence[Tensor] = ()
     momentum: float = 0.0
+    together: Together | None = None
 
     @property
     def of_batch(self) -> bool:

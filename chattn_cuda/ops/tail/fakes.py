@@ -57,7 +57,7 @@ def _fake_reduce(
 
 def _fake_gradient(
     dy: Tensor, x: Tensor, residual: Any, mask: Any, numbers: Tensor, gate: Any, sums: Any,
-    means: Any, dpooled: Any, weight: Any, inner: int, inner_param: float, act: int,
+    means: Any, dpooled: Any, weight: Any, lost: Any, inner: int, inner_param: float, act: int,
     act_param: float, of_batch: bool, need_dx: bool, need_dresidual: bool, need_dnorm: bool,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     like = x if weight is None else weight

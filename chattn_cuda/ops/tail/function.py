@@ -14,6 +14,7 @@ from chattn_cuda.ops.calls import call, call_eager
 from chattn_cuda.ops.derivable import Derivable, is_last, pull_back
 from chattn_cuda.ops.saved import save, saved, unchanged_biases
 from chattn_cuda.ops.tail.description import Tail
+from chattn_cuda.ops.tail.together import own_sums
 from chattn_cuda.reference import accumulation_dtype
 
 __all__ = ["apply_tail", "backward", "forward", "gradients", "save_forward"]
@@ -60,13 +61,17 @@ def forward(
     """Y, the norm's numbers, their variance, means, pooled, what the gate's returns, and a mask."""
     x, residual, weight, bias, *of_gate = tensors
     norm, gate = tail.norm, tail.gate
-    numbers, variance, means, pooled = call_eager(
-        namespace, "tail_squeeze", x, weight, bias, norm.mean, norm.var, norm.running,
-        norm.momentum, norm.eps, *tail.inner, gate is not None,
-    )  # fmt: skip
-    changed = [t for t in norm.running if not t.is_inference()]
-    if changed:  # a kernel does not count its changes
-        torch.autograd.graph.increment_version(changed)
+    if norm.together is not None:
+        squeezed = norm.together.squeeze(namespace, tail, x, weight, bias)
+    else:
+        squeezed = call_eager(
+            namespace, "tail_squeeze", x, weight, bias, norm.mean, norm.var, norm.running,
+            norm.momentum, norm.eps, *tail.inner, gate is not None,
+        )  # fmt: skip
+        changed = [t for t in norm.running if not t.is_inference()]
+        if changed:  # a kernel does not count its changes
+            torch.autograd.graph.increment_version(changed)
+    numbers, variance, means, pooled = squeezed
     kept: Sequence[Any] = ()
     if gate is not None:
         weights = _in_accumulators(of_gate, x.dtype)
@@ -117,7 +122,7 @@ def save_forward(
     kept += numbers, means, pooled, *of_gate, mask if is_masked else None
     save(ctx, kept, [tensors[i] for i in tail.biases])
     ctx.namespace, ctx.tail = namespace, tail
-    ctx.set_materialize_grads(False)
+    ctx.set_materialize_grads(tail.norm.together is not None)  # whose others wait for this one
 
 
 def backward(
@@ -142,11 +147,10 @@ def backward(
         args.insert(i, bias)
     slope = _slope(ctx.namespace, tail, args[0], *args[count:])
     formula = functools.partial(tail.formula, args[count], slope)
-    derivable = Derivable(
-        functools.partial(_gradients_of_given, *of_what),
-        functools.partial(_derivatives, formula, needs),
-        1 + count,
-    )
+    derivatives: Any = functools.partial(_derivatives, formula, needs)
+    if tail.norm.together is not None:
+        derivatives = _no_derivatives
+    derivable = Derivable(functools.partial(_gradients_of_given, *of_what), derivatives, 1 + count)
     return derivable(dy, *args)
 
 
@@ -177,6 +181,13 @@ def _derivatives(formula: Any, needs: Sequence[bool], dy: Tensor, *args: Any) ->
     return tuple(g if needed else None for g, needed in zip(found, needs, strict=True))
 
 
+def _no_derivatives(*_: Any) -> Any:
+    raise RuntimeError(
+        "a batch norm over several processes that runs fused has first derivatives alone; "
+        'accelerate(model, fuse="block") leaves it to its layer'
+    )
+
+
 def _slope(
     namespace: str, tail: Tail, x: Tensor, numbers: Tensor, means: Any, pooled: Any, *rest: Any
 ) -> Tensor | None:
@@ -186,7 +197,7 @@ def _slope(
         return None
     with torch.no_grad():
         maps = torch.ones_like(x), x, None, mask, numbers, tail.factor(x, of_gate)
-        of_norm: tuple[None, ...] = (None,) * 4
+        of_norm: tuple[None, ...] = (None,) * 5
         wanted = False, False, True, False
         return call_eager(namespace, "tail_gradient", *maps, *of_norm, *tail.functions, *wanted)[1]
 
@@ -199,11 +210,11 @@ def gradients(
     count = len(needs) - 3 - len(tail.biases)
     weights, (numbers, means, pooled, *of_gate, mask) = kept[:count], kept[count:]
     need_dx, need_dresidual, need_dweight, need_dbias, *need_gate = needs
-    of_norm, gate = need_dweight or need_dbias, tail.gate
+    of_norm, gate, together = need_dweight or need_dbias, tail.gate, tail.norm.together
     of_gate_needed = gate is not None and (need_dx or of_norm or any(need_gate))
     grads: list[Any] = [None] * len(needs)
     maps = dy, x, residual, mask, numbers, tail.factor(x, of_gate)
-    sums = dpooled = dgate = None
+    sums = dpooled = dgate = lost = dweight = dbias = None
     if of_gate_needed or of_norm or (tail.norm.of_batch and need_dx):
         sums, dgate = call_eager(namespace, "tail_reduce", *maps, *tail.functions, of_gate_needed)
     if of_gate_needed:
@@ -221,15 +232,24 @@ def gradients(
         for i, (needed, g) in enumerate(zip(need_gate, found, strict=True), 4):
             if needed:
                 grads[i] = g
+    if together is not None and sums is not None:
+        own = own_sums(tail, x, sums, maps[-1], numbers, means, dpooled)
+        lost = together.lost(own, numbers) if need_dx else None
+        like = x if weight is None else weight
+        dbias, dweight = torch.stack((own[0], own[1] * numbers[3])).to(like.dtype)
+        sums, of_norm = None, False
     dresidual = need_dresidual and tail.act[0] != 0
     if need_dx or dresidual or of_norm:
-        dx, of_residual, dweight, dbias = call_eager(
+        dx, of_residual, *found = call_eager(
             namespace, "tail_gradient", *maps, sums, means if means.numel() else None, dpooled,
-            weight, *tail.functions, tail.norm.of_batch, need_dx, dresidual, of_norm,
+            weight, lost, *tail.functions, tail.norm.of_batch and need_dx, need_dx, dresidual,
+            of_norm,
         )  # fmt: skip
         grads[0] = dx if need_dx else None
         if dresidual:
             grads[1] = of_residual
-        grads[2] = dweight if need_dweight else None
-        grads[3] = dbias if need_dbias else None
+        if of_norm:
+            dweight, dbias = found
+    grads[2] = dweight if need_dweight else None
+    grads[3] = dbias if need_dbias else None
     return grads

@@ -1,4 +1,5 @@
 // The tail around an attention block on the CPU: its passes, and batch statistics between them.
+#include <algorithm>
 #include <cmath>
 #include <vector>
 
@@ -259,6 +260,10 @@ struct Gradient {
           pooled[static_cast<std::size_t>(k)] = *at<A>(p.dpooled, k) / static_cast<A>(hw);
       });
     if (p.sums) norm(parallel);
+    if (p.lost) {
+      std::copy_n(at<A>(p.lost, 0), c, constant.data());
+      std::copy_n(at<A>(p.lost, c), c, slope.data());
+    }
     if (!p.dx && !p.dresidual) return;
     const PassKernels& pass = kernels().pass(p.map.dtype);
     for_regions(

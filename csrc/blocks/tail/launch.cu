@@ -211,8 +211,10 @@ Status run_as<T>(const TailReduce& p, void* scratch, void* stream) {
 template <>
 Status run_as<T>(const TailGradient& p, void* scratch, void* stream) {
   const int c = static_cast<int>(p.map.c);
-  A* const lost = p.of_batch && p.dx != nullptr ? static_cast<A*>(scratch) : nullptr;
-  if (lost != nullptr || p.dweight != nullptr || p.dbias != nullptr) {
+  const bool finds = p.of_batch && p.dx != nullptr && p.lost == nullptr;
+  A* const found = finds ? static_cast<A*>(scratch) : nullptr;
+  const A* const lost = finds ? found : accumulators(p.lost);
+  if (found != nullptr || p.dweight != nullptr || p.dbias != nullptr) {
     const bool wide = is_wide<T>(p.norm.affine_dtype);
     const NormArgs<T> args{accumulators(p.sums),
                            accumulators(p.means),
@@ -226,7 +228,7 @@ Status run_as<T>(const TailGradient& p, void* scratch, void* stream) {
                            1 / static_cast<double>(p.map.hw),
                            {p.dweight, wide},
                            {p.dbias, wide},
-                           lost};
+                           found};
     CHATTN_TRY(launch("tail_norm", tail_norm<T>,
                       per_channel(p.map.c, stream, sizeof(double) * 2 * kThreads), args));
   }

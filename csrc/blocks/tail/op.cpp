@@ -192,13 +192,15 @@ template <class Runner>
 std::tuple<Tensor, Tensor, Tensor, Tensor> tail_gradient(
     Tensor dy, Tensor x, OptionalTensor residual, OptionalTensor mask, Tensor numbers,
     OptionalTensor gate, OptionalTensor sums, OptionalTensor means, OptionalTensor dpooled,
-    OptionalTensor weight, std::int64_t inner, double inner_param, std::int64_t act,
-    double act_param, bool of_batch, bool need_dx, bool need_dresidual, bool need_dnorm) {
+    OptionalTensor weight, OptionalTensor lost, std::int64_t inner, double inner_param,
+    std::int64_t act, double act_param, bool of_batch, bool need_dx, bool need_dresidual,
+    bool need_dnorm) {
   check_map(x);
   TailGradient p;
   p.functions = tail_functions(inner, inner_param, act, act_param);
   const index_t n = x.size(0), c = x.size(1);
-  STD_TORCH_CHECK(sums || !(of_batch || need_dnorm), "chattn_cuda::tail: sums are missing");
+  STD_TORCH_CHECK(sums || !((of_batch && !lost) || need_dnorm),
+                  "chattn_cuda::tail: sums are missing");
   OptionalTensor none;
   p.norm.affine_dtype = of_norm(weight, none, x, "weight");
   const ScalarType affine = weight ? weight->scalar_type() : x.scalar_type();
@@ -217,6 +219,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> tail_gradient(
   p.sums = accumulators(sums, x, planes * tail_sums(p.functions), "sums");
   p.means = accumulators(means, x, planes, "means");
   p.dpooled = accumulators(dpooled, x, planes, "dpooled");
+  p.lost = accumulators(lost, x, 2 * c, "lost");
   STD_TORCH_CHECK(!p.dpooled || !p.sums || p.means || p.functions.inner != Act::identity,
                   "chattn_cuda::tail: means are missing");
   p.map = operands.map;
@@ -234,9 +237,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> tail_gradient(
 CHATTN_OPERATOR(
     tail_gradient,
     "(Tensor dy, Tensor x, Tensor? residual, Tensor? mask, Tensor numbers, Tensor? gate, "
-    "Tensor? sums, Tensor? means, Tensor? dpooled, Tensor? weight, int inner, float inner_param, "
-    "int act, float act_param, bool of_batch, bool need_dx, bool need_dresidual, bool need_dnorm) "
-    "-> (Tensor dx, Tensor dresidual, Tensor dweight, Tensor dbias)");
+    "Tensor? sums, Tensor? means, Tensor? dpooled, Tensor? weight, Tensor? lost, int inner, "
+    "float inner_param, int act, float act_param, bool of_batch, bool need_dx, "
+    "bool need_dresidual, bool need_dnorm) -> (Tensor dx, Tensor dresidual, Tensor dweight, Tensor "
+    "dbias)");
 
 const cuda::RegisteredPlan kPlan("tail", [](const MapShape& map, Options& given, bool backward) {
   const cuda::TailOptions options(given);

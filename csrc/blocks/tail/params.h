@@ -141,6 +141,7 @@ struct TailGradient {
   const void* sums = nullptr;
   const void* means = nullptr;                // without an inner activation, with a gate
   const void* dpooled = nullptr;              // (N, C) acc; null: 0
+  const void* lost = nullptr;                 // (2, C) acc, constant and slope; null: of `sums`
   void* dx = nullptr;                         // null: not wanted
   void* dresidual = nullptr;                  // null: not wanted
   void *dweight = nullptr, *dbias = nullptr;  // (C) affine type; null: not wanted
@@ -159,6 +160,7 @@ struct TailGradient {
     v.input("sums", p.sums, planes * tail_sums(p.functions));
     v.input("means", p.means, planes);
     v.input("dpooled", p.dpooled, planes);
+    v.input("lost", p.lost, p.map.acc_bytes(2 * p.map.c));
     v.output("dx", p.dx, p.map.bytes());
     v.output("dresidual", p.dresidual, p.map.bytes());
     v.output("dweight", p.dweight, affine);
