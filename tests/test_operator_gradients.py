@@ -54,7 +54,7 @@ def samples(ops: Any) -> dict[str, tuple[Any, ...]]:
         "tail_apply": (x, u[1], rows, gate, *functions, False),
         "tail_reduce": (*maps, *functions, True),
         "tail_gradient": (
-            *maps, sums, pooled, gate, of_norm[0], *functions, True, True, True, True
+            *maps, sums, pooled, gate, of_norm[0], None, *functions, True, True, True, True
         ),
     }  # fmt: skip
     for gate in (None, *tail.GATES):

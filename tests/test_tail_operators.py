@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch.autograd import forward_ad
 from chattn_cuda import activations, backends
 from chattn_cuda.ops.calls import operator_of
 from chattn_cuda.ops.tail import Gate, Norm, Tail, apply_tail, function
+from chattn_cuda.ops.tail.together import own_sums
 from tests import cases
 
 CODES = {name: a.code for name, a in activations.ACTIVATIONS.items()}
@@ -167,6 +169,53 @@ def test_opcheck(
         given = tuple(a.detach() if isinstance(a, Tensor) else a for a in args)
         checks = ("test_schema", "test_faketensor")
         torch.library.opcheck(operator_of(namespace, name), given, test_utils=checks)
+
+
+@pytest.mark.parametrize("backend", cases.fused_backends())
+@pytest.mark.parametrize("layout", ["nchw", "nhwc"])
+@pytest.mark.parametrize("inner", ["identity", "silu"])
+def test_what_all_positions_lose_may_be_given(inner: str, layout: str, backend: str) -> None:
+    """As it follows from the sums: then these, and the norm's gradients, need not be there."""
+    cases.require(backend)
+    tail, tensors = make(inner=inner)
+    fmt = torch.channels_last if layout == "nhwc" else torch.contiguous_format
+    device, namespace = cases.device_of(backend), str(backends.get(backend).namespace)
+    x, residual, weight, bias = (t.detach().to(device) for t in tensors[:4])
+    x, residual = x.contiguous(memory_format=fmt), residual.contiguous(memory_format=fmt)
+    numbers, _, means, pooled = function.call_eager(
+        namespace, "tail_squeeze", x, weight, bias, None, None, [], 0.0, 1e-3, *tail.inner, True
+    )
+    given, gate, dpooled = means if means.numel() else None, pooled.sigmoid(), pooled.cos()
+    maps = x.cos(), x, residual, None, numbers, gate
+    sums, _ = function.call_eager(namespace, "tail_reduce", *maps, *tail.functions, False)
+    of_gradient = functools.partial(function.call_eager, namespace, "tail_gradient", *maps)
+    whole = of_gradient(sums, given, dpooled, weight, None, *tail.functions, *[True] * 4)
+    own = own_sums(tail, x, sums, gate, numbers, means, dpooled)
+    torch.testing.assert_close(own[1] * numbers[3], whole[2])
+    torch.testing.assert_close(own[0], whole[3])
+    lost = torch.stack((own[0], own[1] * numbers[3] ** 2)) * numbers[0] * C / x.numel()
+    args = None, None, dpooled, None, lost, *tail.functions
+    for of_batch in (False, True):
+        found = of_gradient(*args, of_batch, True, True, False)
+        torch.testing.assert_close(found[:2], whole[:2], rtol=1e-12, atol=1e-12)
+        assert found[0].is_contiguous(memory_format=fmt) and found[2].shape == (0,)
+    checks = ("test_schema", "test_faketensor")
+    operator = operator_of(namespace, "tail_gradient")
+    torch.library.opcheck(operator, (*maps, *args, True, True, True, False), test_utils=checks)
+    if backend != "triton":
+        with pytest.raises(RuntimeError, match="lost"):
+            of_gradient(*args[:4], lost[:1], *tail.functions, True, True, True, False)
+
+
+def test_a_residual_alone_may_need_its_gradient() -> None:
+    """Of a norm by the batch's statistics, too, for which nobody asks then."""
+    cases.require("cpu")
+    tail, tensors = make(gated=False)
+    x, residual, weight, bias = (t.detach() for t in tensors[:4])
+    residual.requires_grad_()
+    y = apply_tail("chattn_cuda", tail, x, residual, weight, bias)[0]
+    (found,) = torch.autograd.grad(y.sum(), residual)
+    assert torch.equal(found, (y > 0).to(found.dtype))
 
 
 def test_gradients_through_an_operator_alone_are_refused() -> None:

@@ -100,7 +100,7 @@ def run(case: Case) -> dict[str, Tensor]:
     sums, dgate = ops.tail_reduce(*maps, *case.functions, case.gate)
     plain = case.gate and case.inner == IDENTITY
     dx, dresidual, dweight, dbias = ops.tail_gradient(
-        *maps, sums, means if plain else None, t.get("dpooled"), weight, *case.functions,
+        *maps, sums, means if plain else None, t.get("dpooled"), weight, None, *case.functions,
         case.of_batch, True, case.residual, case.affine,
     )  # fmt: skip
     return {
@@ -252,7 +252,7 @@ def test_only_what_is_wanted(case: Case) -> None:
     sums, dgate = ops.tail_reduce(*maps, *case.functions, False)
     assert torch.equal(sums, full["sums"]) and dgate.shape == (0,)
     means = full["means"] if case.inner == IDENTITY else None
-    of_squeeze = (full["sums"], means, t["dpooled"], t["weight"])
+    of_squeeze = (full["sums"], means, t["dpooled"], t["weight"], None)
     for wanted in itertools.product((False, True), repeat=3):
         args = (*maps, *of_squeeze, *case.functions, True, *wanted)
         found = ops.tail_gradient(*args)
@@ -296,8 +296,8 @@ def test_a_slope_of_zero_lets_nothing_through(case: Case, layout: str) -> None:
     assert torch.equal(sums[:, first:], full["sums"][:, first:])
     means = full["means"] if case.inner == IDENTITY else None
     dx = ops.tail_gradient(
-        *maps, full["sums"], means, t["dpooled"], t["weight"], *case.functions, True, True, False,
-        False,
+        *maps, full["sums"], means, t["dpooled"], t["weight"], None, *case.functions, True, True,
+        False, False,
     )[0]  # fmt: skip
     assert torch.equal(dx, full["dx"])
 
@@ -326,9 +326,9 @@ def test_refused() -> None:
     maps = (t["dy"], t["x"], None, full["mask"], full["numbers"], t["gate"])
     how = (0, 0.0, RELU, 0.0, False, True, True, False)
     with pytest.raises(RuntimeError, match="sums are missing"):
-        ops.tail_gradient(*maps, None, None, None, None, *how[:4], True, True, True, False)
+        ops.tail_gradient(*maps, *[None] * 5, *how[:4], True, True, True, False)
     with pytest.raises(RuntimeError, match="means are missing"):
-        ops.tail_gradient(*maps, full["sums"], None, t["dpooled"], None, *how)
+        ops.tail_gradient(*maps, full["sums"], None, t["dpooled"], None, None, *how)
 
 
 def test_bitwise_reproducible() -> None:

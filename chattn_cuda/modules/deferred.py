@@ -256,7 +256,8 @@ class Deferred:
         if factors is not None:
             factors = factors.view(-1, 1).to(reference.accumulation_dtype(x.dtype))
         statistics = Norm(None, None, norm.eps) if of_batch else Norm(mean, var, norm.eps)
-        statistics.together = None if self.group is None else Together(self.group)
+        if self.group is not None:
+            statistics.together = Together(self.group)
         follows = norm.training and norm.track_running_stats and mean is not None
         if follows and not in_graph:
             _let_follow(norm, statistics)

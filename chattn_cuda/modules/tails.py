@@ -6,7 +6,7 @@ import weakref
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from chattn_cuda import backends, compiled
 from chattn_cuda.explanation import Explanation
@@ -81,5 +81,7 @@ class TailForward(FusedForward):
             what = f"a tail {gate} a gate"
             note = compiled.note(self.backend, x.device.type, tensors, rule, what)
             notes += () if note is None or note in notes else (note,)
+        if any(isinstance(m, nn.SyncBatchNorm) and m.training for m in self.modules()):  # type: ignore[attr-defined]
+            notes.append("under torch.compile a SyncBatchNorm in training runs as its layer")
         reasons = ("its norms run with what follows them",)
         return Explanation("tail", backend, "fused", reasons, notes=tuple(notes))

@@ -105,7 +105,8 @@ def test_tensor_parallel(tmp_path: Path) -> None:
     SECTION,
     "`SyncBatchNorm.convert_sync_batchnorm`",
     "yes",
-    "it finds a batch norm in the gate, which is folded in eval mode and called in train mode",
+    "it finds a batch norm in the gate, which is folded in eval mode and called in train mode; "
+    "fused tails exchange what the layer exchanges (test_sync_batch_norm.py)",
 )
 def test_sync_batch_norm() -> None:
     torch.manual_seed(0)

@@ -32,6 +32,7 @@ class TailProblem(Problem):
         gate: Whether there is one; else nothing is pooled.
         of_batch: Whether the norm is by the batch's statistics.
         affine: Whether it has a weight and a bias.
+        lost: Whether what all positions lose is given.
     """
 
     inner: int = IDENTITY
@@ -40,8 +41,9 @@ class TailProblem(Problem):
     gate: bool = True
     of_batch: bool = True
     affine: bool = True
+    lost: bool = False
 
-    frozen = ("mean", "var")
+    frozen = ("mean", "var", "lost")
 
     block = "tail"
 
@@ -62,6 +64,7 @@ class TailProblem(Problem):
             **({"weight": channels, "bias": channels} if self.affine else {}),
             **({"gate": planes} if self.gate else {}),
             **({} if self.of_batch else {"mean": channels, "var": channels}),
+            **({"lost": (2, self.c)} if self.lost else {}),
             "dy": size,
             **({"dpooled": planes} if self.gate else {}),
         }
@@ -109,6 +112,7 @@ PROBLEMS = (
     TailProblem("rows_ragged", 2, 70, 5, 5, act=LEAKY_RELU, **_ROWS),
     TailProblem("rows_by_element", 2, 33, 9, 9, residual=False, **_ROWS),
     TailProblem("pair", 2, 20, 7, 7, residual=False, gate=False),
+    TailProblem("together", 3, 16, 7, 5, lost=True),
     TailProblem("pair_rows", 2, 20, 7, 7, residual=False, gate=False, of_batch=False, **_ROWS),
     TailProblem("fixed", 3, 10, 9, 9, act=IDENTITY, of_batch=False),
     TailProblem("fixed_alone", 3, 10, 9, 9, of_batch=False, gate=False, affine=False),
@@ -117,6 +121,7 @@ PROBLEMS = (
     TailProblem("inner_planes_in_parts", 1, 2, 130, 131, HARD_SWISH, SILU),
     TailProblem("inner_rows", 2, 72, 5, 5, SILU, LEAKY_RELU, **_ROWS),
     TailProblem("inner_rows_in_parts", 1, 24, 40, 41, RELU6, IDENTITY, residual=False, **_ROWS),
+    TailProblem("inner_together", 3, 9, 7, 5, SILU, IDENTITY, affine=False, lost=True, **_ROWS),
     TailProblem("smooth", 3, 16, 7, 5, act=SILU),
     TailProblem("smooth_rows", 2, 36, 9, 9, act=SILU, gate=False, **_ROWS),
 )
@@ -125,12 +130,18 @@ PROBLEMS = (
 def _formula(
     problem: TailProblem, x: Tensor, residual: Tensor | None = None, weight: Tensor | None = None,
     bias: Tensor | None = None, gate: Tensor | None = None, mean: Tensor | None = None,
-    var: Tensor | None = None,
+    var: Tensor | None = None, lost: Tensor | None = None,
 ) -> dict[str, Tensor]:  # fmt: skip
     found = {}
     if mean is None or var is None:
-        var, mean = torch.var_mean(x, (0, 2, 3), correction=0)
+        of_norm = x if lost is None else x.detach()
+        var, mean = torch.var_mean(of_norm, (0, 2, 3), correction=0)
         found["variance"] = var
+        if lost is not None:
+            constant, slope = lost[:, :, None, None]
+            of_each = constant + slope * (of_norm - mean[:, None, None])
+            x = x.clone()
+            x.register_hook(lambda g: g - of_each)
     deviation = torch.rsqrt(var + _EPS)
     scale = deviation if weight is None else weight * deviation
     shift = (0 if bias is None else bias) - mean * scale
@@ -164,6 +175,7 @@ def calls(
     gate: bool = True,
     of_batch: bool = True,
     train: bool = True,
+    lost: bool = False,
 ) -> Calls:
     """``train``: with a mask."""
     n, c, h, w = shape
@@ -187,6 +199,7 @@ def calls(
     kept = r if residual and not masked and act != IDENTITY else None
     sums = make.sums("sums", n, 2 if inner == IDENTITY else 5, c)
     planes = make.sums("means", n, c) if gate else None
+    given = make.sums("lost", 2, c) if lost else None
     maps = (dy, x, kept, mask, numbers, s)
     return Calls(
         [
@@ -200,7 +213,7 @@ def calls(
             Call("tail_reduce", (*maps, *functions, gate)),
             Call(
                 "tail_gradient",
-                (*maps, sums, planes, planes, weight, *functions, of_batch, True,
+                (*maps, sums, planes, planes, weight, given, *functions, of_batch, True,
                  residual and act != IDENTITY, True),
             ),
         ],
@@ -214,6 +227,7 @@ def _floors(
     gate: bool = True,
     of_batch: bool = True,
     train: bool = True,
+    lost: bool = False,
 ) -> dict[str, Floors]:
     """Eager, by the operations of torch: norm, activation, mean, product, sum, activation."""
     before, behind = inner != IDENTITY, act != IDENTITY

@@ -47,6 +47,7 @@ TRITON = Triton(
         "no-mask": {"train": False},
         "smooth": {"act": SILU},
         "running": {"of_batch": False},
+        "together": {"lost": True},
         "float32-weights": {"dtype": torch.bfloat16, "weights": torch.float32},
         **{
             f"{name}-at-1": {"at": {name: 1}}
