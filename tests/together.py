@@ -136,12 +136,14 @@ def step(tail: Tail, tensors: list[Any], dy: Tensor, layout: str, namespace: str
     return {"y": y.detach(), "grads": [None if t is None else t.grad for t in leaves]}
 
 
-def of_functions(group: Any, split: str, kind: type[Together], layout: str) -> dict[str, Any]:
+def of_functions(
+    group: Any, split: str, layout: str, kind: type[Together] = Together, dtypes: Any = DTYPES
+) -> dict[str, Any]:
     """Every case by this process' samples."""
     sizes, rank = SPLITS[split], dist.get_rank(group)
     samples = slice(sum(sizes[:rank]), sum(sizes[: rank + 1]))
     found = {}
-    for (name, case), dtype in itertools.product(CASES.items(), DTYPES):
+    for (name, case), dtype in itertools.product(CASES.items(), dtypes):
         tensors, dy, factors = case.tensors(sum(sizes), dtype)
         tensors[:2] = (t if t is None else t[samples] for t in tensors[:2])
         c = CHANNELS
@@ -189,7 +191,7 @@ class _Layer(torch.autograd.Function):
         own = torch.cat([dy.sum((0, 2, 3)), (dy * d).sum((0, 2, 3))])
         c, everything = len(mean), own.clone()
         dist.all_reduce(everything, group=ctx.group)
-        constant, slope = everything / total
+        constant, slope = (everything / total).view(2, c)
         shared = constant[:, None, None] + d * (slope * inverse**2)[:, None, None]
         dx = (dy - shared) * (weight * inverse)[:, None, None]
         return dx, own[c:] * inverse, own[:c], None
@@ -226,6 +228,10 @@ BLOCKS = {
 }
 #: Which processes run the layers instead.
 WAYS = {"fused": (), "first": (0,), "all": (0, 1), "checkpoint": (), "checkpoint-all": (0, 1)}
+RUNS = [
+    *itertools.product(BLOCKS, ("fused", "first")),
+    *itertools.product(("bottleneck-se",), ("all", "checkpoint", "checkpoint-all")),
+]
 
 
 def block(name: str) -> nn.Module:
@@ -275,9 +281,9 @@ def of_blocks(group: Any) -> dict[str, Any]:
     deferred._layers_are_faster = lambda *_: False
     views.TOGETHER = ("cpu",)
     rank, sizes, found = dist.get_rank(group), SPLITS["two"], {}
-    for name, (way, layers) in itertools.product(BLOCKS, WAYS.items()):
+    for name, way in RUNS:
         module = timm.layers.convert_sync_batchnorm(block(name), group)
-        if rank in layers:
+        if rank in WAYS[way]:
             by_layers(module)
         else:
             chattn_cuda.accelerate(module, fuse="tail")
@@ -321,10 +327,10 @@ def main(rank: str, world: str, file: str, out: str) -> None:
         group = pair if len(sizes) == 2 else dist.group.WORLD
         if int(rank) < len(sizes):
             for layout in LAYOUTS:
-                found[f"{split}-{layout}"] = of_functions(group, split, Together, layout)
+                found[f"{split}-{layout}"] = of_functions(group, split, layout)
     if int(rank) < 2:
         for bug, kind in BUGS.items():
-            found[bug] = of_functions(pair, "two", kind, "nchw")
+            found[bug] = of_functions(pair, "two", "nchw", kind, DTYPES[:1])
         found["blocks"] = copy.deepcopy(of_blocks(pair))
         found["errors"] = errors(pair)
     torch.save(found, out)
