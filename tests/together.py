@@ -102,7 +102,7 @@ class OwnSums(Together):
 
     def lost(self, own: Tensor, numbers: Tensor) -> Tensor:
         super().lost(own, numbers)
-        total = own.to(numbers.dtype)
+        total = own.to(numbers.dtype, copy=True)
         total[1] *= numbers[3].square()
         return total * (numbers[0] / self.count)
 

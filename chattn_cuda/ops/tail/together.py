@@ -84,7 +84,7 @@ class Together:
 
     def lost(self, own: Tensor, numbers: Tensor) -> Tensor:
         """What `tail_gradient` takes, from `own_sums` of every process."""
-        total = own.to(numbers.dtype)
+        total = own.to(numbers.dtype, copy=True)
         dist.all_reduce(total, group=self.group)
         total[1] *= numbers[3].square()
         return total * (numbers[0] / self.count)
