@@ -156,8 +156,9 @@ $(VENV)/.wheel: $(VENV)/.packages
 	touch $@
 
 # One wheel for every torch from 2.11 on and every Python from 3.10 on. Objects that are there from an
-# editable install are used. auditwheel names the oldest manylinux whose symbols suffice and brings none
-# of torch's libraries. libstdc++ and libgcc stay shared: exceptions go through libtorch's frames.
+# editable install are used. auditwheel brings none of torch's libraries and names the oldest manylinux
+# whose symbols suffice: the C library decides that (dlsym has moved in glibc 2.34); of libstdc++ those
+# of g++ 5 do, so that it stays shared, as the exceptions need it that go through libtorch.
 WHEEL_TORCH := torch==2.11.0,torchvision==0.26.0 torch==2.13.0
 wheel: $(VENV)/.wheel $(SOURCES)
 	rm -rf dist build/wheel

@@ -180,7 +180,8 @@ def cxx_compiler() -> str:
     done = run(command, input=source)
     if done.returncode:
         said = next((line for line in done.stderr.splitlines() if "error" in line), "no message")
-        fail(f"'{name}' does not compile C++20, as g++ does from 11 on (CXX chooses another): {said}")
+        wanted = "compile C++20, as g++ does from 11 on (CXX chooses another)"
+        fail(f"'{name}' does not {wanted}: {said}")
     return name
 
 

@@ -37,7 +37,7 @@ pytestmark = [
 
 def compile_all(cxx: str, folder: Path) -> Path:
     """A program of all CPU kernels and tests/cpu_calls."""
-    sources = sorted(ROOT.glob("csrc/engine/cpu/*.cpp")) + sorted(ROOT.glob("csrc/blocks/*/cpu*.cpp"))
+    sources = sorted((*ROOT.glob("csrc/engine/cpu/*.cpp"), *ROOT.glob("csrc/blocks/*/cpu*.cpp")))
     assert len(sources) >= 7
     sources.append(ROOT / "tests/cpu_calls/calls.cpp")
 

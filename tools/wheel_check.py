@@ -20,8 +20,6 @@ import venv
 import zipfile
 from pathlib import Path
 
-from chattn_cuda.cli.terminal import Cell, Table, Terminal
-
 ROOT = Path(__file__).resolve().parent.parent
 MEGABYTES = {"with CUDA kernels": 20, "without CUDA kernels": 3}
 # Linked from here only with the torch that they belong to; the tools of the build never.
@@ -47,7 +45,7 @@ def problems(wheel: Path) -> list[str]:
     wanted = {*sources, "chattn_cuda/py.typed", "chattn_cuda/_C.abi3.so"}
     packages = {name.split("/")[0].split("-")[0] for name in held}
     found = {
-        f"{size:.2f} MB": size >= limit,
+        f"larger than {limit} MB": size >= limit,
         f"it lacks {sorted(wanted - held.keys())}": wanted - held.keys(),
         f"it has {sorted(packages)}": packages != {"chattn_cuda"},
         f"libraries: {binaries}": binaries != ["chattn_cuda/_C.abi3.so"],
@@ -80,17 +78,22 @@ def environment(packages: list[str], wheel: Path) -> Path:
             (site / entry.name).symlink_to(entry)
     python = home / "bin/python"
     pip = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet"]
-    subprocess.run([*pip, "--no-index", str(wheel)], check=True)
+    subprocess.run([*pip, "--no-deps", str(wheel)], check=True, env=surroundings(python))
     return python
+
+
+def surroundings(python: Path) -> dict[str, str]:
+    """Environment variables: nothing is found but what an environment has."""
+    kept = {name: os.environ[name] for name in ("HOME", "LANG") if name in os.environ}
+    return {**kept, "PATH": str(python.parent)}
 
 
 def smoke(python: Path) -> dict[str, str]:
     """What tools/wheel_smoke.py said; "failed" where it ended with an error."""
-    kept = {name: os.environ[name] for name in ("HOME", "LANG") if name in os.environ}
     done = subprocess.run(
         [python, ROOT / "tools/wheel_smoke.py"],
         cwd=python.parent,
-        env={**kept, "PATH": str(python.parent)},
+        env=surroundings(python),
         capture_output=True,
         text=True,
     )
@@ -102,21 +105,24 @@ def smoke(python: Path) -> dict[str, str]:
 
 
 def main() -> int:
+    """Returns 1 where something is wrong."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("wheel", type=Path)
     parser.add_argument("--torch", action="append", default=[], type=lambda s: s.split(","))
     arguments = parser.parse_args()
     wrong = problems(arguments.wheel)
-    columns = ["Python", "torch", "compilers on PATH", "forward, backward", "accelerate"]
+    columns = ["python", "torch", "compilers on PATH", "forward, backward", "accelerate"]
     columns += ["compile", "doctor"]
-    table = Table(f"{arguments.wheel.name} in fresh environments", columns, left=len(columns))
+    rows = [columns]
     for packages in [*arguments.torch, []]:
         asked = " ".join(packages) or f"torch {importlib.metadata.version('torch')}"
         said = smoke(environment(packages, arguments.wheel))
         if "failed" in said:
             wrong.append(f"{asked}: {said['failed']}")
-        table.rows.append([said.get(c.lower(), Cell("failed", "bold red")) for c in columns])
-    Terminal().table(table)
+        rows.append([said.get(column, "failed") for column in columns])
+    for cells in zip(*rows, strict=True):  # an environment is a column
+        widths = [max(map(len, row)) for row in rows]
+        print("  ".join(cell.ljust(w) for cell, w in zip(cells, widths, strict=True)).rstrip())
     for text in wrong:
         print(f"wrong: {text}")
     return 1 if wrong else 0

@@ -53,6 +53,7 @@ def gradients(model: nn.Module, x: torch.Tensor) -> list[torch.Tensor]:
 
 
 def agree(ours: list[torch.Tensor], exact: list[torch.Tensor]) -> None:
+    """Raise where one is far from the other: numbers of another, not roundings."""
     for a, b in zip(ours, exact, strict=True):
         scale = b.abs().max().clamp_min(1e-3)
         assert ((a - b).abs().max() / scale) < 1e-3, f"differs by {(a - b).abs().max()} of {scale}"
@@ -84,6 +85,7 @@ def accelerate() -> str:
 
 
 def models() -> list[tuple[str, nn.Module, int]]:
+    """Each with its name and the size of its images."""
     home_made = nn.Sequential(nn.Conv2d(3, 16, 3), HomeMade(16), nn.Conv2d(16, 4, 3))
     found = [("a network with its own SE", home_made, 12)]
     with contextlib.suppress(ImportError, RuntimeError):  # one of another torch does not load
@@ -122,7 +124,8 @@ CHECKS: dict[str, Callable[[], str]] = {
 if __name__ == "__main__":
     assert Path(sys.prefix) in Path(chattn_cuda.__file__).parents, "that is no installed package"
     assert _native.module() is not None, "the native module is missing"
-    compilers = [name for name in ("c++", "g++", "cc", "gcc", "clang", "nvcc") if shutil.which(name)]
+    names = ("c++", "g++", "cc", "gcc", "clang", "nvcc")
+    compilers = [name for name in names if shutil.which(name)]
     print(f"python: {platform.python_version()}")
     print(f"torch: {torch.__version__}, {'CUDA' if torch.version.cuda else 'CPU'} build")
     print(f"compilers on PATH: {', '.join(compilers) or 'none'}")

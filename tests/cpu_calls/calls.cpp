@@ -93,7 +93,8 @@ class Chain {
     if (absent_.count(name) != 0) return nullptr;
     auto& array = arrays_[name];
     if (array.empty()) {
-      array.resize(static_cast<std::size_t>(bytes));
+      // Rows of bits begin with a byte of their own here (MaskShape); what is told are dense ones.
+      array.resize(static_cast<std::size_t>(name == "mask" ? 8 * bytes : bytes));
       const DType type = type_of(name);
       for (index_t i = 0; name != "mask" && i < bytes / size_of(type); ++i) {
         state_ = state_ * 6364136223846793005u + 1442695040888963407u;
