@@ -1,4 +1,5 @@
-# make demo | test | test-torch | sanitize | bench | bench-models | report | doctor | docs | lint | types | clean   (make help)
+# make demo | test | test-torch | sanitize | bench | bench-models | report | doctor | docs | wheel | lint | types | clean
+# (make help)
 #
 # Everything runs in .venv, which the first target makes. VENV=path and PYTHON=python3.x choose others;
 # TORCH="torch torchvision" gives a new .venv another torch than the one that figures are taken with.
@@ -11,7 +12,7 @@ BIN := $(VENV)/bin
 SOURCES := $(shell find csrc -type f) setup.py pyproject.toml
 CPP := $(shell find csrc tests/cuda_host -name '*.h' -o -name '*.cuh' -o -name '*.cpp' -o -name '*.cu')
 
-.PHONY: help demo test test-torch sanitize bench bench-models report gpu-check gpu-models doctor docs lint format types clean
+.PHONY: help demo test test-torch sanitize bench bench-models report gpu-check gpu-models doctor docs wheel lint format types clean
 
 help:
 	@echo "make demo       build, then run a real model with and without chattn_cuda (main job)"
@@ -25,6 +26,7 @@ help:
 	@echo "make gpu-models there: whole models, eager, accelerated, compiled and both (6 min)"
 	@echo "make doctor     what is built and what can run here"
 	@echo "make docs       the site of the documents and the reference, in site/"
+	@echo "make wheel      sdist and wheel in dist/, tried with torch 2.11 to 2.14 in fresh environments"
 	@echo "make lint       ruff, clang-format;   make format applies them"
 	@echo "make types      mypy"
 	@echo "make clean      remove build results (not .venv)"
@@ -36,13 +38,13 @@ NEW_VENV = test -x $(BIN)/python || $(PYTHON) -m venv $(VENV); \
 $(VENV)/.packages: pyproject.toml
 	$(NEW_VENV)
 	$(BIN)/python -m pip install --quiet $(foreach package,$(TORCH),"$(package)") ninja
-	$(BIN)/python -m pip install --quiet "setuptools>=77" wheel "pybind11>=2.13"
+	$(BIN)/python -m pip install --quiet "setuptools>=77" wheel
 	touch $@
 
 # The package itself, in place, with what its tests and demo need.
+OR_SHOW = || { grep 'chattn_cuda:' build.log; echo "the build failed; all of it is in build.log"; exit 1; }
 INSTALL = $(BIN)/python -m pip install --verbose --no-build-isolation --editable ".[test]" > build.log 2>&1 \
-	|| { grep 'chattn_cuda:' build.log; echo "the build failed; all of it is in build.log"; exit 1; }; \
-	grep -E 'chattn_cuda: (CPU|CUDA)' build.log | sed 's/^ *//'
+	$(OR_SHOW); grep -E 'chattn_cuda: (CPU|CUDA)' build.log | sed 's/^ *//'
 
 # With CUDA kernels where there is an nvcc. That holds the CPU kernels, too.
 $(VENV)/.built: $(VENV)/.packages $(SOURCES)
@@ -149,9 +151,29 @@ doctor: $(RUNNABLE)
 docs: $(VENV)/.docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
+$(VENV)/.wheel: $(VENV)/.packages
+	$(BIN)/python -m pip install --quiet --group wheel
+	touch $@
+
+# One wheel for every torch from 2.11 on and every Python from 3.10 on. Objects that are there from an
+# editable install are used. auditwheel brings none of torch's libraries and names the oldest manylinux
+# whose symbols suffice: the C library decides that (dlsym has moved in glibc 2.34); of libstdc++ those
+# of g++ 5 do, so that it stays shared, as the exceptions need it that go through libtorch.
+WHEEL_TORCH := torch==2.11.0,torchvision==0.26.0 torch==2.13.0
+wheel: $(VENV)/.wheel $(SOURCES)
+	rm -rf dist build/wheel
+	$(BIN)/python -m build --no-isolation --sdist --wheel --outdir build/wheel > build.log 2>&1 $(OR_SHOW)
+	PATH=$(abspath $(BIN)):$$PATH auditwheel repair --strip --exclude 'libtorch*' --exclude 'libc10*' \
+		--wheel-dir dist build/wheel/*.whl
+	cp build/wheel/*.tar.gz dist
+	$(BIN)/abi3audit --strict --assume-minimum-abi3 3.10 --summary dist/*.whl
+	$(BIN)/python tools/wheel_check.py dist/*.whl $(foreach torch,$(WHEEL_TORCH),--torch $(torch))
+
 lint: $(VENV)/.lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	$(BIN)/zizmor --offline --quiet .github/workflows
 	@$(BIN)/clang-format --dry-run --Werror $(CPP)
 
 format: $(VENV)/.lint

@@ -6,6 +6,7 @@ Steered by environment variables:
   TORCH_CUDA_ARCH_LIST        e.g. "8.0;9.0+PTX" (default: the GPUs found here, else a broad list)
   MAX_JOBS                    parallel compiler processes (default: all cores)
   CXX, CXXFLAGS               C++ compiler (default: g++), and options to add to ours
+What is missing or wrong is said in one line that begins with "chattn_cuda:".
 
 Sources are compiled directly instead of through torch's BuildExtension: the CPU kernels once per
 instruction set, the CUDA kernels once per type of maps and without a torch header; a CPU build of
@@ -22,10 +23,15 @@ import shlex
 import shutil
 import subprocess
 import sys
+import sysconfig
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import ModuleType
+from typing import NoReturn
 
 from setuptools import Extension, setup
+from setuptools.command.build import build
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
@@ -33,7 +39,12 @@ VERSION = re.search(r'__version__ = "(.+?)"', (ROOT / "chattn_cuda/_version.py")
 # 8.6 and 8.9 run the code of 8.0: theirs made the binary a fifth larger, and bandwidth counts.
 DEFAULT_ARCHS = "7.5;8.0;9.0;10.0;12.0+PTX"
 # The oldest libtorch that the stable-ABI calls must work with.
-TORCH_TARGET = "0x020b000000000000"
+OLDEST_TORCH = (2, 11)
+TORCH_TARGET = "0x{:02x}{:02x}000000000000".format(*OLDEST_TORCH)
+OLDEST_NVCC = (12, 0)  # of those that know C++20
+# One binary for every Python from 3.10 on. Those without a global lock have no limited API.
+ABI3 = not sysconfig.get_config_var("Py_GIL_DISABLED")
+PYTHON_TARGET = "0x030a0000"
 # Of maps; the CUDA kernels are compiled for one at a time.
 MAP_TYPES = ("float", "half_t", "bfloat16_t", "double")
 
@@ -48,13 +59,34 @@ def say(text: str) -> None:
     print(f"chattn_cuda: {text}", file=sys.stderr, flush=True)
 
 
+def fail(text: str) -> NoReturn:
+    raise SystemExit(f"chattn_cuda: {text}")
+
+
+def dotted(version: tuple[int, ...]) -> str:
+    return ".".join(map(str, version))
+
+
+def import_torch() -> ModuleType:
+    wanted = f"torch {dotted(OLDEST_TORCH)} or newer is needed for the build"
+    try:
+        import torch
+    except ImportError as error:
+        fail(f"{wanted}, and none can be imported here: {error}")
+    if tuple(int(n) for n in re.findall(r"\d+", torch.__version__)[:2]) < OLDEST_TORCH:
+        fail(f"{wanted}; here is torch {torch.__version__}")
+    return torch
+
+
+def run(command: list[str | Path], **given: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command, capture_output=True, text=True, env={**os.environ, "LC_ALL": "C"}, **given
+    )
+
+
 def toolkit_of(nvcc: Path) -> Path | None:
     """The toolkit folder that an nvcc (which may be a wrapper script) belongs to."""
-    found = subprocess.run(
-        [nvcc, "--dryrun", "-x", "cu", "-c", "/dev/null", "-o", "/dev/null"],
-        capture_output=True,
-        text=True,
-    )
+    found = run([nvcc, "--dryrun", "-x", "cu", "-c", "/dev/null", "-o", "/dev/null"])
     top = re.search(r"TOP=(\S+)", found.stdout + found.stderr)
     for folder in ([Path(top[1]).resolve()] if top else []) + [nvcc.resolve().parent.parent]:
         if (folder / "bin" / "nvcc").exists():
@@ -91,9 +123,7 @@ def cuda_architectures() -> list[str]:
     archs = [a for a in listed.split(";") if a]
     for arch in archs:
         if not re.fullmatch(r"\d+\.\d[af]?(\+PTX)?", arch):
-            raise SystemExit(
-                f"TORCH_CUDA_ARCH_LIST: '{arch}' is no architecture such as 9.0 or 9.0+PTX"
-            )
+            fail(f"TORCH_CUDA_ARCH_LIST: '{arch}' is no architecture such as 9.0 or 9.0+PTX")
     return archs
 
 
@@ -137,14 +167,21 @@ def built_architectures(archs: list[str]) -> list[str]:
 def parallel_jobs() -> int:
     wish = os.environ.get("MAX_JOBS") or str(os.cpu_count() or 1)
     if not wish.isdigit() or int(wish) < 1:
-        raise SystemExit(f"MAX_JOBS must be a positive number, not '{wish}'")
+        fail(f"MAX_JOBS must be a positive number, not '{wish}'")
     return int(wish)
 
 
 def cxx_compiler() -> str:
     name = os.environ.get("CXX", "g++")
     if shutil.which(name) is None:
-        raise SystemExit(f"no C++ compiler: '{name}' was not found (CXX chooses another)")
+        fail(f"no C++ compiler: '{name}' was not found (CXX chooses another)")
+    source = "#include <concepts>\n#if __cplusplus < 202002L\n#error older than C++20\n#endif\n"
+    command = [name, "-std=c++20", "-fsyntax-only", "-x", "c++", "-"]
+    done = run(command, input=source)
+    if done.returncode:
+        said = next((line for line in done.stderr.splitlines() if "error" in line), "no message")
+        wanted = "compile C++20, as g++ does from 11 on (CXX chooses another)"
+        fail(f"'{name}' does not {wanted}: {said}")
     return name
 
 
@@ -154,24 +191,25 @@ class Cuda:
     def __init__(self) -> None:
         wish = os.environ.get("CHATTN_BUILD_CUDA", "auto").lower()
         if wish not in ("auto", "0", "1"):
-            raise SystemExit(f"CHATTN_BUILD_CUDA must be auto, 0 or 1, not '{wish}'")
+            fail(f"CHATTN_BUILD_CUDA must be auto, 0 or 1, not '{wish}'")
         self.home, self.note = (None, "CHATTN_BUILD_CUDA=0") if wish == "0" else find_toolkit()
         self.archs: list[str] = []
         self.version = ""
         if self.home and (problem := self.problem()):
             self.home, self.note = None, problem
         if not self.home and wish == "1":
-            raise SystemExit(f"CHATTN_BUILD_CUDA=1, but {self.note}")
+            fail(f"CHATTN_BUILD_CUDA=1, but {self.note}")
         if self.home:
             self.archs = cuda_architectures()
             self.note = f"nvcc {self.version} from {self.note}"
 
     def problem(self) -> str | None:
-        text = subprocess.run([self.nvcc, "--version"], capture_output=True, text=True).stdout
-        release = re.search(r"release (\d+\.\d+)", text)
+        release = re.search(r"release (\d+\.\d+)", run([self.nvcc, "--version"]).stdout)
         if not release:
             return f"{self.nvcc} does not tell its release"
         self.version = release[1]
+        if self.release < OLDEST_NVCC:
+            return f"{self.nvcc} is release {self.version}, older than {dotted(OLDEST_NVCC)}"
         if not self.static_runtime():
             return f"{self.home} has no libcudart_static.a"
         return None
@@ -198,17 +236,6 @@ class Cuda:
         ]  # fmt: skip
 
 
-def pybind11_headers() -> str:
-    """Where they are; torch brings a copy, for machines without the package."""
-    try:
-        import pybind11
-    except ImportError:
-        from torch.utils import cpp_extension
-
-        return next(p for p in cpp_extension.include_paths() if Path(p, "pybind11").is_dir())
-    return pybind11.get_include()
-
-
 def up_to_date(output: Path) -> bool:
     """Whether an object is newer than everything that its Makefile rule (.d) lists."""
     rule = output.with_suffix(".d")
@@ -219,19 +246,31 @@ def up_to_date(output: Path) -> bool:
     return all(os.path.exists(f) and os.path.getmtime(f) < made for f in inputs)
 
 
+class Build(build):
+    """The native module first: what is missing is said before a hundred files are listed."""
+
+    sub_commands = sorted(build.sub_commands, key=lambda command: command[0] != "build_ext")
+
+    def run(self) -> None:
+        # A wheel is made of all that lies there, of files that are gone from here, too.
+        shutil.rmtree(self.build_lib, ignore_errors=True)
+        super().run()
+
+
 class BuildNative(build_ext):
     """Compiles csrc/ in parallel, reusing objects whose command and inputs have not changed."""
 
     def build_extension(self, ext: Extension) -> None:
-        import torch
+        torch = import_torch()
+        cxx = cxx_compiler()
+        cuda = Cuda()
         from torch.utils import cpp_extension
 
-        cuda = Cuda()
         archs = built_architectures(cuda.archs)
-        # For an editable install, pip names a folder that it throws away.
-        folder = ROOT / "build/temp-editable" if self.editable_mode else Path(self.build_temp)
+        folder = Path(self.build_temp)
+        if self.editable_mode:  # pip names one that it throws away; this is where wheels are made
+            folder = ROOT / f"build/temp.{self.plat_name}-{sys.implementation.cache_tag}"
         self.objects = folder.resolve() / "csrc"
-        cxx = cxx_compiler()
         base = [cxx, "-O2", "-std=c++20", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra",
                 f"-I{ROOT / 'csrc'}", *shlex.split(os.environ.get("CXXFLAGS", ""))]  # fmt: skip
         x86 = ["-DCHATTN_HAVE_X86"] if "avx2" in ISA_FLAGS else []
@@ -245,9 +284,9 @@ class BuildNative(build_ext):
             "CUDA_ARCHS": ";".join(archs), "CUDA_NOTE": cuda.note,
         }  # fmt: skip
         python = self.compiler.include_dirs + self.include_dirs
-        module_flags = [f'-DCHATTN_{k}="{v}"' for k, v in info.items()] + [
-            f"-isystem{p}" for p in [pybind11_headers(), *python]
-        ]
+        module_flags = [f'-DCHATTN_{k}="{v}"' for k, v in info.items()]
+        module_flags += [f"-DPy_LIMITED_API={PYTHON_TARGET}"] if ABI3 else []
+        module_flags += [f"-isystem{p}" for p in python]
 
         jobs = []  # (source, object name, command)
 
@@ -302,17 +341,27 @@ class BuildNative(build_ext):
 
     def call(self, command: list[str], what: str) -> str:
         say(what)
-        done = subprocess.run(command, capture_output=True, text=True)
+        done = run(command)
         if done.stdout or done.stderr:
             say(done.stdout + done.stderr)
+        if done.returncode and "No space left on device" in done.stdout + done.stderr:
+            places = f"of {self.objects} or {tempfile.gettempdir()} (TMPDIR)"
+            fail(f"{what} failed: the disk {places} is full")
         if done.returncode:
-            raise SystemExit(f"chattn_cuda: {what} failed; the command was:\n{' '.join(command)}")
+            fail(f"{what} failed; the command was:\n{' '.join(command)}")
         return done.stdout + done.stderr
+
+    def copy_extensions_to_source(self) -> None:
+        # Python prefers the name for one version, as older builds gave it.
+        for old in ROOT.glob("chattn_cuda/_C.*.so"):
+            old.unlink()
+        super().copy_extensions_to_source()
 
 
 if __name__ == "__main__":
     setup(
         version=VERSION,
-        ext_modules=[Extension("chattn_cuda._C", sources=[])],
-        cmdclass={"build_ext": BuildNative},
+        ext_modules=[Extension("chattn_cuda._C", sources=[], py_limited_api=ABI3)],
+        cmdclass={"build": Build, "build_ext": BuildNative},
+        options={"bdist_wheel": {"py_limited_api": "cp310"}} if ABI3 else {},
     )

@@ -7,6 +7,7 @@ import runpy
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tarfile
 import zipfile
 from pathlib import Path
@@ -17,7 +18,10 @@ from chattn_cuda import _native
 from tests.cuda_host import build, operators
 
 ROOT = Path(__file__).resolve().parent.parent
-TOOLS = ("build", "setuptools", "wheel", "pybind11")
+sys.path.insert(0, str(ROOT / "tools"))
+import wheel_check  # noqa: E402
+
+TOOLS = ("build", "setuptools", "wheel")
 
 
 def run(*command: object, cwd: Path, **env: str) -> str:
@@ -67,65 +71,90 @@ def test_sdist_holds_all_sources(sdist: Path) -> None:
     assert not [name for name in held if name.endswith((".so", ".o", ".pyc"))]
 
 
-@pytest.mark.slow
-def test_wheel_from_the_sdist(sdist: Path, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def source(sdist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The sdist, unpacked; what is compiled there is compiled once."""
     if shutil.which(os.environ.get("CXX", "g++")) is None:
         pytest.skip("no C++ compiler")
+    folder = tmp_path_factory.mktemp("source")
     with tarfile.open(sdist) as archive:
-        archive.extractall(tmp_path, filter="data")
-    (source,) = (p for p in tmp_path.iterdir() if p.is_dir())
+        archive.extractall(folder, filter="data")
+    (unpacked,) = folder.iterdir()
+    return unpacked
+
+
+FAST = {"CHATTN_BUILD_CUDA": "0", "CXXFLAGS": "-O0"}
+
+
+@pytest.mark.slow
+def test_wheel_from_the_sdist(source: Path, tmp_path: Path) -> None:
     text = run(
-        sys.executable, "-m", "build", "--wheel", "--no-isolation", source,
-        cwd=tmp_path, CHATTN_BUILD_CUDA="0", CXXFLAGS="-O0",
-    )  # fmt: skip
+        sys.executable, "-m", "build", "--wheel", "--no-isolation", source, cwd=tmp_path, **FAST
+    )
     assert "CUDA kernels not included: CHATTN_BUILD_CUDA=0" in text
     (wheel,) = (source / "dist").glob("*.whl")
-    with zipfile.ZipFile(wheel) as archive:
-        names = archive.namelist()
-        archive.extractall(tmp_path / "site")
-    assert "chattn_cuda/py.typed" in names
-    assert any(name.startswith("chattn_cuda/_C.") for name in names)
-    packages = {name.split("/")[0].split("-")[0] for name in names}
-    assert packages == {"chattn_cuda"}, packages
+    assert "-cp310-abi3-linux_" in wheel.name
+    # That it has no manylinux tag yet is all.
+    assert wheel_check.problems(wheel) == ["no manylinux tag"]
+    runs_from(tmp_path / "site", [sys.executable, "-m", "pip", "install", wheel])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tool", ["uv", "git"])
+def test_other_ways_to_install(source: Path, tmp_path: Path, tool: str) -> None:
+    if shutil.which(tool) is None:
+        pytest.skip(f"no {tool}")
+    pip, what = [sys.executable, "-m", "pip"], str(source)
+    if tool == "git":
+        who = ("-c", "user.name=nobody", "-c", "user.email=nobody@example.org")
+        for words in (["init", "-q"], ["add", "."], [*who, "commit", "-qm", "all"]):
+            run("git", *words, cwd=source)
+        what = f"git+file://{source}"
+    else:
+        pip = ["uv", "pip"]
+    runs_from(tmp_path / "site", [*pip, "install", "--no-build-isolation", what], **FAST)
+
+
+def runs_from(site: Path, install: list[str | Path], **env: str) -> None:
+    run(*install, "--no-deps", "--target", site, cwd=site.parent, **env)
     code = (
         "import chattn_cuda, torch; m = chattn_cuda.SqueezeExcite(16, backend='cpu');"
         "m(torch.randn(2, 16, 5, 5)).sum().backward(); print(chattn_cuda.__file__)"
     )
-    where = run(sys.executable, "-c", code, cwd=tmp_path, PYTHONPATH=str(tmp_path / "site"))
-    assert str(tmp_path / "site") in where
+    where = run(sys.executable, "-c", code, cwd=site.parent, PYTHONPATH=str(site))
+    assert str(site) in where
+
+
+def a_wheel(path: Path, changed: dict[str, bytes | None]) -> Path:
+    """With the files that it must have, but for those that are changed."""
+    names = [str(file.relative_to(ROOT)) for file in ROOT.glob("chattn_cuda/**/*.py")]
+    names += ["chattn_cuda/py.typed", "chattn_cuda/_C.abi3.so", "chattn_cuda-1.0.dist-info/WHEEL"]
+    held: dict[str, bytes | None] = {**dict.fromkeys(names, b""), **changed}
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in held.items():
+            if data is not None:
+                archive.writestr(name, data)
+    return path
 
 
 @pytest.mark.parametrize(
-    ("env", "message"),
+    ("changed", "problem"),
     [
-        ({"CHATTN_BUILD_CUDA": "1", "CUDA_HOME": "/nowhere"}, "CUDA_HOME is /nowhere"),
-        ({"CHATTN_BUILD_CUDA": "yes"}, "CHATTN_BUILD_CUDA must be auto, 0 or 1"),
-        ({"MAX_JOBS": "0"}, "MAX_JOBS must be a positive number, not '0'"),
-        ({"CXX": "nosuch"}, "'nosuch' was not found (CXX chooses another)"),
+        ({}, None),
+        ({"chattn_cuda/_C.abi3.so": b".nv_fatbin" + bytes(5_000_000)}, None),
+        ({"chattn_cuda/_C.abi3.so": b".nv_fatbin" + bytes(21_000_000)}, "larger than 20 MB"),
+        ({"chattn_cuda/_C.abi3.so": bytes(3_000_000)}, "larger than 3 MB"),
+        ({"chattn_cuda/py.typed": None}, "it lacks ['chattn_cuda/py.typed']"),
+        ({"tests/bits.py": b""}, "it has ['chattn_cuda', 'tests']"),
+        ({"chattn_cuda.libs/libgomp.so.1": b""}, "it has ['chattn_cuda', 'chattn_cuda.libs']"),
     ],
-    ids=["insists without nvcc", "unknown wish", "no jobs", "no compiler"],
 )
-def test_build_errors_are_clear(env: dict[str, str], message: str, tmp_path: Path) -> None:
-    if not (ROOT / "setup.py").exists():
-        pytest.skip("not a source checkout")
-    pytest.importorskip("pybind11")
-    done = subprocess.run(
-        [
-            sys.executable,
-            "setup.py",
-            "build_ext",
-            "--build-temp",
-            tmp_path,
-            "--build-lib",
-            tmp_path,
-        ],
-        cwd=ROOT,
-        env={**os.environ, **env},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode != 0
-    assert message in done.stdout + done.stderr
+def test_what_a_wheel_must_be(
+    changed: dict[str, bytes | None], problem: str | None, tmp_path: Path
+) -> None:
+    wheel = a_wheel(tmp_path / "chattn_cuda-1.0-cp310-abi3-manylinux_2_28_x86_64.whl", changed)
+    found = [text for text in wheel_check.problems(wheel) if "libraries" not in text]
+    assert found == ([problem] if problem else [])
 
 
 @pytest.mark.parametrize(
@@ -158,6 +187,7 @@ def test_one_ptx_serves_a_kind_of_devices(archs: str, flags: list[str], built: s
 
 
 def test_binary_uses_only_the_stable_abi() -> None:
+    assert binary().name == "_C.abi3.so" or sysconfig.get_config_var("Py_GIL_DISABLED")
     for tool in ("nm", "readelf"):
         if shutil.which(tool) is None:
             pytest.skip(f"no {tool}")
