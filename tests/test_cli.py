@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import copy
+import functools
 import importlib.util
 import json
 import os
@@ -605,6 +607,46 @@ def test_where_the_time_goes(training: bool) -> None:
     expected = {breakdown.CONVOLUTIONS: 40, breakdown.TAIL: 20, breakdown.BLOCKS: 20}
     for part, ms in {**expected, breakdown.REST: 30}.items():
         assert times[part] >= factor * ms, (part, times)  # what one part lacks, another has
+
+
+@needs_timm
+@needs_cpu_kernels
+@pytest.mark.parametrize("training", [False, True])
+def test_time_of_fused_tails(training: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the names of the operators, whose layers have no hooks: they run as without the profiler."""
+    import timm
+
+    fused = []
+
+    def counting(namespace: str, tail: Any, *tensors: Any) -> Any:
+        fused.append(tail.gate is not None)
+        time.sleep(0.02)  # which is none of the operators'
+        return apply_tail(namespace, tail, *tensors)
+
+    apply_tail = deferred.apply_tail
+    monkeypatch.setattr(deferred, "apply_tail", counting)
+    options: dict[str, Any] = {"layers": (1, 1, 1, 1), "block_args": {"attn_layer": "se"}}
+    eager = timm.create_model("resnet18", **options).train(training)
+    tails = copy.deepcopy(eager)
+    names = [e.name for e in demo.accelerate(tails, "cpu", fuse="tail").changed]
+    x = torch.randn(2, 3, 64, 64)
+
+    def call(model: nn.Module) -> None:
+        with torch.set_grad_enabled(training):
+            y = model(x)
+        if training:
+            y.sum().backward()
+
+    call(tails)
+    of_call = list(fused)
+    assert sum(of_call) == 4
+    calls = [(model, functools.partial(call, model)) for model in (eager, tails)]
+    of_eager, of_tails = breakdown.breakdown(calls, names, "cpu", 1)
+    assert fused == 2 * of_call, "a hook stopped one"
+    assert of_eager[breakdown.FUSED] == 0 < of_tails[breakdown.FUSED]
+    assert of_tails[breakdown.TAIL] >= 20 * len(of_call) > 2 * of_tails[breakdown.FUSED]
+    assert 0 < of_tails[breakdown.BLOCKS] < of_eager[breakdown.BLOCKS]
+    assert of_tails[breakdown.CONVOLUTIONS] > 0
 
 
 @needs_timm
