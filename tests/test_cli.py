@@ -613,7 +613,7 @@ def test_where_the_time_goes(training: bool) -> None:
 @needs_cpu_kernels
 @pytest.mark.parametrize("training", [False, True])
 def test_time_of_fused_tails(training: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By the names of the operators, whose layers have no hooks: they run as without the profiler."""
+    """By the names of the operators: they run as without the profiler, with no hook on a layer."""
     import timm
 
     fused = []

@@ -52,8 +52,8 @@ def breakdown(
 
     Args:
         calls: A model, and what runs it once: forward, or forward and backward.
-        blocks: The names of the attention blocks in the models. Blocks with fused tails, which may
-            be among them, are known by their class.
+        blocks: The names of the attention blocks in the models. Those of blocks with fused tails
+            may be among them.
         device: "cpu", or "cuda" for the device's time.
         rounds: Profiled calls of each; medians are returned.
 
@@ -62,6 +62,7 @@ def breakdown(
         profiler (on a GPU to that of its kernels).
     """
     calls = list(calls)
+    blocks = set(blocks).difference(*(_tails(model) for model, _ in calls))
     found: list[list[dict[str, float]]] = [[] for _ in calls]
     for _ in range(rounds):
         for (model, call), times in zip(calls, found, strict=True):
@@ -119,22 +120,25 @@ def _marked(model: nn.Module, blocks: Collection[str]) -> Iterator[list[_Span]]:
 
 def _parts(model: nn.Module, blocks: Collection[str]) -> dict[str, str]:
     """The part that each module with a hook belongs to, by its name."""
-    tails = {name for name, m in model.named_modules() if isinstance(m, TailForward)}
-    attention = {name for name in blocks if name not in tails}
-    around = {name.rpartition(".")[0] for name in attention} - {""}
+    tails = _tails(model)
+    around = {name.rpartition(".")[0] for name in blocks} - {""}
     found = {}
     for name, module in model.named_modules():
-        if _is_inside(name, attention):
+        if _is_inside(name, blocks):
             continue
         if isinstance(module, nn.modules.conv._ConvNd):
             found[name] = CONVOLUTIONS
         elif _is_inside(name, tails):
             continue
-        elif name in attention:
+        elif name in blocks:
             found[name] = BLOCKS
         elif name in around | tails or _stands_between(module):
             found[name] = TAIL  # a residual block itself adds
     return found
+
+
+def _tails(model: nn.Module) -> set[str]:
+    return {name for name, m in model.named_modules() if isinstance(m, TailForward)}
 
 
 def _is_inside(name: str, outer: Iterable[str]) -> bool:
