@@ -463,7 +463,7 @@ def test_pytest_benchmark_suite(tmp_path: Path) -> None:
     done = subprocess.run(
         [
             sys.executable, "-m", "pytest", "bench", "-q", "--device=cpu", "--seconds=0",
-            "-k", "2048 and nchw and not backward", f"--results={tmp_path}",
+            "-k", "se-8x2048 and nchw and not backward", f"--results={tmp_path}",
             f"--benchmark-json={tmp_path / 'b.json'}",
         ],
         cwd=ROOT, env=env, capture_output=True, text=True,

@@ -61,8 +61,8 @@ def _tail(name: str, title: str, path: str = _NORM, **more: Any) -> Measured:
 TAILS = (
     _tail("tail_a", "Batch norm, SE, addition, ReLU", maps=2, edge="act",
           build=functools.partial(_Residual, True)),
-    _tail("tail_plain", "Batch norm, addition, ReLU", maps=2, edge="act",
+    _tail("tail_plain", "Batch norm, addition, ReLU", maps=2, edge="act", compiled=False,
           build=functools.partial(_Residual, False)),
     _tail("tail_b", "Batch norm, SiLU, SE", _DEPTHWISE, build=_without_convolutions),
-    _tail("tail_pair", "Batch norm, ReLU", edge="act"),
+    _tail("tail_pair", "Batch norm, ReLU", edge="act", compiled=False),
 )  # fmt: skip

@@ -68,6 +68,7 @@ class Measured(Peer):
         slices: How many branches a map holds; the output has the channels of one.
         relative: Whether it is another block with other arguments: not in `make bench`.
         fuse: For `chattn_cuda.accelerate`.
+        compiled: Whether `make bench` measures torch.compile, too, which takes longer than the rest.
         edge: Name of the last activation, where its derivative jumps.
     """
 
@@ -79,6 +80,7 @@ class Measured(Peer):
     slices: int = 1
     relative: bool = False
     fuse: str = "block"
+    compiled: bool = True
     edge: str = ""
 
     def make(self, channels: int) -> nn.Module:
