@@ -68,7 +68,7 @@ class Measured(Peer):
         slices: How many branches a map holds; the output has the channels of one.
         relative: Whether it is another block with other arguments: not in `make bench`.
         fuse: For `chattn_cuda.accelerate`.
-        compiled: Whether `make bench` measures torch.compile, too, which takes longer than the rest.
+        compiled: Whether `make bench` measures torch.compile, too, which takes long.
         edge: Name of the last activation, where its derivative jumps.
     """
 
