@@ -25,6 +25,7 @@ from chattn_cuda.cli.report import Report
 from chattn_cuda.cli.terminal import Terminal
 
 SECONDS = 3.0
+OF_TAILS = 1 / 3
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -48,7 +49,12 @@ results: dict[Row, Result] = {}
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("chattn_cuda")
     group.addoption("--device", choices=("cpu", "cuda"), help="default: cuda where usable")
-    group.addoption("--seconds", type=float, default=SECONDS, help="for the rounds of a row (3)")
+    group.addoption(
+        "--seconds",
+        type=float,
+        default=SECONDS,
+        help="for the rounds of a row (3; a third for tails)",
+    )
     group.addoption("--threads", type=int, help="CPU threads (default: torch's own)")
     group.addoption("--results", type=Path, default=RESULTS, metavar="DIR", help="for CSV and JSON")
     group.addoption("--markdown", type=Path, metavar="FILE", help="write the README's tables")
@@ -71,9 +77,15 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     device = metafunc.config.option.device or default_device()
     blocks = sorted(name for name, block in BLOCKS.items() if not block.relative)
     found = [row for name in blocks for row in rows(name, device, default_dtypes(device))]
-    names = (EAGER, COMPILE, *fused_backends(device))
-    metafunc.parametrize("row", found, ids=[row.id for row in found])
-    metafunc.parametrize("implementation", names)
+    pairs = [(row, name) for row in found for name in implementations(row)]
+    ids = [f"{row.id}-{name}" for row, name in pairs]
+    metafunc.parametrize(("row", "implementation"), pairs, ids=ids)
+
+
+def implementations(row: Row) -> tuple[str, ...]:
+    """What is measured of a row."""
+    compiled = (COMPILE,) if BLOCKS[row.block].compiled else ()
+    return EAGER, *compiled, *fused_backends(row.device)
 
 
 @pytest.fixture
@@ -83,7 +95,10 @@ def run_row(benchmark, request: pytest.FixtureRequest) -> Callable[[Row, str], N
     def run(row: Row, implementation: str) -> None:
         pytest.importorskip(BLOCKS[row.block].library)
         if row not in results:
-            results[row] = measure(row, seconds=request.config.option.seconds)
+            seconds = request.config.option.seconds
+            if BLOCKS[row.block].fuse == "tail":  # of which there are many
+                seconds *= OF_TAILS
+            results[row] = measure(row, implementations(row), seconds=seconds)
         result = results[row]
         entry = result.entries[implementation]
         if entry.unavailable:

@@ -57,7 +57,7 @@ def test_rows_cover_what_is_promised() -> None:
 
 def test_a_run(tiny: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     document = tmp_path / "benchmarks.md"
-    document.write_text(f"before\n{bench_models.BEGIN}\nold\n{bench_models.END}\nafter\n")
+    document.write_text("before\n{}\nold\n{}\nafter\n".format(*bench_models.marks("whole models")))
     assert main([*tiny, "--only", "batch 8, nchw", "--markdown", str(document)]) == 0
     found = times_of(tmp_path)
     assert set(found) == {f"resnet18 {w}, batch 8, nchw" for w in ("inference", "training")}

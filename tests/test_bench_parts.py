@@ -21,7 +21,7 @@ import gpu_results  # noqa: E402
 from report.results import read  # noqa: E402
 
 from chattn_cuda.cli import cases  # noqa: E402
-from chattn_cuda.cli.breakdown import PARTS  # noqa: E402
+from chattn_cuda.cli.breakdown import FUSED, PARTS  # noqa: E402
 
 TINY = {"layers": (1, 1, 1, 1), "block_args": {"attn_layer": "se"}}
 
@@ -42,9 +42,11 @@ def test_a_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert "torch" in found.source.conditions
     parts = {(r.work, r.part): r.times for r in found.rows if r.part}
     works = ("training, batch 8", "inference, batch 8")
-    assert set(parts) == {(work, part) for work in works for part in PARTS}
+    for work in works:  # maps are too small for tails, unless a backend is named
+        assert {w for w, _ in parts} == set(works)
+        assert set(PARTS) - {part for w, part in parts if w == work} <= {FUSED}
     for (_, part), times in parts.items():
-        assert list(times) == ["eager", "accelerated"]
+        assert list(times) == ["eager", "accelerated"][part == FUSED :]
         assert part == PARTS[-1] or all(t.median > 0 for t in times.values()), part
     (block,) = (r for r in found.rows if r.of_block)
     assert (block.subject, block.work, block.layout) == (

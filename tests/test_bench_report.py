@@ -51,7 +51,7 @@ def write_parts(path: Path) -> None:
     def times(ms: float, **more: float) -> dict[str, float]:
         return {"median": ms, "low": 0.9 * ms, "high": 1.1 * ms, "count": 5, **more}
 
-    parts = ("convolutions", "batch norm, activation, addition", "attention blocks", "the rest")
+    parts = ("convolutions", "norm, activation, addition", "attention blocks", "the rest")
     rows = {f"{MODEL}: {p}": {"eager": 10.0 + i, "accelerated": 9.0} for i, p in enumerate(parts)}
     rows["se 8x256x56x56 float32 forward, nchw"] = {"copy": 1.0, "eager": 3.0, "cpu": 1.6}
     records: list[dict[str, object]] = [

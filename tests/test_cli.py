@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import copy
+import functools
 import importlib.util
 import json
 import os
@@ -20,7 +22,10 @@ from chattn_cuda import _native, backends
 from chattn_cuda.cli import breakdown, cases, chart, demo, demo_check, doctor, main, measure, report
 from chattn_cuda.cli.environment import Environment, architecture_runs, environment
 from chattn_cuda.cli.measure import Entry, Result
+from chattn_cuda.cli.tails import TAILS
 from chattn_cuda.cli.terminal import Table, Terminal
+from chattn_cuda.modules import deferred
+from chattn_cuda.peers import Measured
 
 SMALL = (2, 32, 5, 5)
 ROOT = Path(__file__).parents[1]
@@ -149,6 +154,45 @@ def test_measure(layout: str, direction: str) -> None:
     eager, ours = result.entries.values()
     assert eager.ms is not None and ours.ms is not None
     assert result.ratio(cases.EAGER, "cpu") == pytest.approx(eager.ms / ours.ms)
+
+
+@needs_timm
+@needs_cpu_kernels
+@pytest.mark.parametrize("direction", cases.DIRECTIONS)
+@pytest.mark.parametrize("tail", TAILS, ids=lambda tail: tail.name)
+def test_tails_are_measured_by_the_operators(
+    tail: Measured, direction: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One call of them each time, also on maps that "auto" leaves to the layers."""
+    gates = []
+
+    def counting(namespace: str, tail: Any, *tensors: Any) -> Any:
+        gates.append(tail.gate and tail.gate.block)
+        return apply_tail(namespace, tail, *tensors)
+
+    apply_tail = deferred.apply_tail
+    monkeypatch.setattr(deferred, "apply_tail", counting)
+    row = cases.Row(tail.name, SMALL, "nchw", direction)
+    result = measure.measure(row, (cases.EAGER, "cpu"), seconds=0, min_rounds=3)
+    gate = "se" if tail.name in ("tail_a", "tail_b") else None
+    assert gates == [gate] * (1 + 2 + 3)
+    for entry in result.entries.values():
+        assert entry.wrong is None and len(entry.samples) == 3
+        assert entry.error is not None and 0 < entry.error < 1e-5
+
+
+@needs_timm
+@pytest.mark.parametrize("tail", [t for t in TAILS if t.edge], ids=lambda tail: tail.name)
+def test_no_gradient_where_rounding_decides(tail: Measured) -> None:
+    """Which side of zero a ReLU is on there, nobody can be blamed for."""
+    row = cases.Row(tail.name, (2, 32, 20, 20), direction=cases.TRAINING, dtype=torch.bfloat16)
+    problem = cases.Problem(row)
+    exact, eager = (y > 0 for y in (problem.exact()[0], problem.call(cases.EAGER)()[0]))
+    ((_, dy),) = problem._sets
+    assert 0.01 < (dy == 0).double().mean() < 0.5
+    assert not dy[exact != eager].any()
+    if tail.maps > 1:  # others round once, behind the sign
+        assert (exact != eager).any()
 
 
 @needs_timm
@@ -419,7 +463,7 @@ def test_pytest_benchmark_suite(tmp_path: Path) -> None:
     done = subprocess.run(
         [
             sys.executable, "-m", "pytest", "bench", "-q", "--device=cpu", "--seconds=0",
-            "-k", "2048 and nchw and not backward", f"--results={tmp_path}",
+            "-k", "se-8x2048 and nchw and not backward", f"--results={tmp_path}",
             f"--benchmark-json={tmp_path / 'b.json'}",
         ],
         cwd=ROOT, env=env, capture_output=True, text=True,
@@ -563,6 +607,46 @@ def test_where_the_time_goes(training: bool) -> None:
     expected = {breakdown.CONVOLUTIONS: 40, breakdown.TAIL: 20, breakdown.BLOCKS: 20}
     for part, ms in {**expected, breakdown.REST: 30}.items():
         assert times[part] >= factor * ms, (part, times)  # what one part lacks, another has
+
+
+@needs_timm
+@needs_cpu_kernels
+@pytest.mark.parametrize("training", [False, True])
+def test_time_of_fused_tails(training: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the names of the operators: they run as without the profiler, with no hook on a layer."""
+    import timm
+
+    fused = []
+
+    def counting(namespace: str, tail: Any, *tensors: Any) -> Any:
+        fused.append(tail.gate is not None)
+        time.sleep(0.02)  # which is none of the operators'
+        return apply_tail(namespace, tail, *tensors)
+
+    apply_tail = deferred.apply_tail
+    monkeypatch.setattr(deferred, "apply_tail", counting)
+    options: dict[str, Any] = {"layers": (1, 1, 1, 1), "block_args": {"attn_layer": "se"}}
+    eager = timm.create_model("resnet18", **options).train(training)
+    tails = copy.deepcopy(eager)
+    names = [e.name for e in demo.accelerate(tails, "cpu", fuse="tail").changed]
+    x = torch.randn(2, 3, 64, 64)
+
+    def call(model: nn.Module) -> None:
+        with torch.set_grad_enabled(training):
+            y = model(x)
+        if training:
+            y.sum().backward()
+
+    call(tails)
+    of_call = list(fused)
+    assert sum(of_call) == 4
+    calls = [(model, functools.partial(call, model)) for model in (eager, tails)]
+    of_eager, of_tails = breakdown.breakdown(calls, names, "cpu", 1)
+    assert fused == 2 * of_call, "a hook stopped one"
+    assert of_eager[breakdown.FUSED] == 0 < of_tails[breakdown.FUSED]
+    assert of_tails[breakdown.TAIL] >= 20 * len(of_call) > 2 * of_tails[breakdown.FUSED]
+    assert 0 < of_tails[breakdown.BLOCKS] < of_eager[breakdown.BLOCKS]
+    assert of_tails[breakdown.CONVOLUTIONS] > 0
 
 
 @needs_timm

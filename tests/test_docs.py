@@ -129,10 +129,45 @@ def test_figures_are_those_of_the_published_results() -> None:
     import bench_models
     import model_gains
 
-    for page, section in model_gains.sections().items():
+    for (page, section), text in model_gains.sections().items():
         document = (ROOT / "docs" / f"{page}.md").read_text()
-        shown = document.partition(bench_models.BEGIN)[2].partition(bench_models.END)[0]
-        assert shown == f"\n{section}", "run: python tools/model_gains.py"
+        begin, end = bench_models.marks(section)
+        shown = document.partition(begin)[2].partition(end)[0]
+        assert shown == f"\n{text}", "run: python tools/model_gains.py"
+
+
+def test_tables_of_tails(tmp_path: Path) -> None:
+    """By the files that `make bench` leaves."""
+    pytest.importorskip("timm")
+    sys.path.insert(0, str(ROOT / "tools"))
+    import model_gains
+
+    from chattn_cuda.cli.cases import DIRECTIONS, Row
+    from chattn_cuda.cli.environment import environment
+    from chattn_cuda.cli.measure import Entry, Result
+    from chattn_cuda.cli.report import Report
+
+    made = [
+        Result(
+            Row("tail_a", (8, c, 2, 2), "channels_last", way),
+            {
+                "eager": Entry([10.0] * 2),
+                "torch.compile": Entry([5.0] * 2),
+                "cpu": Entry([10.0 / fast] * 2),
+            },
+        )
+        for way, factor in zip(DIRECTIONS, (1, 2), strict=True)
+        for c, fast in ((4, 2.0 * factor), (8, 8.0 * factor))
+    ]
+    Report(made, environment("cpu"), "a command").write(tmp_path)
+    paths = [tmp_path / f"{name}-cpu.csv" for name in model_gains.TAILS]
+    text = model_gains.of_tails(paths)
+    assert "by `a command`" in text
+    means = "**4.00x** (2.00) | **2.00x** (1.00) | **8.00x** (4.00) | **4.00x** (2.00)"
+    assert f"+ ReLU | channels_last | {means} |" in text
+    assert "nchw | not measured | not measured" in text
+    assert "| 8 x 8 x 2 x 2 | 10 | 5 | 0.625 | 16.00x | 8.00x |" in text
+    assert "make bench" in model_gains.of_tails(paths[1:])
 
 
 @pytest.mark.parametrize("form", ["bug", "slow", "block"])

@@ -15,6 +15,8 @@ import pytest
 import torch
 from torch import nn
 
+from chattn_cuda import _native
+from chattn_cuda.modules import deferred
 from tests import cases
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -26,6 +28,7 @@ import gpu_models  # noqa: E402
 import gpu_results  # noqa: E402
 import gpu_runner  # noqa: E402
 import gpu_summary  # noqa: E402
+import gpu_tails  # noqa: E402
 import gpu_tests  # noqa: E402
 import gpu_turns  # noqa: E402
 import variants  # noqa: E402
@@ -204,6 +207,32 @@ def test_a_row_is_measured(records: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert unit == "ms" and list(times) == list(variants.VARIANTS)
     assert all(t.count == 5 or t.count >= 3 for t in times.values())
     assert all(t.error == 0 for t in times.values())
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("row", gpu_tails.rows(rehearse=True), ids=str)
+def test_a_tail_is_measured(
+    row: gpu_tails.Row, records: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In four variants, two of which run the operators, eager and compiled."""
+    if torch.cuda.is_available() or _native.why_not_cpu() is not None:
+        pytest.skip("needs the CPU kernels, and no GPU")
+    calls = []
+
+    def counting(*arguments: Any) -> Any:
+        calls.append(torch.compiler.is_compiling())
+        return apply_tail(*arguments)
+
+    apply_tail = deferred.apply_tail
+    monkeypatch.setattr(deferred, "apply_tail", counting)
+    monkeypatch.setattr(variants, "COMPILER", "aot_eager")
+    assert gpu_tails.step(row) == 0
+    found = read(records)
+    assert [r["text"] for r in found if r["what"] == "problem"] == []
+    ((table, name), (unit, times)), = gpu_results.rows(found).items()  # fmt: skip
+    assert (table, name, unit) == (gpu_tails.TABLE, str(row), "us")
+    assert tuple(times) == gpu_tails.VARIANTS
+    assert calls
     torch._dynamo.reset()
 
 

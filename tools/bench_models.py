@@ -42,7 +42,7 @@ WORK = ((False, 8), (False, 1), (True, 8))  # training, batch
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results"
 MINUTES = 25.0
-BEGIN, END = "<!-- whole models: begin -->", "<!-- whole models: end -->"
+SECTION = "whole models"  # of documents
 # Seconds that a model may take torch.compile until one has shown how long it takes.
 EXPECTED = {False: 60.0, True: 150.0}
 
@@ -216,18 +216,24 @@ def _ratio(times: dict[str, Times], name: str) -> str:
     return f"**{base.median / times[name].median:.2f}x**" if base and name in times else "-"
 
 
-def write_section(path: Path, section: str) -> None:
+def marks(section: str) -> tuple[str, str]:
+    """Between which a document has a section that is written by a command."""
+    return f"<!-- {section}: begin -->", f"<!-- {section}: end -->"
+
+
+def write_section(path: Path, text: str, section: str = SECTION) -> None:
     """Put the tables between the marks of a document.
 
     Raises:
         SystemExit: It has no such marks.
     """
+    begin, end = marks(section)
     document = path.read_text()
-    before, found, rest = document.partition(BEGIN)
-    _, ends, after = rest.partition(END)
+    before, found, rest = document.partition(begin)
+    _, ends, after = rest.partition(end)
     if not found or not ends:
-        raise SystemExit(f"{path} has no section between {BEGIN} and {END}")
-    path.write_text(f"{before}{BEGIN}\n{section}{END}{after}")
+        raise SystemExit(f"{path} has no section between {begin} and {end}")
+    path.write_text(f"{before}{begin}\n{text}{end}{after}")
 
 
 # ---- the command --------------------------------------------------------------------------------

@@ -49,8 +49,13 @@ def model_parts(row: Row, plan: bench_models.Plan) -> None:
         call()
     rounds = [breakdown(pairs, blocks, device(), 1) for _ in range(ROUNDS)]
     for part in PARTS:
-        times = [Times.of([found[i][part] for found in rounds]) for i in range(len(pairs))]
-        emit_row("parts", f"{row}: {part}", "ms", dict(zip((EAGER, OURS), times, strict=True)))
+        times = {
+            name: Times.of(values)
+            for i, name in enumerate((EAGER, OURS))
+            if any(values := [found[i][part] for found in rounds])
+        }
+        if times:
+            emit_row("parts", f"{row}: {part}", "ms", times)
 
 
 def block_floor(row: cases.Row) -> None:

@@ -99,7 +99,7 @@ def promises(rehearse: bool) -> Promises:
     blocks = [gpu_blocks.name_of(*row) for row in gpu_blocks.rows(rehearse)]
     return {
         **{(gpu_host.TABLE, row): gpu_host.variants(rehearse) for row in gpu_host.rows()},
-        **{(gpu_tails.TABLE, str(row)): row.variants for row in gpu_tails.rows(rehearse)},
+        **{(gpu_tails.TABLE, str(row)): gpu_tails.VARIANTS for row in gpu_tails.rows(rehearse)},
         **{(gpu_blocks.TABLE, row): gpu_blocks.variants(rehearse) for row in blocks},
     }
 

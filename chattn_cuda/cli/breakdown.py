@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from statistics import median
@@ -12,16 +13,20 @@ from typing import Any
 import torch
 from torch import nn
 
-__all__ = ["BLOCKS", "CONVOLUTIONS", "PARTS", "REST", "TAIL", "breakdown"]
+from chattn_cuda.modules.tails import TailForward
+
+__all__ = ["BLOCKS", "CONVOLUTIONS", "FUSED", "PARTS", "REST", "TAIL", "breakdown"]
 
 CONVOLUTIONS = "convolutions"
-TAIL = "batch norm, activation, addition"
+TAIL = "norm, activation, addition"
+FUSED = "fused tails"
 BLOCKS = "attention blocks"
 REST = "the rest"
-PARTS = (CONVOLUTIONS, TAIL, BLOCKS, REST)
+PARTS = (CONVOLUTIONS, TAIL, FUSED, BLOCKS, REST)
 
 _CALL, _PART = "chattn_cuda.call", "chattn_cuda.part: "
 _NODE = "autograd::engine::evaluate_function: "
+_OPERATOR = re.compile(r"chattn\w*::(\w+)")
 
 
 @dataclass
@@ -42,11 +47,13 @@ def breakdown(
     """Milliseconds of a call by part, of several models in turn.
 
     Torch's profiler tells operators apart, not modules: hooks mark what runs on behalf of which. A
-    node of the backward belongs to the module in whose forward it was made.
+    node of the backward belongs to the module in whose forward it was made. A layer with a hook is
+    in no fused tail: in those blocks the operators tell what they are.
 
     Args:
         calls: A model, and what runs it once: forward, or forward and backward.
-        blocks: The names of the attention blocks in the models.
+        blocks: The names of the attention blocks in the models. Those of blocks with fused tails
+            may be among them.
         device: "cpu", or "cuda" for the device's time.
         rounds: Profiled calls of each; medians are returned.
 
@@ -55,6 +62,7 @@ def breakdown(
         profiler (on a GPU to that of its kernels).
     """
     calls = list(calls)
+    blocks = set(blocks).difference(*(_tails(model) for model, _ in calls))
     found: list[list[dict[str, float]]] = [[] for _ in calls]
     for _ in range(rounds):
         for (model, call), times in zip(calls, found, strict=True):
@@ -111,19 +119,30 @@ def _marked(model: nn.Module, blocks: Collection[str]) -> Iterator[list[_Span]]:
 
 
 def _parts(model: nn.Module, blocks: Collection[str]) -> dict[str, str]:
-    """The part that each module outside of the attention blocks belongs to, by its name."""
+    """The part that each module with a hook belongs to, by its name."""
+    tails = _tails(model)
     around = {name.rpartition(".")[0] for name in blocks} - {""}
     found = {}
     for name, module in model.named_modules():
-        if any(name.startswith(block + ".") for block in blocks):
+        if _is_inside(name, blocks):
             continue
-        if name in blocks:
-            found[name] = BLOCKS
-        elif isinstance(module, nn.modules.conv._ConvNd):
+        if isinstance(module, nn.modules.conv._ConvNd):
             found[name] = CONVOLUTIONS
-        elif name in around or _stands_between(module):  # a residual block itself adds
-            found[name] = TAIL
+        elif _is_inside(name, tails):
+            continue
+        elif name in blocks:
+            found[name] = BLOCKS
+        elif name in around | tails or _stands_between(module):
+            found[name] = TAIL  # a residual block itself adds
     return found
+
+
+def _tails(model: nn.Module) -> set[str]:
+    return {name for name, m in model.named_modules() if isinstance(m, TailForward)}
+
+
+def _is_inside(name: str, outer: Iterable[str]) -> bool:
+    return any(name.startswith(f"{other}." if other else "") and name != other for other in outer)
 
 
 def _stands_between(module: nn.Module) -> bool:
@@ -143,26 +162,32 @@ def _times(events: Any, spans: list[_Span], device: str) -> dict[str, float]:
         ms = getattr(event, total) / 1e3
         if event.name == _CALL:
             whole = ms
-            continue
-        part, outer = None, None
-        if event.name.startswith(_PART):
-            part, outer = event.name.removeprefix(_PART), _enclosing(event)
-        elif event.name.startswith(_NODE):
-            part = _part_of_node(event.sequence_nr, spans)
-        if part is not None:
+        elif (part := _part_of(event, spans)) is not None:
             times[part] += ms
-        if outer is not None:
-            times[outer] -= ms
+            outer = _enclosing(event, spans)
+            if outer is not None:
+                times[outer] -= ms
     times[REST] = whole - sum(times.values())
     return times
 
 
-def _enclosing(event: Any) -> str | None:
-    """The part in whose forward this one ran."""
+def _part_of(event: Any, spans: list[_Span]) -> str | None:
+    """The part that an event belongs to by itself; None: to that around it."""
+    name: str = event.name
+    if name.startswith(_PART):
+        return name.removeprefix(_PART)
+    if name.startswith(_NODE):
+        return _part_of_node(event.sequence_nr, spans)
+    if (operator := _OPERATOR.fullmatch(name)) is not None:
+        return FUSED if operator[1].startswith("tail_") else BLOCKS
+    return None
+
+
+def _enclosing(event: Any, spans: list[_Span]) -> str | None:
+    """The part in which an event ran."""
     while (event := event.cpu_parent) is not None:
-        if event.name.startswith(_PART):
-            name: str = event.name
-            return name.removeprefix(_PART)
+        if (part := _part_of(event, spans)) is not None:
+            return part
     return None
 
 

@@ -1,6 +1,7 @@
 """What is measured: one row per block, map, layout, type and direction.
 
-The blocks are those of `chattn_cuda.peers`; the checks, benchmarks, tables and charts follow.
+The blocks are those of `chattn_cuda.peers` and the tails; the checks, benchmarks, tables and charts
+follow.
 """
 
 from __future__ import annotations
@@ -13,9 +14,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from chattn_cuda import backends
+from chattn_cuda.cli.tails import TAILS
 from chattn_cuda.convert import accelerate
 from chattn_cuda.peers import PEERS, Measured, Shape
 
@@ -37,9 +39,11 @@ FORWARD, TRAINING = "forward", "forward+backward"
 DIRECTIONS = (FORWARD, TRAINING)
 LAYOUTS = {"nchw": torch.contiguous_format, "channels_last": torch.channels_last}
 
-_MEASURED = [peer for peer in PEERS if isinstance(peer, Measured)]
+_MEASURED = [*(peer for peer in PEERS if isinstance(peer, Measured)), *TAILS]
 BLOCKS: dict[str, Measured] = {p.name: p for p in sorted(_MEASURED, key=lambda p: p.relative)}
 """By their short names; the relatives last."""
+
+_NEAR = 8  # units in the last place of the largest value, within which rounding decides
 
 
 @dataclass(frozen=True)
@@ -91,6 +95,7 @@ class Problem:
 
     The gradients are taken by ``torch.autograd.grad``: no implementation accumulates into ``.grad``
     or finds memory of the round before, and each returns what the layer before it would be handed.
+    dy is zero where an activation's derivative jumps and rounding decides to which side.
 
     Attributes:
         row: The row.
@@ -117,6 +122,9 @@ class Problem:
             (tuple(tensor().requires_grad_(self._training) for _ in range(maps)), tensor(of_one))
             for _ in range(copies)
         ]
+        if self._training and BLOCKS[row.block].edge:
+            for maps_, dy in self._sets:
+                self._clear_edge(maps_, dy)
         parameters = [f"d {name}" for name, _ in self._peer.named_parameters()]
         of_maps = ["d x"] if maps == 1 else [f"d x{m}" for m in range(maps)]
         self.names = ("y", *of_maps, *parameters) if self._training else ("y",)
@@ -129,13 +137,20 @@ class Problem:
         if implementation == COMPILE:
             # Kernels are specialised on the shape, as a training loop would get them.
             return torch.compile(module, fullgraph=True, dynamic=False)
-        accelerate(module, implementation)
+        accelerate(module, implementation, BLOCKS[self.row.block].fuse)
         return module
 
     def call(self, implementation: str) -> Callable[[], tuple[Tensor, ...]]:
         """A function that runs the implementation once, on the next set of inputs."""
         module = self.module(implementation)
         return functools.partial(self._run, module, itertools.cycle(self._sets))
+
+    def _clear_edge(self, maps: Sequence[Tensor], dy: Tensor) -> None:
+        smooth = copy.deepcopy(self._peer).double()
+        setattr(smooth, BLOCKS[self.row.block].edge, nn.Identity())
+        with torch.no_grad():
+            z = smooth(*(x.double() for x in maps))
+        dy[z.abs() <= _NEAR * torch.finfo(dy.dtype).eps * z.abs().max()] = 0.0
 
     def exact(self) -> tuple[Tensor, ...]:
         """What the peer computes from the first inputs in float64."""

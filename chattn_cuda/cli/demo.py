@@ -155,7 +155,8 @@ def run(arguments: argparse.Namespace) -> int:
         images = f"{plan.batch}x3x{plan.side}x{plan.side}"
         table.title = f"{panel.title} ({_MODEL}: {label}, {images})"
         terminal.table(table)
-        where = _parts_table(f"Where the time goes ({_MODEL}: {label}, by torch's profiler)", times)
+        title = f"Where the time goes ({_MODEL}: {label}, by torch's profiler)"
+        where = _parts_table(title, times)
         terminal.table(where)
         terminal.line(_what_blocks_can_give(times[0]), "dim")
         panels.append(panel)
@@ -252,7 +253,7 @@ def _time_model(
     """Inference or a training step (forward, loss, backward, SGD update) on one batch.
 
     Returns:
-        What was timed, and where the time of the eager and of the accelerated model goes.
+        What was timed, and where the time of the eager and of the accelerated models goes.
     """
     model = _model(device)
     images, labels = _images(plan.batch, plan.side, device)
@@ -293,7 +294,7 @@ def _time_model(
         entries[name].samples = times
         entries[name].waited = waiting.share if device == "cpu" else 0.0
     steps.detail(f"{_MODEL}: {direction}, where the time goes")
-    pairs = [(modules[name], calls[name]) for name in (EAGER, backend)]
+    pairs = [(modules[name], calls[name]) for name in (EAGER, backend, _TAILS)]
     return entries, breakdown.breakdown(pairs, blocks, device, plan.profiled)
 
 
@@ -344,30 +345,32 @@ def _present(
 
 
 def _parts_table(title: str, times: Sequence[dict[str, float]]) -> Table:
-    """The parts of the eager and of the accelerated model."""
-    table = Table(title, ["", "eager ms", "share", "chattn_cuda ms", "share", "vs eager"])
+    """The parts of the eager model, of that with fused blocks alone, and of that with tails."""
+    names = ("eager ms", "blocks ms", "tails ms")
+    table = Table(title, ["", *(column for name in names for column in (name, "share"))])
     wholes = [sum(parts.values()) for parts in times]
-
-    def cells(milliseconds_: Sequence[float]) -> list[str | Cell]:
-        found: list[str | Cell] = []
-        for ms, whole in zip(milliseconds_, wholes, strict=True):
-            found += [milliseconds(ms), f"{ms / whole:.0%}"]
-        eager, ours = milliseconds_
-        return [*found, ratio_cell(eager / ours if eager > 0 < ours else None)]
-
     for part in breakdown.PARTS:
-        table.rows.append([part, *cells([parts[part] for parts in times])])
-    table.rows += [None, ["together", *cells(wholes)]]
+        cells: list[str | Cell] = [part]
+        for parts, whole in zip(times, wholes, strict=True):
+            ms = parts[part]
+            cells += [milliseconds(ms), f"{ms / whole:.0%}"] if ms else ["", ""]
+        table.rows.append(cells)
+    totals: list[str | Cell] = ["together"]
+    for whole in wholes:
+        totals += [milliseconds(whole), "" if whole is wholes[0] else ratio_cell(wholes[0] / whole)]
+    table.rows += [None, totals]
     return table
 
 
 def _what_blocks_can_give(times: dict[str, float]) -> str:
-    """How much faster the model could be if its blocks took no time."""
+    """How much faster the model could be if what is replaced took no time."""
     whole = sum(times.values())
-    share = times[breakdown.BLOCKS] / whole
+    blocks = times[breakdown.BLOCKS] / whole
+    both = blocks + times[breakdown.TAIL] / whole
     return (
-        f"chattn_cuda replaces the attention blocks alone: {share:.0%} of the eager model's time. "
-        f"If they took none, it would run {1 / (1 - share):.2f}x as fast"
+        f"Attention blocks are {blocks:.0%} of the eager model's time. If they took none, it would "
+        f"run {1 / (1 - blocks):.2f}x as fast; if the tails around them took none, too, "
+        f"{1 / (1 - both):.2f}x"
     )
 
 

@@ -67,6 +67,9 @@ class Measured(Peer):
         maps: How many of them a call takes.
         slices: How many branches a map holds; the output has the channels of one.
         relative: Whether it is another block with other arguments: not in `make bench`.
+        fuse: For `chattn_cuda.accelerate`.
+        compiled: Whether `make bench` measures torch.compile, too, which takes long.
+        edge: Name of the last activation, where its derivative jumps.
     """
 
     name: str
@@ -76,6 +79,9 @@ class Measured(Peer):
     maps: int = 1
     slices: int = 1
     relative: bool = False
+    fuse: str = "block"
+    compiled: bool = True
+    edge: str = ""
 
     def make(self, channels: int) -> nn.Module:
         """The module for maps of so many channels; `chattn_cuda.accelerate` knows it."""

@@ -10,7 +10,11 @@ from report.page import Cell, Exhibit, Part, Section, Table
 from report.results import Ratio, Results, Row
 
 TITLES = {"se": "Squeeze-and-excitation", "eca": "Efficient channel attention",
-          "sk": "Selective kernel", "grn": "Global response normalisation"}  # fmt: skip
+          "sk": "Selective kernel", "grn": "Global response normalisation",
+          "tail_a": "Tail A: batch norm + SE + addition + ReLU",
+          "tail_plain": "Plain tail: batch norm + addition + ReLU",
+          "tail_b": "Tail B: batch norm + SiLU + SE", "tail_pair": "Pair: batch norm + ReLU",
+          }  # fmt: skip
 COPY, COMPILE = "copy", "torch.compile"
 
 

@@ -188,8 +188,9 @@ def time_exhibit(title: str, rows: Sequence[Row]) -> Exhibit:
     for row in rows:
         for name, times in row.times.items():
             drawn.setdefault(row.subject, {}).setdefault(name, {})[row.part] = times.median
-        eager, ours = row.times[EAGER], row.times[OURS]
-        lines.append([f"{row.subject}: {row.part}", eager, ours, Ratio.of(eager, ours)])
+        eager, ours = row.times.get(EAGER), row.times.get(OURS)
+        ratio = Ratio.of(eager, ours) if eager and ours else None
+        lines.append([f"{row.subject}: {row.part}", eager, ours, ratio])
     chart = Chart(f"Parts: {title}", "ms a call", drawn, "stack")
     head = ["", "eager, ms", "accelerated, ms", "accelerated / eager"]
     return Exhibit(chart, Table(f"{chart.title}, ms", head, lines))

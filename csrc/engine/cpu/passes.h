@@ -145,7 +145,7 @@ CHATTN_INLINE void row_sums(const MapShape& s, index_t fold, index_t p0, index_t
       index_t p = q0;
       for (; long_rows && p + 4 <= q1; p += 4)
         for (int m = 0; m < parts; ++m)
-          for_vectors<kL>(width, [&](index_t i, index_t count) {
+          for_vectors<kL>(width, [&](index_t i, index_t count) CHATTN_INLINE_LAMBDA {
             const index_t c = b0 + i;
             auto four = (terms(m, p, c, count) + terms(m, p + 1, c, count)) +
                         (terms(m, p + 2, c, count) + terms(m, p + 3, c, count));
@@ -156,7 +156,7 @@ CHATTN_INLINE void row_sums(const MapShape& s, index_t fold, index_t p0, index_t
         const index_t end = (q1 - p) * s.c - b0;
         const index_t there = fold == 1 || end > width ? width : end;
         for (int m = 0; m < parts; ++m)
-          for_vectors<kL>(there, [&](index_t i, index_t count) {
+          for_vectors<kL>(there, [&](index_t i, index_t count) CHATTN_INLINE_LAMBDA {
             auto one = terms(m, p, b0 + i, count);
             one.each([&](index_t r, V v) CHATTN_INLINE_LAMBDA { sums[r][i / kL] += v; });
           });

@@ -313,6 +313,15 @@ struct Tile {
     f(index_t{I}, v);
     rest.each(f);
   }
+  // The vector of an index.
+  template <int K>
+  CHATTN_INLINE V get() const {
+    if constexpr (K == I) {
+      return v;
+    } else {
+      return rest.template get<K>();
+    }
+  }
   CHATTN_INLINE Tile operator+(const Tile& more) const { return {v + more.v, rest + more.rest}; }
 };
 template <class V, int N>
