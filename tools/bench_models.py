@@ -216,18 +216,19 @@ def _ratio(times: dict[str, Times], name: str) -> str:
     return f"**{base.median / times[name].median:.2f}x**" if base and name in times else "-"
 
 
-def write_section(path: Path, section: str) -> None:
+def write_section(path: Path, section: str, marks: tuple[str, str] = (BEGIN, END)) -> None:
     """Put the tables between the marks of a document.
 
     Raises:
         SystemExit: It has no such marks.
     """
+    begin, end = marks
     document = path.read_text()
-    before, found, rest = document.partition(BEGIN)
-    _, ends, after = rest.partition(END)
+    before, found, rest = document.partition(begin)
+    _, ends, after = rest.partition(end)
     if not found or not ends:
-        raise SystemExit(f"{path} has no section between {BEGIN} and {END}")
-    path.write_text(f"{before}{BEGIN}\n{section}{END}{after}")
+        raise SystemExit(f"{path} has no section between {begin} and {end}")
+    path.write_text(f"{before}{begin}\n{section}{end}{after}")
 
 
 # ---- the command --------------------------------------------------------------------------------
