@@ -45,6 +45,30 @@ def test_plans_are_those_of_the_planner(shape: tuple[int, int, int], layout: str
         assert launch.grid[0] == planned.blocks
 
 
+@pytest.mark.skipif(build.compiler() is None, reason="needs a C++ compiler")
+@pytest.mark.parametrize("gate", [True, False], ids=["gate", "plain"])
+def test_launches_and_maps_of_tails_are_those_of_the_kernels(gate: bool) -> None:
+    shape = (3, 256, 56, 56)
+    calls = layer.measure("tail", shape, torch.bfloat16, "channels_last", gate=gate)
+    found = pass_model.tail(gate, True, "channels_last")
+    found = {name: maps for name, (maps, _) in found.items() if not name.startswith("gate")}
+    launches = [launch for call in calls.values() for launch in call.report.launches]
+    assert len(found) == len(launches)  # the gate's are not the tail's
+    masks = sum(call.report.buffers["mask"].bytes for call in calls.values())
+    moved = sum(call.passes for call in calls.values()) + masks / calls["forward"].map_bytes
+    assert sum(found.values()) == pytest.approx(moved)
+    for inputs, direction in ((pass_model.SUM, "forward"), (pass_model.DOT, "backward")):
+        plan = pass_model.reduction(inputs, "channels_last", *shape[:3])
+        assert calls[direction].report.launches[0].grid[0] == plan.blocks
+
+
+def test_a_mask_and_fewer_blocks_at_once_take_longer() -> None:
+    plain = pass_model.reduction(pass_model.DOT, "channels_last", *pass_model.SHAPE)
+    tail = pass_model.tail_reduction(pass_model.DOT, "channels_last", pass_model.MASK)
+    assert tail.bytes / plain.bytes == pytest.approx(1 + 1 / 32)  # of two maps
+    assert plain.time < tail.time < 1.3 * plain.time
+
+
 def test_batches_are_those_of_the_kernels() -> None:
     """What the source says of places in flight, and what the table says of registers."""
     from tests.cuda_resources import read
@@ -53,4 +77,8 @@ def test_batches_are_those_of_the_kernels() -> None:
     for (kind, inputs), (_, resident) in pass_model.RESIDENT.items():
         op = "SumOp<bfloat16_t, 1>" if inputs == pass_model.SUM else "DotOp<bfloat16_t, 1, false>"
         row = table[f"reduce_{kind}<bfloat16_t, 8, {op}>", 90]
+        assert int(row["blocks_per_sm"]) == resident, row
+    for (kind, inputs), resident in pass_model.RESIDENT_OF_TAILS.items():
+        op = "MomentsOp" if inputs == pass_model.SUM else "TailDotOp"
+        row = table[f"reduce_{kind}<bfloat16_t, 8, {op}<bfloat16_t>>", 90]
         assert int(row["blocks_per_sm"]) == resident, row

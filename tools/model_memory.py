@@ -57,7 +57,6 @@ def measure(row: Row, plan: Plan) -> dict[str, Times]:
 
     found, step = {}, subject(row, plan)
     for name, module in variants(step.module):
-        step.call(module)  # what is made once
         most, _ = peak_memory(lambda module=module: step.call(module))
         held = [*module.parameters(), *module.buffers()]
         most += step.inputs + sum(t.numel() * t.element_size() for t in held)
