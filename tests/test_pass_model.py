@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests import counted
 from tests.cuda_host import build
 from tests.cuda_host import traffic as layer
 
@@ -45,20 +46,26 @@ def test_plans_are_those_of_the_planner(shape: tuple[int, int, int], layout: str
         assert launch.grid[0] == planned.blocks
 
 
+def test_maps_and_launches_of_tails_are_the_counted_ones() -> None:
+    (stage,) = {row["shape"] for row in counted.read() if row["shape"].endswith("x256x56x56")}
+    for layout in ("channels_last", "nchw"):
+        rows = [r for r in counted.read() if r["block"] == "tail" and r["shape"] == stage]
+        rows = [r for r in rows if r["layout"] == layout]
+        for gate in (True, False):
+            found = pass_model.tail(gate, True, layout)
+            found = {k: v for k, v in found.items() if not k.startswith("gate")}  # another block's
+            assert len(found) == sum(int(row["launches"]) for row in rows)
+            maps = sum(moved for moved, _ in found.values()) - 3 * pass_model.MASK
+            assert maps == sum(float(row["maps"]) for row in rows)
+
+
 @pytest.mark.skipif(build.compiler() is None, reason="needs a C++ compiler")
-@pytest.mark.parametrize("gate", [True, False], ids=["gate", "plain"])
-def test_launches_and_maps_of_tails_are_those_of_the_kernels(gate: bool) -> None:
-    shape = (3, 256, 56, 56)
-    calls = layer.measure("tail", shape, torch.bfloat16, "channels_last", gate=gate)
-    found = pass_model.tail(gate, True, "channels_last")
-    found = {name: maps for name, (maps, _) in found.items() if not name.startswith("gate")}
-    launches = [launch for call in calls.values() for launch in call.report.launches]
-    assert len(found) == len(launches)  # the gate's are not the tail's
-    masks = sum(call.report.buffers["mask"].bytes for call in calls.values())
-    moved = sum(call.passes for call in calls.values()) + masks / calls["forward"].map_bytes
-    assert sum(found.values()) == pytest.approx(moved)
+@pytest.mark.parametrize("layout", ["nchw", "channels_last"])
+def test_plans_of_tails_are_those_of_the_planner(layout: str) -> None:
+    n, c, h = 3, 256, 56
+    calls = layer.measure("tail", (n, c, h, h), torch.bfloat16, layout)
     for inputs, direction in ((pass_model.SUM, "forward"), (pass_model.DOT, "backward")):
-        plan = pass_model.reduction(inputs, "channels_last", *shape[:3])
+        plan = pass_model.reduction(inputs, layout, n, c, h)
         assert calls[direction].report.launches[0].grid[0] == plan.blocks
 
 

@@ -2,6 +2,7 @@
 
     python tools/model_memory.py                     bench/results/memory-cpu.jsonl; ten minutes
     python tools/model_memory.py --models resnet50   one model
+    python tools/model_memory.py --backend cpu       with a tail for small maps, too
     python tools/model_memory.py --write             docs/tail.md, from bench/published
 
 Batch 8, 224 x 224 images, float32, channels_last. It is what torch's allocator has handed out at
@@ -14,6 +15,7 @@ the machine does not matter. What convolution libraries allocate by themselves i
 from __future__ import annotations
 
 import argparse
+import copy
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -38,16 +40,14 @@ def name_of(fuse: str) -> str:
     return f'fuse="{fuse}"'
 
 
-def variants(module: Any) -> Iterator[tuple[str, Any]]:
+def variants(module: Any, backend: str) -> Iterator[tuple[str, Any]]:
     """The network as it is, and accelerated in each way."""
-    import copy
-
     import chattn_cuda
 
     yield EAGER, module
     for fuse in FUSE:
         fused = copy.deepcopy(module)
-        chattn_cuda.accelerate(fused, "auto", fuse)
+        chattn_cuda.accelerate(fused, backend, fuse)
         yield name_of(fuse), fused
 
 
@@ -56,7 +56,7 @@ def measure(row: Row, plan: Plan) -> dict[str, Times]:
     from chattn_cuda.cli.measure import peak_memory
 
     found, step = {}, subject(row, plan)
-    for name, module in variants(step.module):
+    for name, module in variants(step.module, plan.backend):
         most, _ = peak_memory(lambda module=module: step.call(module))
         held = [*module.parameters(), *module.buffers()]
         most += step.inputs + sum(t.numel() * t.element_size() for t in held)
@@ -95,6 +95,8 @@ def run(names: Sequence[str], plan: Plan, folder: Path) -> Path:
     command = "python tools/model_memory.py"
     if names != MODELS:
         command += f" --models {','.join(names)}"
+    if plan.backend != "auto":
+        command += f" --backend {plan.backend}"
     text = f"{environment('cpu').line()}, {plan.side} x {plan.side} images, float32"
     emit("conditions", text=text, command=command)
     for name in names:
@@ -107,6 +109,7 @@ def main(arguments: Sequence[str]) -> int:
     """Measure and print, or write the page's table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--models", help=f"names, with commas (default: {','.join(MODELS)})")
+    parser.add_argument("--backend", default="auto", help="for accelerate (default: auto)")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder (bench/results)")
     parser.add_argument("--write", action="store_true", help="write docs/tail.md, measure nothing")
     options = parser.parse_args(arguments)
@@ -115,7 +118,7 @@ def main(arguments: Sequence[str]) -> int:
         write_section(PAGE, markdown(published), (BEGIN, END))
         return 0
     names = tuple(options.models.split(",")) if options.models else MODELS
-    print(markdown(read(run(names, Plan(), options.results))))
+    print(markdown(read(run(names, Plan(backend=options.backend), options.results))))
     return 0
 
 
