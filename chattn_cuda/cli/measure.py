@@ -260,7 +260,8 @@ def peak_memory(call: Callable[[], T]) -> tuple[int, T]:
     """The most bytes that torch's allocator for CPUs has handed out at once during a call.
 
     Torch's profiler notes each time that it hands out memory or gets it back, inside of operators
-    too; what was there before the call does not count. It is the same in every run.
+    too. What was there before the call does not count, nor that it is given back: the profiler does
+    not know it. It is the same in every run.
 
     Returns:
         The bytes, and what ``call`` returned.
