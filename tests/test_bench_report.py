@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tools"))
 
 import bench_report  # noqa: E402
-from report import charts  # noqa: E402
+from report import charts, models  # noqa: E402
 from report.charts import Chart  # noqa: E402
 from report.results import PUBLISHED, Ratio, read_all  # noqa: E402
 
@@ -190,12 +190,32 @@ def test_what_is_missing_names_its_command(tmp_path: Path) -> None:
     found = bench_report.sections([])
     assert [section.title for section in found] == TITLES
     missing = [part.missing for section in found for part in section.parts if part.missing]
-    assert len(missing) == 4
-    for command in ("make bench</", "make bench-models</", "tools/bench_parts.py</"):
+    assert len(missing) == 5
+    commands = ("make bench</", "make bench-models</", "bench_parts.py</", "model_memory.py</")
+    for command in commands:
         assert any(command in text for text in missing)
     committed = bench_report.sections(read_all([PUBLISHED]))
-    whole = [part for part in committed[0].parts if part.missing]
-    assert len(whole) == 1 and "make gpu-models" in whole[0].missing
+    assert not [part for part in committed[0].parts if part.missing]
+
+
+def test_memory_is_no_time(tmp_path: Path) -> None:
+    """Its rows are in a part of their own, and in no chart of times."""
+    (memory,) = (r for r in read_all([PUBLISHED]) if r.name == "memory-cpu")
+    assert memory.rows and not any(row.of_model for row in memory.rows)
+    assert not memory.source.spread
+    (part,) = models._memory_parts([memory])
+    (exhibit,) = part.exhibits
+    assert exhibit.chart.variants == ["eager", 'fuse="block"', 'fuse="tail"']
+    assert len(exhibit.table.rows) == len(memory.rows) == 7
+    assert not [p for p in models.section([memory]).parts if p.exhibits and p != part]
+
+
+def test_predictions_are_of_all_models_and_gpus() -> None:
+    part = bench_report.sections([])[-1].parts[1]
+    assert [len(e.table.rows) for e in part.exhibits] == [28, 28]  # 7 models, 4 GPUs
+    for exhibit in part.exhibits:
+        assert exhibit.chart.variants[:2] == ["eager", "torch.compile"]
+        assert "predicted" in exhibit.chart.axis and "predicted" in exhibit.table.caption
 
 
 def test_a_ratio_has_the_ends_of_both_spreads() -> None:

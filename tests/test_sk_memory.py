@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.profiler import ProfilerActivity, profile
 
 from chattn_cuda import backends, functional
+from chattn_cuda.cli.measure import peak_memory
 from chattn_cuda.modules import SelectiveKernelAttn
 from tests import cases, host_backend
 
@@ -19,18 +19,6 @@ PLANES = 4 * N * C  # bytes of an accumulator per plane
 
 on_backends = pytest.mark.parametrize("backend", ["cpu", host_backend.NAME])
 on_counts = pytest.mark.parametrize("m", [1, 2, 3, 4])
-
-
-def peak(call: Callable[[], Any]) -> tuple[int, Any]:
-    """The most bytes that torch's allocator had handed out at once, and what ``call`` returned."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        result = call()
-    events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
-    now = most = 0
-    for event in sorted(events, key=lambda e: e.start_ns()):
-        now += event.nbytes()
-        most = max(most, now)
-    return most, result
 
 
 def size(*tensors: Tensor) -> int:
@@ -44,7 +32,7 @@ def branches(m: int, dtype: torch.dtype = torch.float32) -> list[Tensor]:
 def require_few(call: Callable[[], Any], m: int) -> None:
     """Its results and M + 2 accumulators per plane: the mean, the logits, what is hidden."""
     call()  # what is made once
-    most, result = peak(call)
+    most, result = peak_memory(call)
     outputs = size(*(result if isinstance(result, tuple) else (result,)))
     assert outputs <= most <= outputs + (m + 2) * PLANES
 
@@ -90,7 +78,7 @@ def test_the_measure_sees_maps() -> None:
         stacked = torch.stack(u, 1)
         return (stacked * stacked.sum(1).mean((2, 3))[:, None, :, None, None]).sum(1)
 
-    most, y = peak(eager)
+    most, y = peak_memory(eager)
     assert most >= 5 * size(y)  # the stacked map, the product, the sum
 
 
@@ -99,5 +87,5 @@ def test_the_measure_sees_what_operators_allocate(backend: str) -> None:
     cases.require(backend)
     namespace = getattr(torch.ops, str(backends.get(backend).namespace))
     misaligned = torch.randn(N * C * 256 + 1)[1:].view(N, C, 16, 16)
-    most, _ = peak(lambda: namespace.sk_squeeze([misaligned]))
+    most, _ = peak_memory(lambda: namespace.sk_squeeze([misaligned]))
     assert most >= PLANES + (backend != "cpu") * size(misaligned)  # copied for a GPU

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import predict_models
 from report import blocks, charts, counted, models, page
 from report.charts import Chart
 from report.page import Exhibit, Section
@@ -38,7 +39,7 @@ def sections(results: Sequence[Results]) -> list[Section]:
         blocks.section(results),
         blocks.floor_section(results, table),
         counted.section(table),
-        counted.predicted(table),
+        counted.predicted(table, predict_models.read()),
     ]
 
 

@@ -1,6 +1,7 @@
-"""What a reduction over a map should take on an H100, and why.
+"""What a reduction over a map, and a tail, should take on an H100, and why.
 
-    python tools/pass_model.py
+    python tools/pass_model.py           reductions: modelled, measured, and today's, predicted
+    python tools/pass_model.py --tails   tails of 128x256x56x56, predicted
 
     time  = launch + (waits^1.5 + bytes^1.5)^(2/3)
     waits = waves * (round trips * trip + edge),  bytes = bytes / bandwidth
@@ -10,15 +11,18 @@
 once. `edge`: what a block does before and after its loop. The exponent says that waiting and moving
 overlap, though not wholly. The constants are fitted to `MEASURED`, kernel times of an H100 at
 commit 6536ee2 (bfloat16, cold caches), where each thread had one place in flight; plans and
-registers are those of that commit. What the last column says of today's is predicted.
-docs/gpu-model.md explains.
+registers are those of that commit. What the last column says of today's is predicted. Passes that
+write are not modelled: a tail's take their bytes at a copy's speed. docs/gpu-model.md explains.
 """
 
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+import gate_model
 
 LAUNCH = 1.9  # us
 TRIP = 0.55  # us: a round trip to memory while the memory is busy
@@ -57,6 +61,16 @@ IN_FLIGHT = {
     ("rows", SUM): (1, 4), ("rows", DOT): (1, 2), ("planes", SUM): (1, 4), ("planes", DOT): (1, 2),
     ("tiles", SUM): (1, 2), ("tiles", DOT): (1, 1),
 }  # fmt: skip
+# The same of tails' reductions today, whose numbers take more registers.
+RESIDENT_OF_TAILS = {
+    ("rows", SUM): 2, ("rows", DOT): 2, ("planes", SUM): 4, ("planes", DOT): 4,
+}  # fmt: skip
+SHAPE = 128, 256, 56  # of the tails: N, C, H
+HIDDEN = 16  # of its SE block
+COPIED = 69.0  # us: half of a copy of that map, measured (docs/gpu.md)
+SMALL = 5.0  # us: a launch on numbers per plane or channel: a few waits, some 500 instructions
+WEIGHTS = 20.0  # us: the gradients of the gate's weights, measured at commit 6536ee2
+MASK = 1 / 16  # of a map in bfloat16
 
 
 @dataclass(frozen=True)
@@ -139,6 +153,54 @@ def reduction(inputs: int, layout: str, n: int, c: int, h: int, today: bool = Tr
     return Pass(kind, blocks, RESIDENT[kind, inputs][today], trips, 2 * inputs * n * c * h * h)
 
 
+def tail_reduction(inputs: int, layout: str, mask: float = 0.0) -> Pass:
+    """A tail's pass that sums: moments of one map, or what the gradients need of two."""
+    plan = reduction(inputs, layout, *SHAPE)
+    n, c, h = SHAPE
+    more = round(2 * mask * n * c * h * h)
+    resident = RESIDENT_OF_TAILS[plan.kind, inputs]
+    return replace(plan, resident=resident, bytes=plan.bytes + more)
+
+
+def tail(gate: bool, training: bool, layout: str) -> dict[str, tuple[float, float]]:
+    """Launches of a tail with residual and ReLU: what each moves, in maps, and microseconds."""
+    n, c, _ = SHAPE
+    product = gate_model.product(n, c, HIDDEN, 1).time
+    mask = MASK if training else 0.0
+    found: dict[str, tuple[float, float]] = {}
+    if gate or training:
+        found["squeeze"] = 1.0, tail_reduction(SUM, layout).time
+    found["statistics"] = 0.0, SMALL
+    if gate:  # on (N, C) numbers: the mean as it is, the product, the gate
+        found["gate"] = 0.0, SMALL + product + SMALL
+    found["apply"] = 3.0 + mask, (3.0 + mask) * COPIED + LAUNCH
+    if training:
+        found["reduce"] = 2.0 + mask, tail_reduction(DOT, layout, mask).time
+        found["sums"] = 0.0, SMALL
+        if gate:
+            found["gate's gradients"] = 0.0, SMALL + product + WEIGHTS
+        found["norm"] = 0.0, SMALL
+        found["gradient"] = 4.0 + mask, (4.0 + mask) * COPIED + LAUNCH
+    return found
+
+
+def tail_lines() -> Iterator[str]:
+    """The table of tails."""
+    n, c, h = SHAPE
+    yield f"tails of {n}x{c}x{h}x{h} with residual and ReLU, bfloat16, predicted: us"
+    yield f"{'':>5} {'':>9} {'layout':>13}  {'maps':>5} {'at a copy':>9} {'modelled':>8}  launches"
+    for gate in (True, False):
+        for training in (False, True):
+            for layout in ("channels_last", "nchw"):
+                found = tail(gate, training, layout)
+                maps, us = map(sum, zip(*found.values(), strict=True))
+                parts = ", ".join(f"{name} {t:.0f}" for name, (_, t) in found.items())
+                name = "SE" if gate else "plain"
+                work = "training" if training else "inference"
+                yield f"{name:>5} {work:>9} {layout:>13}  " \
+                      f"{maps:5.2f} {maps * COPIED:9.0f} {us:8.0f}  {parts}"  # fmt: skip
+
+
 def lines() -> Iterator[str]:
     """The table."""
     yield "reductions, commit 6536ee2: us, modelled and measured; today: us, predicted"
@@ -156,4 +218,4 @@ def lines() -> Iterator[str]:
 
 
 if __name__ == "__main__":
-    print("\n".join(lines()))
+    print("\n".join(tail_lines() if "--tails" in sys.argv[1:] else lines()))

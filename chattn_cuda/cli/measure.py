@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median, quantiles
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -32,8 +33,11 @@ __all__ = [
     "errors",
     "keep_freed_memory",
     "measure",
+    "peak_memory",
     "time_calls",
 ]
+
+T = TypeVar("T")
 
 FACTOR = 2.0
 """A result may be so many times as far from the exact one as eager PyTorch's, plus a floor."""
@@ -250,6 +254,25 @@ def keep_freed_memory() -> bool:
         return bool(library.mallopt(trim_threshold, 2**31 - 1) and library.mallopt(mmap_max, 0))
     except (OSError, AttributeError, TypeError):  # no such library or function
         return False
+
+
+def peak_memory(call: Callable[[], T]) -> tuple[int, T]:
+    """The most bytes that torch's allocator for CPUs has handed out at once during a call.
+
+    Torch's profiler notes each time that it hands out memory or gets it back, inside of operators
+    too. What was there before the call does not count, nor that it is given back: the profiler does
+    not know it. It is the same in every run.
+
+    Returns:
+        The bytes, and what ``call`` returned.
+    """
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # nobody asked when its profiler starts
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=activities, profile_memory=True) as profiler:
+        result = call()
+    events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
+    changes = [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]
+    return max(itertools.accumulate(changes, initial=0)), result
 
 
 def time_calls(

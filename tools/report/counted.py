@@ -7,6 +7,9 @@ import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import predict_models
+from predict_models import BANDWIDTH, VARIANTS
+
 from report.charts import Chart
 from report.models import LAYOUTS
 from report.page import Exhibit, Part, Section, Table
@@ -16,13 +19,6 @@ TABLE = BENCH / "counted.csv"
 COMMAND = "python -m tests.counted"
 NAMES = {"se": "SE", "eca": "ECA", "grn": "GRN", "sk": "SK, its two passes",
          "sk_block": "SK, whole", "tail": "BN + SE + add + ReLU"}  # fmt: skip
-# Memory bandwidth in bytes a second as NVIDIA's data sheets have it.
-PUBLISHED = {
-    "H100 SXM 80 GB": 3.35e12,
-    "A100 SXM 80 GB": 2.039e12,
-    "GeForce RTX 4090": 1.008e12,
-    "L4": 0.3e12,
-}
 PREDICTED_AT = (128, 56)  # batch; height of the map
 WAYS = {"forward": ("forward",), "training": ("forward", "backward")}
 
@@ -98,20 +94,27 @@ def _exhibit(title: str, rows: Sequence[Row]) -> Exhibit:
     return Exhibit(chart, Table(f"{title}: maps, and launches of kernels", head, lines))
 
 
-def predicted(rows: Sequence[Row]) -> Section:
-    """From counted bytes and published bandwidth."""
+def predicted(rows: Sequence[Row], models: Sequence[Row]) -> Section:
+    """From counted bytes and published bandwidth.
+
+    Args:
+        rows: Of the blocks.
+        models: Of whole models.
+    """
     text = (
         "Bytes of the maps above over the bandwidth that NVIDIA publishes: no GPU was asked, and "
         "none reaches it. On the one H100 that was measured, a copy ran at 2.97 TB/s of 3.35, and "
         "a call takes its launches besides (docs/gpu.md, docs/gpu-model.md): small maps are bound "
         "by those."
     )
+    return Section("Predicted for GPUs", text, [_of_blocks(rows), _of_models(models)])
+
+
+def _of_blocks(rows: Sequence[Row]) -> Part:
     n, height = PREDICTED_AT
     mine = _of(rows, str(height), "channels_last")
     if not mine:
-        return Section(
-            "Predicted for GPUs", text, [Part(missing=f"<code>{COMMAND} --write</code>.")]
-        )
+        return Part("Blocks", missing=f"<code>{COMMAND} --write</code>.")
     exhibits = []
     for block in dict.fromkeys(row["block"] for row in mine):
         c = next(int(r["shape"].split("x")[1]) for r in mine if r["block"] == block)
@@ -124,12 +127,12 @@ def predicted(rows: Sequence[Row]) -> Section:
                 name: 1e6 * maps[key] * size / bandwidth
                 for name, key in (("eager", "eager_maps"), ("chattn_cuda", "maps"))
             }
-            for gpu, bandwidth in PUBLISHED.items()
+            for gpu, bandwidth in BANDWIDTH.items()
         }
         title = f"{NAMES.get(block, block)}, training, {n}x{c}x{height}x{height}"
         chart = Chart(title, "us at the published bandwidth, predicted", drawn, "bars")
         lines = [
-            [gpu, f"{PUBLISHED[gpu] / 1e12:g}", *(f"{us:.0f}" for us in bars.values())]
+            [gpu, f"{BANDWIDTH[gpu] / 1e12:g}", *(f"{us:.0f}" for us in bars.values())]
             for gpu, bars in drawn.items()
         ]
         head = ["", "published, TB/s", *(f"{name}, us" for name in drawn["L4"])]
@@ -137,5 +140,38 @@ def predicted(rows: Sequence[Row]) -> Section:
     conditions = (
         f"bfloat16, channels_last, batch {n}; maps as counted above, at batch {mine[0]['shape'][0]}"
     )
-    source = Source(PREDICTED, conditions, "make report")
-    return Section("Predicted for GPUs", text, [Part("", "", source, exhibits)])
+    return Part("Blocks", "", Source(PREDICTED, conditions, "make report"), exhibits)
+
+
+def _of_models(rows: Sequence[Row]) -> Part:
+    """Outside of the convolutions."""
+    title = "Whole models, outside of their convolutions"
+    if not rows:
+        return Part(title, missing="<code>python tools/count_models.py --write</code>.")
+    gpu = next(iter(BANDWIDTH))
+    exhibits = []
+    for work in predict_models.WORKS:
+        mine = [r for r in rows if r["work"] == work and r["model"] in predict_models.MODELS]
+        drawn = {
+            row["model"]: {t: predict_models.ms(row, v, gpu) for v, t in VARIANTS.items()}
+            for row in mine
+        }
+        name = f"{work[0].upper()}{work[1:]}, batch {mine[0]['batch']}, without the convolutions"
+        chart = Chart(f"{name}, {gpu}", "ms at the published bandwidth, predicted", drawn, "bars")
+        lines = [
+            [f"{row['model']}, {gpu}", *(f"{predict_models.ms(row, v, gpu):.3g}" for v in VARIANTS)]
+            for row in mine
+            for gpu in BANDWIDTH
+        ]
+        head = ["", *(f"{title}, ms" for title in VARIANTS.values())]
+        exhibits.append(Exhibit(chart, Table(f"{name}: ms, predicted", head, lines)))
+    off = predict_models.errors(rows)
+    text = (
+        "All that a model reads and writes outside of its convolutions: eager PyTorch; its tails "
+        "as torch.compile runs them; accelerated, with tails where maps are large; and with a tail "
+        "wherever there can be one. Launches, the host, types that are converted and caches are "
+        f"left out. Of {len(off)} figures that were measured, the same prediction is "
+        f"{min(off):+.0%} to {max(off):+.0%} off (docs/gpu-model.md)."
+    )
+    conditions = f"{rows[0]['dtype']}, 224 x 224 images, batch {rows[0]['batch']}"
+    return Part(title, text, Source(PREDICTED, conditions, predict_models.COMMAND), exhibits)

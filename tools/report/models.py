@@ -108,7 +108,11 @@ def memory(rows: Iterable[Row]) -> Iterator[Exhibit]:
     """Peak memory, where it was looked at."""
     for (work, layout), mine in groups(rows).items():
         drawn = {
-            row.subject: {n: t.gib for n, t in row.times.items() if t.gib is not None}
+            row.subject: {
+                n: t.median if row.of_memory else t.gib
+                for n, t in row.times.items()
+                if row.of_memory or t.gib is not None
+            }
             for row in mine
         }
         drawn = {name: bars for name, bars in drawn.items() if bars}
@@ -137,7 +141,7 @@ def summary(rows: Sequence[Row]) -> str:
 
 def section(results: Sequence[Results]) -> Section:
     """The first of the page."""
-    parts, remembered = [], False
+    parts = []
     for run in of_models(results):
         tails = "--fuse tail" in run.source.command
         call = "accelerate(model)" if tails else 'accelerate(model, fuse="block")'
@@ -146,15 +150,11 @@ def section(results: Sequence[Results]) -> Section:
         exhibits = [
             speed(f"{title_of(*key)}{', blocks alone' * (not tails)}", g) for key, g in groups(rows).items()
         ]
-        kept = list(memory(rows))
-        remembered = remembered or bool(kept)
-        exhibits += [*prices(rows, run.source.command), *kept]
+        exhibits += [*prices(rows, run.source.command), *memory(rows)]
         parts.append(Part(f"{call}: {verbs}", summary(rows), run.source, exhibits))
     if not parts:
         parts = [Part(missing="whole models; <code>make bench-models</code> measures them.")]
-    elif not remembered:
-        why = "peak memory is known on a GPU alone; <code>make gpu-models</code> measures it there."
-        parts.append(Part("Memory", missing=why))
+    parts += _memory_parts(results)
     text = (
         "What a user gets: networks of timm, unchanged in eager PyTorch, with "
         "<code>chattn_cuda.accelerate</code>, under torch.compile, and with both. A dot is the "
@@ -162,6 +162,21 @@ def section(results: Sequence[Results]) -> Section:
         "allow. Where that line crosses 1, the difference is within the spread; losses are red."
     )
     return Section("Whole models", text, parts)
+
+
+def _memory_parts(results: Iterable[Results]) -> list[Part]:
+    text = (
+        "What torch's allocator has handed out at once in a training step, with the weights. "
+        "Memory of convolutions' libraries is not in it. The weights and their gradients are the "
+        "same in all variants."
+    )
+    parts = []
+    for run in results:
+        rows = [row for row in run.rows if row.of_memory]
+        if rows:
+            parts.append(Part("Peak memory", text, run.source, list(memory(rows))))
+    why = "peak memory of training; <code>python tools/model_memory.py</code> measures it on a CPU."
+    return parts or [Part("Peak memory", missing=why)]
 
 
 def time_section(results: Iterable[Results]) -> Section:

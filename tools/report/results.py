@@ -72,8 +72,13 @@ class Row:
 
     @property
     def of_model(self) -> bool:
-        """Of a whole one."""
-        return not (self.of_block or self.part)
+        """The time of a whole one."""
+        return not (self.of_block or self.part or self.of_memory)
+
+    @property
+    def of_memory(self) -> bool:
+        """No time: peak memory of a whole one."""
+        return self.unit == "GiB"
 
     @property
     def key(self) -> tuple[str, ...]:
@@ -136,7 +141,9 @@ def read(path: Path) -> Results:
 def _of_records(path: Path) -> tuple[tuple[str, str, str], Iterator[Row]]:
     records = gpu_results.read(path)
     head = next(r for r in records if r["what"] == "conditions")
-    return (head["text"], head.get("command", f"make {path.stem}"), "quartiles"), _rows(records)
+    rows = list(_rows(records))
+    spread = "" if rows and all(row.of_memory for row in rows) else "quartiles"
+    return (head["text"], head.get("command", f"make {path.stem}"), spread), iter(rows)
 
 
 def _rows(records: Sequence[gpu_results.Record]) -> Iterator[Row]:
