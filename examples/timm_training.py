@@ -39,7 +39,7 @@ class Training:
         if accelerate:
             self.report = chattn_cuda.accelerate(model)  # before EMA, DDP and compile
         self.model = model.to(device, memory_format=torch.channels_last).train()
-        self.ema = timm.utils.ModelEmaV3(self.model, decay=0.9)
+        self.ema = timm.utils.ModelEmaV3(self.model, decay=0.99, use_warmup=True)
         self.optimizer = timm.optim.create_optimizer_v2(model, "adamw", lr=2e-3, weight_decay=0.05)
         self.schedule, _ = timm.scheduler.create_scheduler_v2(
             self.optimizer,
@@ -64,10 +64,10 @@ class Training:
         self.scaler.scale(loss).backward()
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        self.ema.update(self.model)
         self.losses.append(loss.item())  # waits for a GPU
-        self.times.append(1e3 * (time.perf_counter() - start))
+        self.ema.update(self.model, step=len(self.losses))
         self.schedule.step_update(len(self.losses))
+        self.times.append(1e3 * (time.perf_counter() - start))
 
     @torch.no_grad()
     def accuracy(self, images, labels):
@@ -80,13 +80,13 @@ class Training:
 def main(argv=None):
     """Train both, and print what was gained."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", default="mobilenetv3_small_050", help="of timm")
+    parser.add_argument("--model", default="test_efficientnet", help="of timm")
     parser.add_argument("--amp", default="bfloat16", choices=["bfloat16", "float16", "float32"])
     parser.add_argument("--compile", action="store_true", help="both with torch.compile")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--batch", type=int, default=32, help="of each process")
-    parser.add_argument("--size", type=int, default=64, help="of the images, in pixels")
+    parser.add_argument("--size", type=int, default=32, help="of the images, in pixels")
     args = parser.parse_args(argv)
 
     rank, processes = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
