@@ -34,7 +34,6 @@ def latency(model, image):
     return 1e3 * (time.perf_counter() - start)
 
 
-@torch.inference_mode()
 def main(argv=None):
     """Measure, and print percentiles and what was gained."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -58,17 +57,17 @@ def main(argv=None):
         for name, source in {"compiled": "eager", "both": "accelerated"}.items():
             variants[name] = torch.compile(copy.deepcopy(variants[source]))
 
-    expected = model(image)
-    for name, variant in variants.items():
-        for _ in range(10):  # compile, choose kernels, fill caches
-            found = variant(image)
-        error = (found - expected).norm() / expected.norm()
-        print(f"{name}: differs from eager by {error:.0e}")
-
     times = {name: [] for name in variants}
-    for number in range(args.calls):
-        for name in list(variants)[:: 1 if number % 2 else -1]:
-            times[name].append(latency(variants[name], image))
+    with torch.inference_mode():
+        expected = model(image)
+        for name, variant in variants.items():
+            for _ in range(10):  # compile, choose kernels, fill caches
+                found = variant(image)
+            error = (found - expected).norm() / expected.norm()
+            print(f"{name}: differs from eager by {error:.0e}")
+        for number in range(args.calls):
+            for name in list(variants)[:: 1 if number % 2 else -1]:
+                times[name].append(latency(variants[name], image))
     times = {name: torch.tensor(found) for name, found in times.items()}
 
     print(f"\n{args.model}, {args.size} x {args.size}, {args.device}, {args.calls} calls each")
