@@ -20,6 +20,7 @@ from tests.cuda_host.blocks import KERNELS
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tools"))
 
+import bench_models  # noqa: E402
 import count_models  # noqa: E402
 import predict_models  # noqa: E402
 
@@ -175,7 +176,7 @@ def test_predictions_of_a_table_by_hand() -> None:
 
 def test_the_page_has_these_tables() -> None:
     page = predict_models.PAGE.read_text()
-    begin, end = predict_models.MARKS
+    begin, end = bench_models.marks(predict_models.SECTION)
     shown = page.partition(begin)[2].partition(end)[0]
     expected = predict_models.markdown(predict_models.read())
     assert shown == f"\n{expected}", "run: python tools/predict_models.py --write"

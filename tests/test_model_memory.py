@@ -87,5 +87,6 @@ def test_a_run(
 def test_the_page_has_the_published_table() -> None:
     published = gpu_results.read(ROOT / "bench" / "published" / model_memory.FILE)
     page = model_memory.PAGE.read_text()
-    shown = page.partition(model_memory.BEGIN)[2].partition(model_memory.END)[0]
+    begin, end = bench_models.marks(model_memory.SECTION)
+    shown = page.partition(begin)[2].partition(end)[0]
     assert shown == f"\n{model_memory.markdown(published)}", "run: tools/model_memory.py --write"

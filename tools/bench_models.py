@@ -216,36 +216,24 @@ def _ratio(times: dict[str, Times], name: str) -> str:
     return f"**{base.median / times[name].median:.2f}x**" if base and name in times else "-"
 
 
-<<<<<<< HEAD
 def marks(section: str) -> tuple[str, str]:
     """Between which a document has a section that is written by a command."""
     return f"<!-- {section}: begin -->", f"<!-- {section}: end -->"
 
 
 def write_section(path: Path, text: str, section: str = SECTION) -> None:
-=======
-def write_section(path: Path, section: str, marks: tuple[str, str] = (BEGIN, END)) -> None:
->>>>>>> w-figures
     """Put the tables between the marks of a document.
 
     Raises:
         SystemExit: It has no such marks.
     """
-<<<<<<< HEAD
     begin, end = marks(section)
-=======
-    begin, end = marks
->>>>>>> w-figures
     document = path.read_text()
     before, found, rest = document.partition(begin)
     _, ends, after = rest.partition(end)
     if not found or not ends:
         raise SystemExit(f"{path} has no section between {begin} and {end}")
-<<<<<<< HEAD
     path.write_text(f"{before}{begin}\n{text}{end}{after}")
-=======
-    path.write_text(f"{before}{begin}\n{section}{end}{after}")
->>>>>>> w-figures
 
 
 # ---- the command --------------------------------------------------------------------------------

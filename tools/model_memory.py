@@ -32,7 +32,7 @@ FUSE = ("block", "tail")
 MODELS = ("seresnet50", "resnet50", *NAMES[1:])
 FILE = "memory-cpu.jsonl"
 PAGE = ROOT / "docs" / "tail.md"
-BEGIN, END = "<!-- memory: begin -->", "<!-- memory: end -->"
+SECTION = "memory"  # of the page
 
 
 def name_of(fuse: str) -> str:
@@ -115,7 +115,7 @@ def main(arguments: Sequence[str]) -> int:
     options = parser.parse_args(arguments)
     if options.write:
         published = read(ROOT / "bench" / "published" / FILE)
-        write_section(PAGE, markdown(published), (BEGIN, END))
+        write_section(PAGE, markdown(published), SECTION)
         return 0
     names = tuple(options.models.split(",")) if options.models else MODELS
     print(markdown(read(run(names, Plan(backend=options.backend), options.results))))

@@ -20,7 +20,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 TABLE = ROOT / "bench" / "counted_models.csv"
 PAGE = ROOT / "docs" / "gpu-model.md"
-MARKS = "<!-- models: begin -->", "<!-- models: end -->"
+SECTION = "models"  # of the page
 COMMAND = "python tools/predict_models.py"
 # Memory bandwidth in bytes a second as NVIDIA's data sheets have it.
 BANDWIDTH = {
@@ -206,7 +206,7 @@ def main() -> int:
         return 0
     from bench_models import write_section
 
-    write_section(PAGE, text, MARKS)
+    write_section(PAGE, text, SECTION)
     return 0
 
 
