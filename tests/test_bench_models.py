@@ -68,7 +68,8 @@ def test_a_run(tiny: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert "left out: nothing" in out and "PROBLEM" not in out
     lines = document.read_text().splitlines()
     assert lines[0] == "before" and lines[-1] == "after" and "old" not in lines
-    assert "by `python tools/bench_models.py --only 'batch 8, nchw' --quick --fuse tail`" in "\n".join(lines)
+    command = "python tools/bench_models.py --only 'batch 8, nchw' --quick --fuse tail"
+    assert f"by `{command}`" in "\n".join(lines)
     row = next(line for line in lines if line.startswith("| resnet18"))
     assert row.count("x**") == 2 and row.count("±") == 4
 

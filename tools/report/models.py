@@ -147,9 +147,8 @@ def section(results: Sequence[Results]) -> Section:
         call = "accelerate(model)" if tails else 'accelerate(model, fuse="block")'
         rows = [row for row in run.rows if row.of_model]
         verbs = " and ".join(dict.fromkeys(row.work.split(",")[0] for row in rows))
-        exhibits = [
-            speed(f"{title_of(*key)}{', blocks alone' * (not tails)}", g) for key, g in groups(rows).items()
-        ]
+        alone = ", blocks alone" * (not tails)
+        exhibits = [speed(f"{title_of(*key)}{alone}", g) for key, g in groups(rows).items()]
         exhibits += [*prices(rows, run.source.command), *memory(rows)]
         parts.append(Part(f"{call}: {verbs}", summary(rows), run.source, exhibits))
     if not parts:
