@@ -448,3 +448,41 @@ def test_what_cannot_be_copied_is_said_to_be_so() -> None:
     module.lock = threading.Lock()
     note = accelerate(module).left[0].note
     assert "no copy can be made to try it out: cannot pickle" in note and "map" not in note
+
+
+class _Layers(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(16, 4), nn.Linear(4, 16)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        s = self.b(torch.relu(self.a(x.mean((2, 3))))).sigmoid()
+        return x * s[:, :, None, None]
+
+
+class _Sealed(_Layers):
+    def __setattr__(self, name: str, value: object) -> None:
+        if name not in ("training", "a", "b") and not name.startswith("_"):
+            raise AttributeError(f"no setting {name}")
+        super().__setattr__(name, value)
+
+
+class _Final(_Layers):
+    def __init_subclass__(cls) -> None:
+        raise TypeError("final")
+
+
+def test_a_class_that_takes_few_attributes() -> None:
+    model = nn.Sequential(_Sealed(), timm.layers.SEModule(16))
+    assert [e.name for e in accelerate(model, "reference").changed] == ["0", "1"]
+    assert model[0].backend == "reference"
+    assert [e.name for e in restore(model).changed] == ["0", "1"]
+
+
+def test_a_class_that_is_final_stays_so() -> None:
+    """Also for its second module, and in a second call."""
+    model = nn.Sequential(_Final(), _Final())
+    for _ in range(2):
+        report = accelerate(model)
+        assert [e.note for e in report.left] == ["its class cannot be extended: final"] * 2
+        assert [type(m) for m in model] == [_Final, _Final]

@@ -160,7 +160,7 @@ def _set(module: Any, cls: Any, backend: str | None) -> None:
     if backend is None:
         module.__dict__.pop("_backend", None)
     else:
-        module.backend = backend
+        module.__dict__["_backend"] = backend  # past a __setattr__ of the class
 
 
 def _notes(backend: str, modules: list[Any]) -> tuple[str, ...]:

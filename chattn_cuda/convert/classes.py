@@ -85,9 +85,10 @@ def accelerated(cls: Any, key: str, module: Any = None) -> Any:
         found = inside.look(module, cls, adapter_for(key).within)
     for sub in type.__subclasses__(cls):  # which keeps none of them alive
         own = sub.__dict__
-        if base_of(sub) is cls and own["_accelerated_as"] == key and own["_inside"] == found:
-            if _may_be_shared(sub):
-                return sub
+        if base_of(sub) is not cls or "_is_whole" not in own:  # or its __init_subclass__ raised
+            continue
+        if own["_accelerated_as"] == key and own["_inside"] == found and _may_be_shared(sub):
+            return sub
     return _make(cls, key, found)
 
 
@@ -194,7 +195,9 @@ def _make(cls: Any, key: str, found: inside.Inside) -> Any:
     }
     if key not in ADAPTERS:
         body |= {"__setstate__": _set_state, "operands": _operands(mixin)}
-    return type(f"Accelerated{cls.__name__}", (mixin, cls), body)
+    made: Any = type(f"Accelerated{cls.__name__}", (mixin, cls), body)
+    made._is_whole = True
+    return made
 
 
 def _operands(mixin: Any) -> Any:
