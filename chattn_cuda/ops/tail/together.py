@@ -64,7 +64,8 @@ class Together:
             everything = torch.stack(parts)
         else:
             everything = own.new_empty((size, own.numel()))
-            dist.all_gather_into_tensor(everything.view(-1), own, self.group)
+            gather = getattr(dist, "all_gather_single", None)  # its name in later versions of torch
+            (gather or dist.all_gather_into_tensor)(everything.view(-1), own, self.group)
         means, inverse, counts = everything.double().split((len(own) // 2,) * 2 + (1,), 1)
         self.count = counts.sum()
         share = counts / self.count
