@@ -10,7 +10,7 @@ NEWEST_TORCH := torch==2.14.1 torchvision==0.29.1
 TORCH ?= $(NEWEST_TORCH)
 BIN := $(VENV)/bin
 SOURCES := $(shell find csrc -type f) setup.py pyproject.toml
-CPP := $(shell find csrc tests/cuda_host -name '*.h' -o -name '*.cuh' -o -name '*.cpp' -o -name '*.cu')
+CPP := $(shell find csrc tests/cuda_host tests/cpu_calls -name '*.h' -o -name '*.cuh' -o -name '*.cpp' -o -name '*.cu')
 
 .PHONY: help demo test test-torch sanitize bench bench-models report gpu-check gpu-models doctor docs wheel lint format types clean
 

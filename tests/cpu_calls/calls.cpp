@@ -21,7 +21,7 @@ namespace {
 
 // Arrays of accumulators, whatever the maps' type is.
 const std::set<std::string> kAccumulators = {
-    "pooled", "hidden",  "activated", "logits",   "dlogits", "gate", "dgate",
+    "pooled", "hidden",  "activated", "logits",   "dlogits", "gate",   "dgate",
     "norms",  "numbers", "means",     "variance", "sums",    "dpooled"};
 
 double element(const void* array, DType type, index_t i) {
