@@ -125,7 +125,7 @@ def main(argv=None):
         how = f"{args.amp}, {'compiled' if args.compile else 'eager'}, {processes} processes"
         print(f"\n{args.model}, {how}, {len(eager.losses)} steps of {args.batch} images each")
         print(f"{'':12}{'ms a step (quartiles)':>24}{'last loss':>12}{'EMA accuracy':>15}")
-        warm = max(3, len(loader) // 4)
+        warm = len(eager.times) // 4
         times = [torch.tensor(training.times[warm:]) for training in (eager, fast)]
         for name, training, found, percent in zip(
             ("eager", "accelerated"), (eager, fast), times, right, strict=True

@@ -126,16 +126,16 @@ class _WrongGradient(torch.autograd.Function):
 
 @pytest.mark.skipif(not FUSED, reason="needs a backend with operators")
 def test_a_wrong_output_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert check(SMALL, training=False).same
+    assert check(SMALL, training=False, fuse="block").same
     _wrong(monkeypatch, lambda y, s: (y * (1 + 1e-6), s))
-    outcome = check(SMALL, training=False)
+    outcome = check(SMALL, training=False, fuse="block")
     assert not outcome.same and outcome.errors["output"] > parity.SAME
 
 
 @pytest.mark.skipif(not FUSED, reason="needs a backend with operators")
 def test_a_wrong_gradient_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     _wrong(monkeypatch, lambda y, s: (_WrongGradient.apply(y), s))
-    outcome = check(SMALL, training=True)
+    outcome = check(SMALL, training=True, fuse="block")
     assert not outcome.same and outcome.errors["output"] <= parity.SAME
     assert outcome.errors["gradients"] > parity.SAME
 
@@ -143,7 +143,7 @@ def test_a_wrong_gradient_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.skipif(not FUSED, reason="needs a backend with operators")
 def test_nan_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     _wrong(monkeypatch, lambda y, s: (y * torch.nan, s))
-    assert not check(SMALL, training=False).same
+    assert not check(SMALL, training=False, fuse="block").same
 
 
 # ---- the command --------------------------------------------------------------------------------
@@ -164,7 +164,7 @@ def test_verify(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPa
         return check(*arguments, **options)
 
     monkeypatch.setattr("chattn_cuda.cli.verify.check", check_and_look)
-    assert main(["verify", "--threads", "2"]) == 0
+    assert main(["verify", "--threads", "2", "--fuse", "block"]) == 0
     assert "regnety_002" not in printed[0] and "regnety_002  eval   13/13" in printed[1]
     out = printed[1] + capsys.readouterr().out
     assert "2 of 2 agree in float64 to 1e-09" in out
@@ -173,7 +173,7 @@ def test_verify(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPa
 
 def test_verify_short(capsys: pytest.CaptureFixture[str]) -> None:
     """A whole mobilenet has 8 blocks, two of which repeat."""
-    assert main(["verify", "torchvision mobilenet_v3_large", "--short"]) == 0
+    assert main(["verify", "torchvision mobilenet_v3_large", "--short", "--fuse=block"]) == 0
     out = capsys.readouterr().out
     assert "2 of 2 agree" in out and "6/6" in out
 
@@ -184,7 +184,7 @@ def test_verify_fails_on_a_mismatch(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     _wrong(monkeypatch, lambda y, s: (y * (1 + 1e-6), s))
-    assert main(["verify", "regnety_002"]) == 1
+    assert main(["verify", "regnety_002", "--fuse", "block"]) == 1
     out = capsys.readouterr().out
     assert "0 of 2 agree" in out and "output" in out
 
@@ -196,7 +196,7 @@ def test_verify_fails_where_nothing_is_accelerated(
     monkeypatch.setattr(
         parity, "accelerate", lambda model, *_: Report(model, "accelerated", (), ())
     )
-    assert main(["verify"]) == 1
+    assert main(["verify", "--fuse", "block"]) == 1
     out = capsys.readouterr().out
     assert out.count("nothing was accelerated") == 2 and "0 of 2 agree" in out
 
@@ -209,7 +209,7 @@ def test_verify_goes_on_where_a_model_fails(
         raise RuntimeError("out of paper")
 
     monkeypatch.setattr("chattn_cuda.cli.verify.check", fail)
-    assert main(["verify"]) == 1
+    assert main(["verify", "--fuse", "block"]) == 1
     out = capsys.readouterr().out
     assert out.count("fails: out of paper") == 2 and "0 of 2 agree" in out
 

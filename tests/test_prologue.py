@@ -243,7 +243,7 @@ def randomised(module: nn.Module) -> nn.Module:
 
 
 def accelerated(module: nn.Module) -> nn.Module:
-    accelerate(module, backend="cpu")
+    accelerate(module, backend="cpu", fuse="block")
     return module
 
 

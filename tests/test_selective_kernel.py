@@ -204,7 +204,7 @@ def test_accelerated_timm(training: bool, memory_format: torch.memory_format) ->
         theirs = make().double().train(training)
         randomise(theirs)
         ours = copy.deepcopy(theirs)
-        report = chattn_cuda.accelerate(ours, "cpu")
+        report = chattn_cuda.accelerate(ours, "cpu", fuse="block")
         assert report.changed and not report.left
         assert chattn_cuda.explain(ours, x).path == "fused"
         compare(ours, theirs, x)
@@ -411,6 +411,6 @@ def test_whole_model() -> None:
     x = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
         expected = model(x)
-        report = chattn_cuda.accelerate(model)
+        report = chattn_cuda.accelerate(model, fuse="block")
         assert len(report.changed) == 16 and not report.left
         torch.testing.assert_close(model(x), expected, rtol=1e-4, atol=1e-4)

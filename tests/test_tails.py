@@ -430,7 +430,7 @@ def test_fuse_is_for_all_or_for_blocks() -> None:
     """What was fused goes back to its layers with fuse="block"."""
     _, fused = _pair("bottleneck-se")
     assert chattn_cuda.explain(fused, _maps()).path == "fused"
-    report = chattn_cuda.accelerate(fused)
+    report = chattn_cuda.accelerate(fused, fuse="block")
     assert type(fused) is timm.models.resnet.Bottleneck and len(report.again) == 1
     with pytest.raises(ValueError, match="'block' or 'tail'"):
         chattn_cuda.accelerate(fused, fuse="all")

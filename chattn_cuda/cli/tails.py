@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from chattn_cuda.convert.adapter import ADAPTERS
 from chattn_cuda.modules.deferred import values
-from chattn_cuda.modules.views import View
+from chattn_cuda.modules.views import Run, View
 from chattn_cuda.peers import Measured
 
 __all__ = ["TAILS"]
@@ -31,7 +31,7 @@ class _Residual(nn.Module):
 
     def forward(self, u: Tensor, shortcut: Tensor) -> Tensor:
         backend = getattr(self.bn, "_backend", None)  # once it is accelerated
-        parts: Any = self if backend is None else View(backend, self)
+        parts: Any = self if backend is None else View(Run(backend), self)
         x = parts.se(parts.bn(u))
         x += shortcut
         y: Tensor = values(parts.act(x))

@@ -68,7 +68,9 @@ def net(kind: str) -> Net:
     for p in model.parameters():
         nn.init.normal_(p, std=0.7)
     if kind.startswith("timm"):
-        assert len(chattn_cuda.accelerate(model).changed) == (6 if kind == "timm-sk" else 3)
+        assert len(chattn_cuda.accelerate(model, fuse="block").changed) == (
+            6 if kind == "timm-sk" else 3
+        )
     return model
 
 
