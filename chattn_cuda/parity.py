@@ -184,8 +184,9 @@ def _compare(
         errors[kind], worst[kind] = 0.0, ""
         # What is zero but for rounding has no digits to compare: in train mode, biases before a
         # batch norm (resnest50d's fc1). In units of 1e-6 of the largest gradient, the eager model's
-        # own change by 8e-9 from NCHW to channels_last, and skresnext50's fc_reduce by 1e-9.
-        least = 1e-5 * max((float(t.abs().max()) for t in tensors.values()), default=0.0)
+        # own change by 8e-9 from NCHW to channels_last, and skresnext50's fc_reduce by 1e-9; with
+        # tails, rexnet_100's features.3.se.fc1 by 1.2e-8 (AVX2).
+        least = 1e-4 * max((float(t.abs().max()) for t in tensors.values()), default=0.0)
         for name, tensor in tensors.items():
             difference = float((actual[kind][name] - tensor).abs().max())
             error = difference / max(float(tensor.abs().max()), least, 1e-300)
