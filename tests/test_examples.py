@@ -69,9 +69,9 @@ def test_finetune(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_finetune_curves_coincide_in_float64(capsys: pytest.CaptureFixture[str]) -> None:
-    """Unlike those of weights that differ by a ten-millionth."""
-    more = ("--dtype", "float64", "--size", "64", "--batch", "8", "--steps", "3")
-    for _, _, _, ours, _, nudged in curves(output("finetune", capsys, *more)):
+    """Unlike those of weights that differ by a ten-millionth; later so few images amplify both."""
+    more = ("--dtype", "float64", "--size", "64", "--batch", "8")
+    for _, _, _, ours, _, nudged in curves(output("finetune", capsys, *more))[:2]:
         assert ours < 1e-9 < nudged
 
 
