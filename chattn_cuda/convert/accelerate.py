@@ -160,7 +160,10 @@ def _set(module: Any, cls: Any, backend: str | None) -> None:
     if backend is None:
         module.__dict__.pop("_backend", None)
     else:
-        module.__dict__["_backend"] = backend  # past a __setattr__ of the class
+        try:
+            module.backend = backend
+        except AttributeError:  # of a __setattr__ of the class
+            module.__dict__["_backend"] = backend
 
 
 def _notes(backend: str, modules: list[Any]) -> tuple[str, ...]:
