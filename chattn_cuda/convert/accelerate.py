@@ -160,10 +160,7 @@ def _set(module: Any, cls: Any, backend: str | None) -> None:
     if backend is None:
         module.__dict__.pop("_backend", None)
     else:
-        try:
-            module.backend = backend
-        except AttributeError:  # of a __setattr__ of the class
-            module.__dict__["_backend"] = backend
+        module.backend = backend
 
 
 def _notes(backend: str, modules: list[Any]) -> tuple[str, ...]:
