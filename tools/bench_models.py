@@ -286,6 +286,11 @@ def command(options: argparse.Namespace) -> str:
     return shlex.join(words)
 
 
+def fuses_tails(command: str) -> bool:
+    """Whether what that `command` measured was accelerated with tails; older ones name no way."""
+    return "--fuse tail" in command
+
+
 def run(options: argparse.Namespace) -> Path:
     """Measure; the records lie in the returned file, written as they are measured."""
     import torch

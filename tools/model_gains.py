@@ -12,7 +12,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from bench_models import LAYOUTS, ROOT, SECTION, conditions, markdown, write_section
+from bench_models import (
+    LAYOUTS,
+    ROOT,
+    SECTION,
+    conditions,
+    fuses_tails,
+    markdown,
+    write_section,
+)
 from gpu_results import Record, read
 from gpu_summary import Comparison, comparisons, geometric_mean, number
 from report import results
@@ -45,7 +53,7 @@ def text(paths: Iterable[Path]) -> str:
     for path in paths:
         records = read(path)
         for name in dict.fromkeys(c.name for c in comparisons(records)):
-            tails = "--fuse tail" in conditions(records)["command"]
+            tails = fuses_tails(conditions(records)["command"])
             by_kind.setdefault((name, tails), []).append(records)
     for kind, title in TITLES.items():
         if kind in by_kind:

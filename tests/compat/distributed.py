@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
@@ -94,13 +94,20 @@ def main(mode: str, out: str) -> None:
     result = MODES[mode](fast.eval(), images(4))
     if dist.get_rank() == 0:
         torch.save(result, out)
+
+
+def leave() -> NoReturn:
+    """End the process, once all have come so far.
+
+    Gloo's threads may still hold tensors; one that lets go of a tensor while the interpreter is
+    taken down aborts the process (PyTorch, pull request 179291).
+    """
     dist.barrier()
     dist.destroy_process_group()
+    sys.stdout.flush()
+    os._exit(0)
 
 
 if __name__ == "__main__":
     main(*sys.argv[1:])
-    # Gloo's threads may still hold tensors; one that lets go of a tensor while the interpreter is
-    # taken down aborts the process (PyTorch, pull request 179291).
-    sys.stdout.flush()
-    os._exit(0)
+    leave()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
+from bench_models import fuses_tails
 from gpu_summary import geometric_mean
 
 from report.charts import Chart
@@ -18,7 +19,12 @@ LAYOUTS = {"channels_last": "channels_last", "nchw": "NCHW"}
 def of_models(results: Iterable[Results]) -> list[Results]:
     """The runs with whole models; the plain call of accelerate first."""
     found = [r for r in results if any(row.of_model for row in r.rows)]
-    return sorted(found, key=lambda r: ("--fuse tail" not in r.source.command, r.name))
+    return sorted(found, key=lambda r: (not fuses_tails(r.source.command), r.name))
+
+
+def _alone(command: str) -> str:
+    """What to add to a title."""
+    return "" if fuses_tails(command) else ", blocks alone"
 
 
 def groups(rows: Iterable[Row]) -> dict[tuple[str, str], list[Row]]:
@@ -92,7 +98,7 @@ def prices(rows: Sequence[Row], command: str) -> Iterator[Exhibit]:
                 lines.append((title, base, *(times.get(k) for k in (EAGER, OURS)),
                               *(drawn[title].get(k) for k in (EAGER, OURS))))  # fmt: skip
         if drawn:
-            alone = ", blocks alone" * ("--fuse tail" not in command)
+            alone = _alone(command)
             chart = Chart(
                 f"{name}{alone} beside plain {plain}",
                 f"times as fast as eager {plain}",
@@ -143,11 +149,10 @@ def section(results: Sequence[Results]) -> Section:
     """The first of the page."""
     parts = []
     for run in of_models(results):
-        tails = "--fuse tail" in run.source.command
-        call = "accelerate(model)" if tails else 'accelerate(model, fuse="block")'
+        alone = _alone(run.source.command)
+        call = 'accelerate(model, fuse="block")' if alone else "accelerate(model)"
         rows = [row for row in run.rows if row.of_model]
         verbs = " and ".join(dict.fromkeys(row.work.split(",")[0] for row in rows))
-        alone = ", blocks alone" * (not tails)
         exhibits = [speed(f"{title_of(*key)}{alone}", g) for key, g in groups(rows).items()]
         exhibits += [*prices(rows, run.source.command), *memory(rows)]
         parts.append(Part(f"{call}: {verbs}", summary(rows), run.source, exhibits))
@@ -169,13 +174,17 @@ def _memory_parts(results: Iterable[Results]) -> list[Part]:
         "Memory of convolutions' libraries is not in it. The weights and their gradients are the "
         "same in all variants."
     )
-    parts = []
-    for run in results:
-        rows = [row for row in run.rows if row.of_memory]
-        if rows:
-            parts.append(Part("Peak memory", text, run.source, list(memory(rows))))
     why = "peak memory of training; <code>python tools/model_memory.py</code> measures it on a CPU."
-    return parts or [Part("Peak memory", missing=why)]
+    found = ((run, list(memory([r for r in run.rows if r.of_memory]))) for run in results)
+    return _parts("Peak memory", text, found, why)
+
+
+def _parts(
+    title: str, text: str, found: Iterable[tuple[Results, list[Exhibit]]], why: str
+) -> list[Part]:
+    """A part for each run that has something to show; without any, what is missing."""
+    parts = [Part(title, text, run.source, exhibits) for run, exhibits in found if exhibits]
+    return parts or [Part(title, missing=why)]
 
 
 def time_section(results: Iterable[Results]) -> Section:
@@ -185,14 +194,13 @@ def time_section(results: Iterable[Results]) -> Section:
         "down: the shares count. Convolutions are not this package's; what is left is batch norms, "
         "activations and additions between them, and the attention blocks."
     )
-    parts = []
-    for run in results:
-        rows = [row for row in run.rows if row.part]
-        exhibits = [time_exhibit(title_of(*key), mine) for key, mine in groups(rows).items()]
-        if exhibits:
-            parts.append(Part("", "", run.source, exhibits))
     why = "the parts of a model's time; <code>python tools/bench_parts.py</code> measures them."
-    return Section("Where a model's time goes", text, parts or [Part(missing=why)])
+    of_parts = ((run, groups([row for row in run.rows if row.part])) for run in results)
+    found = (
+        (run, [time_exhibit(title_of(*key), mine) for key, mine in rows.items()])
+        for run, rows in of_parts
+    )
+    return Section("Where a model's time goes", text, _parts("", "", found, why))
 
 
 def time_exhibit(title: str, rows: Sequence[Row]) -> Exhibit:
