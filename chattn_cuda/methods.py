@@ -33,6 +33,7 @@ __all__ = [
     "is_plain",
     "key_of",
     "methods_called",
+    "modes_of",
     "names_in",
     "names_of",
 ]
@@ -193,6 +194,13 @@ def names_in(cls: Any) -> Iterator[Names]:
     """What the forward of ``cls``, the methods that it calls and its helpers name."""
     for function in functions_in(cls):
         yield from names_of(function)
+
+
+def modes_of(module: Any) -> tuple[bool, ...]:
+    """Values of ``training`` for which the forward of ``module`` may differ: one, or both."""
+    inside = dict.fromkeys(map(type, module.modules()))
+    asks = any("training" in n.named | n.quoted for cls in inside for n in names_in(cls))
+    return (False, True) if asks else (False,)
 
 
 def functions_in(cls: Any) -> Iterator[Any]:

@@ -80,7 +80,7 @@ def difference(module: Any, accelerated: Any) -> str | None:
     may not change. Then once more with another type, more samples and a larger map, without
     gradients: a forward may look at those. Neither the module nor the global random state changes,
     and no hook runs. Modules of one class that differ in their numbers alone are tried out once;
-    those that differ in sizes, too, in float64 on one small map in each mode.
+    those that differ in sizes, too, in float64 on one small map in each mode that they ask for.
     """
     if is_lazy(module):
         return LAZY
@@ -186,7 +186,7 @@ def _difference(plain: Any, fused: Any, brief: bool) -> str | None:
     if hasattr(fused, "probe_channels"):  # the input has others than the gate
         channels, planes = fused.probe_channels(), planes if brief else LARGER
     before = _attributes(plain)
-    for training in (False, True):
+    for training in methods.modes_of(plain) if brief else (False, True):
         plain.train(training), fused.train(training)
         for size, scale in tuple(zip(planes, _SCALES, strict=True))[:count]:
             x = scale * _randn(2, channels, *size)

@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 
 from chattn_cuda import activations
 from chattn_cuda.convert import probe
-from chattn_cuda.methods import is_fixed, names_in
+from chattn_cuda.methods import is_fixed, modes_of
 
 __all__ = [
     "CONTAINERS",
@@ -104,8 +104,7 @@ def record(module: Any) -> list[Recording]:
     Raises:
         Exception: It fails there.
     """
-    named = (n for cls in probe.classes_inside(module) for n in names_in(cls))
-    modes = (False, True) if any("training" in n.named | n.quoted for n in named) else (False,)
+    modes = modes_of(module)
     with torch.no_grad():
         copy = probe.plain_copy(module, _numbers)
         first: Exception | None = None  # of the map that is most usual

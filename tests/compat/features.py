@@ -93,9 +93,9 @@ train mode, and tries the others out: in float64 on small maps, forward
 and backward, in both modes; in float32 under `no_grad` on 9 samples of 33x34, on one of 8x9 in
 channels_last (with more than 256 channels, on 9 of 8x9 and on one of 33x34) and on two of 1x1.
 Blocks of one class that differ in widths alone share these, and each width runs in float64 on one
-small map in each mode. It does not matter what the caller has set: default type and device,
-autocast, modes, warnings. A forward that changes at other types or sizes than these is not told
-apart, and its assertions and warnings go with it.
+small map, in each mode that its code asks for. It does not matter what the caller has set: default
+type and device, autocast, modes, warnings. A forward that changes at other types or sizes than
+these is not told apart, and its assertions and warnings go with it.
 
 What may change later is looked at in every call: the attributes that the forward reads, of the
 module and of its layers; its methods, and the functions that it calls of its own package and of
