@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import pickle
 from collections.abc import Callable
 from typing import Any
@@ -218,33 +219,41 @@ def test_small_maps_go_to_the_layers(
 
 
 @pytest.mark.parametrize(
-    ("dtype", "act", "mode", "fused"),
+    ("dtype", "act", "mode", "nchw", "rows"),
     [
-        (torch.float32, nn.ReLU, "frozen", True),
-        (torch.float32, nn.Identity, "train", True),
-        (torch.float32, nn.Identity, "frozen", False),
-        (torch.float32, nn.GELU, "infer", True),
-        (torch.float32, nn.GELU, "train", False),
-        (torch.bfloat16, nn.ReLU, "train", True),
-        (torch.bfloat16, nn.ReLU, "frozen", False),
-        (torch.bfloat16, nn.SiLU, "infer", True),
-        (torch.bfloat16, nn.SiLU, "train", False),
+        (torch.float32, nn.ReLU, "frozen", True, True),
+        (torch.float32, nn.SiLU, "frozen", True, False),
+        (torch.float32, nn.SiLU, "train", True, True),
+        (torch.float32, nn.Sigmoid, "train", True, False),
+        (torch.float32, nn.Identity, "train", True, False),
+        (torch.float32, nn.Identity, "infer", False, False),
+        (torch.float32, nn.GELU, "infer", False, False),
+        (torch.float32, functools.partial(nn.GELU, "tanh"), "train", True, True),
+        (torch.bfloat16, nn.ReLU, "train", True, True),
+        (torch.bfloat16, nn.ReLU, "frozen", True, False),
+        (torch.bfloat16, nn.Hardswish, "train", True, False),
+        (torch.bfloat16, nn.SiLU, "infer", True, True),
+        (torch.bfloat16, nn.SiLU, "train", False, False),
+        (torch.bfloat16, nn.Mish, "frozen", True, True),
     ],
 )
 def test_simple_tails_that_are_no_faster_go_to_the_layers(
-    dtype: torch.dtype, act: Any, mode: str, fused: bool, sizes: dict[str, Any],
+    dtype: torch.dtype, act: Any, mode: str, nchw: bool, rows: bool, sizes: dict[str, Any],
     fused_calls: list[Any], monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    """By type, activation and mode; a named backend insists."""
+    """By type, layout, activation and mode; a named backend insists."""
     monkeypatch.setattr(deferred, "_layers_are_faster", sizes["rule"])
     for backend, channels in (("auto", 16), ("cpu", 16), ("auto", 15)):
-        module = timm.layers.BatchNormAct2d(channels, act_layer=act).to(dtype)
-        chattn_cuda.accelerate(module.train(mode == "train"), backend, fuse="tail")
-        x = torch.randn(2, channels, 4, 4).to(dtype, memory_format=torch.channels_last)
-        fused_calls.clear()
-        with torch.set_grad_enabled(mode != "infer"):
-            module(x)
-        assert bool(fused_calls) == (backend == "cpu" or (fused and channels == 16))
+        module = timm.layers.BatchNormAct2d(channels)
+        module.act = act()
+        chattn_cuda.accelerate(module.to(dtype).train(mode == "train"), backend, fuse="tail")
+        for layout, fused in ((torch.contiguous_format, nchw), (torch.channels_last, rows)):
+            x = torch.randn(2, channels, 4, 4).to(dtype, memory_format=layout)
+            few = channels < 16 and layout == torch.channels_last
+            fused_calls.clear()
+            with torch.set_grad_enabled(mode != "infer"):
+                module(x)
+            assert bool(fused_calls) == (backend == "cpu" or (fused and not few))
 
 
 def test_a_bottleneck_is_three_tails(fused_calls: list[Any]) -> None:

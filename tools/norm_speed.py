@@ -3,7 +3,8 @@
     python tools/norm_speed.py
 
 prints a line for each type, layout, activation and mode: the geometric mean of the shapes, and each
-of them. One thread, its own time, medians of alternating calls. The rule about what goes to the
+of them. One thread, its own time, medians of alternating calls; activations in place where they can
+be, as timm's are, and memory that was freed is kept, as it is between a model's layers. The rule about what goes to the
 layers (docs/tail.md) comes from here; it is off meanwhile.
 """
 
@@ -21,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 import chattn_cuda
+from chattn_cuda.cli.measure import keep_freed_memory
 from chattn_cuda.modules import deferred
 
 SHAPES = (8, 32, 112, 112), (8, 96, 56, 56), (8, 256, 56, 56), (16, 512, 28, 28), (32, 2048, 7, 7)
@@ -55,6 +57,7 @@ def speed(module: nn.Module, x: Tensor, mode: str) -> float:
 def main() -> None:
     """Print them all."""
     torch.set_num_threads(1)
+    keep_freed_memory()
     rule: Any = deferred
     rule._layers_are_faster = lambda *_: False
     acts = {a.__name__: a for a in (nn.ReLU, nn.SiLU, nn.Hardswish, nn.GELU, nn.Identity)}
@@ -63,7 +66,7 @@ def main() -> None:
     for dtype, layout, act, mode in itertools.product(types, formats, acts, MODES):
         found = []
         for shape in SHAPES:
-            module = timm.layers.BatchNormAct2d(shape[1], act_layer=acts[act], inplace=False)
+            module = timm.layers.BatchNormAct2d(shape[1], act_layer=acts[act])
             x = torch.randn(shape).to(dtype, memory_format=formats[layout])
             found.append(speed(module.to(dtype).train(mode == "training"), x, mode))
         mean = math.exp(statistics.fmean(map(math.log, found)))

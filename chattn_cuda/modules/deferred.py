@@ -33,8 +33,10 @@ has made its calls gains nothing by fewer passes. docs/tail.md has the figures.
 """
 
 _IDENTITY = 0, 0.0
-_GELU = activations.ACTIVATIONS["gelu"].code
-_LINES = tuple(activations.ACTIVATIONS[n].code for n in ("relu", "relu6", "leaky_relu"))
+_GELU, _SILU, _SIGMOID, _TANH, _RELU, _RELU6, _MISH, _ELU, _GELU_TANH = (
+    activations.ACTIVATIONS[name].code
+    for name in "gelu silu sigmoid tanh relu relu6 mish elu gelu_tanh".split()
+)
 _FEW = 16  # channels, whose rows are shorter than a vector
 _SUMS = (torch.add, Tensor.add, Tensor.__add__)
 _OF_NORM = "weight", "bias", "running_mean", "running_var"
@@ -310,12 +312,18 @@ def _layers_are_faster(
     """Whether they are on a CPU, for a norm and an activation alone; see docs/tail.md."""
     if x.device.type != "cpu":
         return False
-    if x.shape[1] < _FEW and ops.memory_format_of(x) == torch.channels_last:
+    rows, is_wide = ops.memory_format_of(x) == torch.channels_last, x.element_size() > 2
+    if act == _GELU or (rows and x.shape[1] < _FEW):
         return True
-    trains, is_bare = compiled.has_gradients(tensors), act == _IDENTITY[0]
-    if x.element_size() == 2:
-        return act == _GELU or is_bare or (trains and not (of_batch and act in _LINES))
-    return trains and (act == _GELU or (is_bare and not of_batch))
+    if act in (_MISH, _ELU, _GELU_TANH):  # several operations there
+        return False
+    if not compiled.has_gradients(tensors):
+        return act == _IDENTITY[0]
+    if not rows:
+        return not is_wide and act in (_SILU, _SIGMOID, _TANH)
+    if not is_wide:
+        return act not in (_RELU, _RELU6) or not of_batch
+    return act in (_IDENTITY[0], _SIGMOID) or (act == _SILU and not of_batch)
 
 
 def _fit(x: Tensor, of_norm: Sequence[Any]) -> bool:

@@ -52,6 +52,9 @@ inline index_t dense_mask_bytes(const MapShape& map) { return (map.elements() + 
 // Accumulators per channel of a sample, each a row that is indexed by the channel.
 //
 //   dx = scale * inner' * (gate*g + dpooled) - constant - slope*(x - mean),   g = act' * dy
+//
+// The CPU's passes without an inner activation read neither gate nor dpooled, which are then parts
+// of scale, shift and constant: dx = scale * g - constant - slope*(x - mean).
 struct TailNumbers {
   const void *scale = nullptr, *shift = nullptr, *gate = nullptr;
   const void* mean = nullptr;  // of the channel

@@ -155,28 +155,55 @@ struct Squeeze {
 };
 
 // ---- the other passes
+// What the passes read of each sample: of the norm, and the gate. Without an inner activation the
+// gate is a factor of scale and shift, so that a pass reads two rows and not three.
 template <class A>
-TailNumbers numbers_of(const void* rows, index_t c) {
-  TailNumbers n;
-  n.scale = at<A>(rows, kTailScale * c);
-  n.shift = at<A>(rows, kTailShift * c);
-  n.mean = at<A>(rows, kTailMean * c);
-  return n;
-}
+struct SampleNumbers {
+  TailNumbers norm;
+  Gates<A> gate;
+  index_t c, step = 0;
+  std::vector<A> scale, shift;
+
+  SampleNumbers(const MapShape& map, const void* rows, const void* gates, bool plain,
+                const Parallel& parallel)
+      : gate(gates, map.c), c(map.c) {
+    norm.scale = at<A>(rows, kTailScale * c);
+    norm.shift = at<A>(rows, kTailShift * c);
+    norm.mean = at<A>(rows, kTailMean * c);
+    if (!plain || !gates) return;
+    scale.resize(static_cast<std::size_t>(map.planes()));
+    shift.resize(scale.size());
+    for_planes(map, parallel, 1, [&](index_t i, index_t c0, index_t c1) {
+      for (index_t k = c0; k < c1; ++k) {
+        scale[static_cast<std::size_t>(i * c + k)] = gate(i)[k] * *at<A>(norm.scale, k);
+        shift[static_cast<std::size_t>(i * c + k)] = gate(i)[k] * *at<A>(norm.shift, k);
+      }
+    });
+    norm.scale = scale.data();
+    norm.shift = shift.data();
+    step = c;
+  }
+  TailNumbers operator()(index_t n) const {
+    TailNumbers found = norm;
+    found.scale = at<A>(norm.scale, n * step);
+    found.shift = at<A>(norm.shift, n * step);
+    found.gate = gate(n);
+    return found;
+  }
+};
 
 template <class A>
 void apply(const TailApply& p, const Parallel& parallel) {
   const PassKernels& pass = kernels().pass(p.map.dtype);
-  const Gates<A> gate(p.gate, p.map.c);
+  const SampleNumbers<A> numbers(p.map, p.numbers, p.gate, p.functions.inner == Act::identity,
+                                 parallel);
   TailMaps maps;
   maps.x = p.x;
   maps.residual = p.residual;
   for_regions(
       p.map, parallel,
       [&](const Region& r) {
-        TailNumbers n = numbers_of<A>(p.numbers, p.map.c);
-        n.gate = gate(r.n);
-        pass.tail(p.map, maps, p.functions, n, r, p.y, p.mask, streams(p.map));
+        pass.tail(p.map, maps, p.functions, numbers(r.n), r, p.y, p.mask, streams(p.map));
       },
       true);
 }
@@ -185,16 +212,14 @@ template <class A>
 void reduce(const TailReduce& p, const Parallel& parallel) {
   const PassKernels& pass = kernels().pass(p.map.dtype);
   const index_t c = p.map.c, rows = tail_sums(p.functions);
-  const Gates<A> gate(p.gate, c);
+  const SampleNumbers<A> numbers(p.map, p.numbers, p.gate, rows == 2, parallel);
   const SpanSums<A> spans(p.map, rows);
-  const TailNumbers all = numbers_of<A>(p.numbers, c);
-  const A* const scale = static_cast<const A*>(all.scale);
-  const A* const shift = static_cast<const A*>(all.shift);
-  const A* const mean = static_cast<const A*>(all.mean);
+  const A* const scale = at<A>(p.numbers, kTailScale * c);
+  const A* const shift = at<A>(p.numbers, kTailShift * c);
+  const A* const mean = at<A>(p.numbers, kTailMean * c);
   for_regions(p.map, parallel, [&](const Region& r) {
-    TailNumbers n = all;
-    n.gate = gate(r.n);
-    pass.tail_sums(p.map, p.maps, p.functions, n, r, spans.at(r, at<A>(p.sums, r.n * rows * c)));
+    pass.tail_sums(p.map, p.maps, p.functions, numbers(r.n), r,
+                   spans.at(r, at<A>(p.sums, r.n * rows * c)));
   });
   for_planes(p.map, parallel, rows * spans.count(), [&](index_t i, index_t c0, index_t c1) {
     A* const sums = at<A>(p.sums, i * rows * c);
@@ -253,6 +278,17 @@ struct Gradient {
     });
   }
 
+  // pooled = constant - scale * pooled
+  void join(const Parallel& parallel) {
+    const A* const scale = at<A>(p.numbers, kTailScale * c);
+    for_planes(p.map, parallel, 1, [&](index_t i, index_t c0, index_t c1) {
+      for (index_t k = c0; k < c1; ++k) {
+        A& received = pooled[static_cast<std::size_t>(i * c + k)];
+        received = constant[static_cast<std::size_t>(k)] - scale[k] * received;
+      }
+    });
+  }
+
   void run(const Parallel& parallel) {
     if (p.dpooled)
       for_planes(p.map, parallel, 1, [&](index_t i, index_t c0, index_t c1) {
@@ -266,15 +302,18 @@ struct Gradient {
     }
     if (!p.dx && !p.dresidual) return;
     const PassKernels& pass = kernels().pass(p.map.dtype);
+    const SampleNumbers<A> numbers(p.map, p.numbers, p.gate, plain, parallel);
+    const bool joined = plain && p.dpooled;  // one row for what planes receive and lose
+    if (joined) join(parallel);
     for_regions(
         p.map, parallel,
         [&](const Region& r) {
-          TailNumbers numbers = numbers_of<A>(p.numbers, c);
-          numbers.gate = gate(r.n);
-          numbers.dpooled = pooled.data() + (p.dpooled ? r.n * c : 0);
-          numbers.constant = constant.data();
-          numbers.slope = slope.data();
-          pass.tail_gradient(p.map, p.maps, p.functions, numbers, r, p.dx, p.dresidual,
+          TailNumbers of_sample = numbers(r.n);
+          const A* const received = pooled.data() + (p.dpooled ? r.n * c : 0);
+          of_sample.dpooled = received;
+          of_sample.constant = joined ? received : constant.data();
+          of_sample.slope = slope.data();
+          pass.tail_gradient(p.map, p.maps, p.functions, of_sample, r, p.dx, p.dresidual,
                              streams(p.map));
         },
         true);

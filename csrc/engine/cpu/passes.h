@@ -73,18 +73,27 @@ CHATTN_INLINE void plane_sums(const MapShape& s, index_t c0, index_t c1, acc_t<T
   }
 }
 
-// out[i] = value(i) for a run of elements, streamed where the run starts on a vector boundary.
-template <class T, class Value>
+// out[i] = value(i) for a run of elements, streamed where it begins and ends on vector boundaries:
+// a line of the cache that is written both ways waits for the memory.
+// kAnywhere: value(i) may be asked for any i, and again: what is left at the end is then a whole
+// vector that overlaps the one before, as stores of a part take as long as several of a whole.
+template <bool kAnywhere = true, class T, class Value>
 CHATTN_INLINE void write_run(T* out, index_t length, bool stream, Value&& value) {
   using S = Simd<T>;
   constexpr int kL = S::kLanes;
   index_t i = 0;
-  if (stream && reinterpret_cast<std::uintptr_t>(out) % (kL * sizeof(T)) == 0) {
+  if (stream && length % kL == 0 && reinterpret_cast<std::uintptr_t>(out) % (kL * sizeof(T)) == 0) {
     for (; i + kL <= length; i += kL) S::stream(out + i, value(i, static_cast<index_t>(kL)));
   } else {
     for (; i + kL <= length; i += kL) S::store(out + i, value(i, static_cast<index_t>(kL)));
   }
-  if (i < length) S::store_partial(out + i, value(i, length - i), static_cast<int>(length - i));
+  if (i == length) return;
+  if (kAnywhere && length > kL) {
+    i = length - kL;
+    S::store(out + i, value(i, static_cast<index_t>(kL)));
+    return;
+  }
+  S::store_partial(out + i, value(i, length - i), static_cast<int>(length - i));
 }
 
 // ---- (N, HW, C): a position is a contiguous row of channels
@@ -103,19 +112,25 @@ CHATTN_INLINE index_t positions_per_row(const MapShape& s, bool dense) {
   return s.c * fold <= kLongestRow ? fold : 1;
 }
 
+// A row of C values `fold` times, one behind the other.
+template <class A>
+CHATTN_INLINE const A* repeat_row(A* out, const A* row, index_t c, index_t fold) {
+  for (index_t i = 0; i < fold; ++i)
+    memcpy(out + i * c, row, static_cast<std::size_t>(c) * sizeof(A));
+  return out;
+}
+
 // Accumulators per channel, R rows of them, repeated for every position of a row.
 template <class A, int R>
 struct Repeated {
   const A* first;
   index_t stride;
-  A copy[R * kLongestRow];
+  alignas(kVectorBytes) A copy[R * kLongestRow];
 
   CHATTN_INLINE Repeated(const A* values, index_t c, index_t fold)
       : first(fold > 1 ? copy : values), stride(fold > 1 ? c * fold : c) {
     if (first != copy) return;
-    for (index_t r = 0; r < R; ++r)
-      for (index_t i = 0; i < stride; ++i)
-        copy[r * stride + i] = i < c ? values[r * c + i] : copy[r * stride + i - c];
+    for (index_t r = 0; r < R; ++r) repeat_row(copy + r * stride, values + r * c, c, fold);
   }
 };
 

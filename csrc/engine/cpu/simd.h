@@ -119,7 +119,14 @@ struct Simd {
     static_assert(sizeof(T) == 2);
     V v;
     if constexpr (std::is_same_v<T, bfloat16_t>) {
+      // GCC 12 widens and narrows in halves where an instruction does it.
+#if defined(__AVX512F__)
+      const U32 wide = (U32)_mm512_maskz_cvtepu16_epi32(0xffff, (__m256i)bits) << 16;
+#elif defined(__AVX2__)
+      const U32 wide = (U32)_mm256_cvtepu16_epi32((__m128i)bits) << 16;
+#else
       const U32 wide = __builtin_convertvector(bits, U32) << 16;
+#endif
       memcpy(&v, &wide, sizeof v);
     } else {
 #if defined(__AVX512F__)
@@ -142,8 +149,20 @@ struct Simd {
       U32 wide;
       memcpy(&wide, &v, sizeof wide);
       const U32 rounded = (wide + 0x7fffu + ((wide >> 16) & 1u)) >> 16;
+#if defined(__AVX512F__)
+      const __m512i kept = _mm512_mask_set1_epi32(
+          (__m512i)rounded, _mm512_cmp_ps_mask((__m512)v, (__m512)v, _CMP_UNORD_Q), 0x7fc0);
+      bits = (U16)_mm512_maskz_cvtepi32_epi16(0xffff, kept);
+#else
       const U32 nan = (U32)(v != v);
-      bits = __builtin_convertvector((rounded & ~nan) | (nan & 0x7fc0u), U16);
+      const U32 kept = (rounded & ~nan) | (nan & 0x7fc0u);
+#if defined(__AVX2__)
+      bits = (U16)_mm_packus_epi32(_mm256_castsi256_si128((__m256i)kept),
+                                   _mm256_extracti128_si256((__m256i)kept, 1));
+#else
+      bits = __builtin_convertvector(kept, U16);
+#endif
+#endif
     } else {
 #if defined(__AVX512F__)
       bits = (U16)_mm512_maskz_cvtps_ph(0xffff, (__m512)v,

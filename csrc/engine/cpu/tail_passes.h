@@ -105,6 +105,9 @@ void moments(const MapShape& s, const T* x, const Region& at, const acc_t<T>* sh
       });
 }
 
+// The rows of TailNumbers, as far as a pass reads them.
+enum { kScale, kShift, kGate, kMean, kPooled, kConstant, kSlope };
+
 // A tail's value and gradients at one vector of positions.
 template <class T, Known kInner, Known kAct>
 struct Tail {
@@ -122,15 +125,20 @@ struct Tail {
         dy(static_cast<const T*>(maps.dy)),
         mask(static_cast<const std::uint8_t*>(maps.mask)) {}
 
-  CHATTN_INLINE V inner(V v) const {
-    return activated<kInner, A>(f.inner, v, static_cast<A>(f.inner_param));
+  // w = inner(u)
+  CHATTN_INLINE V inner(V u) const {
+    return activated<kInner, A>(f.inner, u, static_cast<A>(f.inner_param));
   }
-  CHATTN_INLINE V through_inner(V v, V g) const {
-    return through<kInner, A>(f.inner, v, static_cast<A>(f.inner_param), g);
+  CHATTN_INLINE V through_inner(V u, V g) const {
+    return through<kInner, A>(f.inner, u, static_cast<A>(f.inner_param), g);
   }
-  // What `act` is applied to, at `offset`; w = inner(scale*x + shift).
-  CHATTN_INLINE V before_act(V w, V gate, index_t offset, index_t count) const {
-    V z = gate * w;
+  // What `act` is applied to, at `offset`. Without an inner activation the gate is in u
+  // (TailNumbers), and its row is not read.
+  template <class Numbers>
+  CHATTN_INLINE V before_act(V w, const Numbers& numbers, index_t i, index_t offset,
+                             index_t count) const {
+    V z = w;
+    if constexpr (kInner != Known::identity) z *= numbers.template at<kGate>(i, count);
     if (residual) z += S::load_some(residual + offset, count);
     return z;
   }
@@ -165,22 +173,29 @@ void tail(const MapShape& s, const TailMaps& maps, const TailFunctions& f, const
   using S = Simd<T>;
   using V = typename S::V;
   const Tail<T, kInner, kAct> tail(maps, f);
-  enum { kScale, kShift, kGate, kRows };
-  const A* const rows[kRows] = {static_cast<const A*>(n.scale), static_cast<const A*>(n.shift),
-                                static_cast<const A*>(n.gate)};
+  const A* const rows[] = {static_cast<const A*>(n.scale), static_cast<const A*>(n.shift),
+                           static_cast<const A*>(n.gate)};
   for_runs<T>(
       s, at, rows,
       [&](index_t offset, index_t byte, index_t length, const auto& numbers) CHATTN_INLINE_LAMBDA {
-        write_run(y + offset, length, stream, [&](index_t i, index_t count) CHATTN_INLINE_LAMBDA {
+        const auto value = [&]<bool kMask>(index_t i, index_t count) CHATTN_INLINE_LAMBDA {
           const V u =
               numbers.template at<kScale>(i, count) * S::load_some(tail.x + offset + i, count) +
               numbers.template at<kShift>(i, count);
-          const V z = tail.before_act(tail.inner(u), numbers.template at<kGate>(i, count),
-                                      offset + i, count);
-          if (kAct != Known::identity && mask)
-            Bits<A>::store(mask + byte, i, count, Bits<A>::of(tail.on(z)));
+          const V z = tail.before_act(tail.inner(u), numbers, i, offset + i, count);
+          if constexpr (kMask) Bits<A>::store(mask + byte, i, count, Bits<A>::of(tail.on(z)));
           return tail.act(z);
-        });
+        };
+        if (kAct != Known::identity && mask) {
+          write_run<false>(y + offset, length, stream,
+                           [&](index_t i, index_t count) CHATTN_INLINE_LAMBDA {
+                             return value.template operator()<true>(i, count);
+                           });
+        } else {
+          write_run(y + offset, length, stream, [&](index_t i, index_t count) CHATTN_INLINE_LAMBDA {
+            return value.template operator()<false>(i, count);
+          });
+        }
       });
 }
 
@@ -192,7 +207,7 @@ void tail_sums(const MapShape& s, const TailMaps& maps, const TailFunctions& f,
   using V = typename S::V;
   constexpr int kSums = kInner == Known::identity ? 2 : 5;
   const Tail<T, kInner, kAct> tail(maps, f);
-  enum { kScale, kShift, kGate, kMean, kRows };
+  constexpr int kRows = kMean + 1;
   const A* const rows[kRows] = {static_cast<const A*>(n.scale), static_cast<const A*>(n.shift),
                                 static_cast<const A*>(n.gate), static_cast<const A*>(n.mean)};
   const MaskShape shape(s);
@@ -205,7 +220,7 @@ void tail_sums(const MapShape& s, const TailMaps& maps, const TailFunctions& f,
     const V u = numbers.template at<kScale>(i, count) * x + numbers.template at<kShift>(i, count);
     const V w = tail.inner(u);
     const V g = tail.gradient(offset, bits, i, count, [&]() CHATTN_INLINE_LAMBDA {
-      return tail.before_act(w, numbers.template at<kGate>(i, count), offset, count);
+      return tail.before_act(w, numbers, i, offset, count);
     });
     if constexpr (kSums == 2) {
       return tile_of<V, 2>(g, g * d);
@@ -240,11 +255,10 @@ void tail_gradient(const MapShape& s, const TailMaps& maps, const TailFunctions&
   using S = Simd<T>;
   using V = typename S::V;
   const Tail<T, kInner, kAct> tail(maps, f);
-  enum { kScale, kShift, kGate, kMean, kPooled, kConstant, kSlope, kRows };
-  const A* const rows[kRows] = {static_cast<const A*>(n.scale),   static_cast<const A*>(n.shift),
-                                static_cast<const A*>(n.gate),    static_cast<const A*>(n.mean),
-                                static_cast<const A*>(n.dpooled), static_cast<const A*>(n.constant),
-                                static_cast<const A*>(n.slope)};
+  const A* const rows[] = {static_cast<const A*>(n.scale),   static_cast<const A*>(n.shift),
+                           static_cast<const A*>(n.gate),    static_cast<const A*>(n.mean),
+                           static_cast<const A*>(n.dpooled), static_cast<const A*>(n.constant),
+                           static_cast<const A*>(n.slope)};
   for_runs<T>(
       s, at, rows,
       [&](index_t offset, index_t byte, index_t length, const auto& numbers) CHATTN_INLINE_LAMBDA {
@@ -254,31 +268,33 @@ void tail_gradient(const MapShape& s, const TailMaps& maps, const TailFunctions&
         };
         const auto gradient = [&](index_t i, index_t count, V u) CHATTN_INLINE_LAMBDA {
           return tail.gradient(offset + i, bits, i, count, [&]() CHATTN_INLINE_LAMBDA {
-            return tail.before_act(tail.inner(u), numbers.template at<kGate>(i, count), offset + i,
-                                   count);
+            return tail.before_act(tail.inner(u), numbers, i, offset + i, count);
           });
         };
         if (dx)
-          write_run(dx + offset, length, stream,
-                    [&](index_t i, index_t count) CHATTN_INLINE_LAMBDA {
-                      const V x = S::load_some(tail.x + offset + i, count), u = before(i, count, x);
-                      const V dw = numbers.template at<kGate>(i, count) * gradient(i, count, u) +
-                                   numbers.template at<kPooled>(i, count);
-                      // By running statistics the slope is 0, whatever x is.
-                      const V slope = numbers.template at<kSlope>(i, count);
-                      const V lost =
-                          slope == A(0) ? V{} : slope * (x - numbers.template at<kMean>(i, count));
-                      return numbers.template at<kScale>(i, count) * tail.through_inner(u, dw) -
-                             numbers.template at<kConstant>(i, count) - lost;
-                    });
+          write_run<kAct != Known::masked>(
+              dx + offset, length, stream, [&](index_t i, index_t count) CHATTN_INLINE_LAMBDA {
+                const V x = S::load_some(tail.x + offset + i, count), u = before(i, count, x);
+                V dw = gradient(i, count, u);
+                if constexpr (kInner != Known::identity)
+                  dw = numbers.template at<kGate>(i, count) * dw +
+                       numbers.template at<kPooled>(i, count);
+                // By running statistics the slope is 0, whatever x is.
+                const V slope = numbers.template at<kSlope>(i, count);
+                const V lost =
+                    slope == A(0) ? V{} : slope * (x - numbers.template at<kMean>(i, count));
+                return numbers.template at<kScale>(i, count) * tail.through_inner(u, dw) -
+                       numbers.template at<kConstant>(i, count) - lost;
+              });
         if (dresidual)
-          write_run(dresidual + offset, length, stream,
-                    [&](index_t i, index_t count) CHATTN_INLINE_LAMBDA {
-                      V u{};
-                      if (kAct != Known::masked)
-                        u = before(i, count, S::load_some(tail.x + offset + i, count));
-                      return gradient(i, count, u);
-                    });
+          write_run<kAct != Known::masked>(dresidual + offset, length, stream,
+                                           [&](index_t i, index_t count) CHATTN_INLINE_LAMBDA {
+                                             V u{};
+                                             if (kAct != Known::masked)
+                                               u = before(i, count,
+                                                          S::load_some(tail.x + offset + i, count));
+                                             return gradient(i, count, u);
+                                           });
       });
 }
 

@@ -68,14 +68,13 @@ struct Bits {
 template <class A, int R>
 struct Rows {
   const A* at[R];
-  A copy[R * kLongestRow];
+  alignas(kVectorBytes) A copy[R * kLongestRow];
 
   CHATTN_INLINE Rows(const A* const (&rows)[R], index_t c, index_t fold) {
-    for (int r = 0; r < R; ++r) at[r] = fold > 1 ? copy + r * kLongestRow : rows[r];
-    if (fold == 1) return;
-    for (int r = 0; r < R; ++r)
-      for (index_t i = 0; i < c * fold; ++i)
-        copy[r * kLongestRow + i] = i < c ? rows[r][i] : copy[r * kLongestRow + i - c];
+    for (int r = 0; r < R; ++r) {
+      at[r] = rows[r];
+      if (fold > 1 && rows[r]) at[r] = repeat_row(copy + r * kLongestRow, rows[r], c, fold);
+    }
   }
 };
 
