@@ -204,14 +204,19 @@ def test_checkpoints_from_the_first_step(
 def test_small_maps_go_to_the_layers(
     sizes: dict[str, Any], fused_calls: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By the size of the block's input, then of each tail's; a named backend insists."""
+    """By the size of the block's input, then of each tail's; a named backend insists.
+
+    With gradients it is half of the size.
+    """
     _, fused = _pair("bottleneck-se")
     x = _maps()  # 32,256 bytes; a quarter of it inside
-    for smallest, tails in ((32_256, 1), (8_064, 3), (300_000, 0)):
-        monkeypatch.setattr(deferred, "SMALLEST", sizes | {"cpu": smallest})
-        fused_calls.clear()
-        fused(x)
-        assert len(fused_calls) == tails
+    for gradients in (False, True):
+        for smallest, tails in ((32_256, 1), (8_064, 3), (300_000, 0)):
+            monkeypatch.setattr(deferred, "SMALLEST", sizes | {"cpu": smallest << gradients})
+            fused_calls.clear()
+            with torch.set_grad_enabled(gradients):
+                fused(x)
+            assert len(fused_calls) == tails
     assert "small" in str(chattn_cuda.explain(fused, x))
     chattn_cuda.accelerate(fused, fuse="tail", backend="cpu")
     fused(x)

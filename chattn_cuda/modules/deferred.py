@@ -29,7 +29,8 @@ SMALLEST = {"cpu": 4 << 20, "cuda": 64 << 20}
 """Bytes of the smallest map, by device type, that a tail reads for `backend="auto"`.
 
 What lies in a processor's caches is read again for nothing; and a GPU that is done before the host
-has made its calls gains nothing by fewer passes. docs/tail.md has the figures.
+has made its calls gains nothing by fewer passes. On a CPU it is half of that where gradients are
+on: a step keeps fewer maps for its backward. docs/tail.md has the figures.
 """
 
 _IDENTITY = 0, 0.0
@@ -47,7 +48,9 @@ def is_small(backend: str, x: Tensor, channels: int) -> bool:
     if backend != "auto":
         return False
     n, _, h, w = x.shape
-    return n * channels * h * w * x.element_size() < SMALLEST.get(x.device.type, 0)
+    device = x.device.type
+    smallest = SMALLEST.get(device, 0) // (2 if device == "cpu" and torch.is_grad_enabled() else 1)
+    return n * channels * h * w * x.element_size() < smallest
 
 
 def values(x: Any) -> Any:
