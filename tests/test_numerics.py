@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import timm
 import torch
 from torch import Tensor
 
+from chattn_cuda import accelerate
 from chattn_cuda.functional import squeeze_excite
 from tests import cases
 from tests.cases import BLOCKS, Case
@@ -117,3 +119,18 @@ def test_float32_weights_with_a_16_bit_map(
         kind = dtype if key == "y" or block.is_map(key[1:]) else torch.float32
         empty = config.shape[0] == 0
         assert_close(key, value, exact[key], eager[key], dtype=kind, allow_zero=empty)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["float16", "bfloat16"])
+def test_every_16_bit_number_is_read_and_rounded_on_the_cpu(dtype: torch.dtype) -> None:
+    """To nearest even, infinities and subnormal numbers too; a NaN stays one."""
+    cases.require("cpu")
+    x = torch.arange(2**16 + 3).to(torch.uint16).view(dtype).view(1, 1, 1, -1)  # a part of a vector
+    norm = timm.layers.BatchNormAct2d(1, eps=0.0, apply_act=False).eval()
+    accelerate(norm, "cpu")
+    for factor in (1.0, 1.0 + 2.0**-8, 1.0 + 2.0**-11, 1 / 3):
+        norm.weight.data.fill_(factor)
+        with torch.no_grad():
+            found, expected = norm(x), (x.float() * norm.weight).to(dtype)
+        assert torch.equal(found.isnan(), x.isnan())
+        assert torch.equal(found.nan_to_num(7), expected.nan_to_num(7))
