@@ -27,6 +27,7 @@ __all__ = [
     "changed",
     "code_of",
     "functions_in",
+    "held",
     "helpers",
     "is_fixed",
     "is_own",
@@ -45,13 +46,18 @@ _PLAIN = (bool, int, float, str, type(None))
 class Names(NamedTuple):
     """What code names: attributes and globals, strings for getattr, and which it loads globally.
 
-    ``stored``: which it sets, but for those of self.
+    ``stored``: which it sets, but for those of self. ``paths``: globals, and variables around it,
+    with the attributes that follow. ``asked``: of which path it asks what it is or has, and how.
     """
 
     named: frozenset[str]
     quoted: frozenset[str]
     globals: frozenset[str]
     stored: frozenset[str]
+    paths: frozenset[tuple[str, ...]]
+    asked: frozenset[tuple[str, tuple[str, ...]]]
+    imported: frozenset[str]
+    catches: bool
 
 
 class Member(NamedTuple):
@@ -227,11 +233,49 @@ def names_of(function: Any) -> list[Names]:
 @functools.lru_cache(maxsize=1024)
 def _names(code: Any) -> Names:
     strings = (c for c in code.co_consts if isinstance(c, str) and c.isidentifier())
-    instructions = list(dis.get_instructions(code))
+    instructions = [i for i in dis.get_instructions(code) if i.opname not in _NOTHING]
     loads = (i.argval for i in instructions if i.opname == "LOAD_GLOBAL")
     stored = {i.argval for i in instructions if i.opname == "STORE_GLOBAL"}
-    for before, i in itertools.pairwise(instructions):
+    paths, asked = set(), set()
+    for at, (before, i) in enumerate(itertools.pairwise(instructions)):
         owner = before.argval if isinstance(before.argval, tuple) else (before.argval,)
         if i.opname == "STORE_ATTR" and owner[-1:] != ("self",):
             stored.add(i.argval)
-    return Names(frozenset(code.co_names), frozenset(strings), frozenset(loads), frozenset(stored))
+        if before.opname in ("LOAD_GLOBAL", "LOAD_DEREF"):
+            paths.add(_path(instructions, at))
+            if before.argval in ("getattr", "hasattr"):
+                asked.add((before.argval, _path(instructions, at + 1)))
+    operations = {i.opname for i in instructions}
+    pairs = {(one.opname, two.opname) for one, two in itertools.pairwise(instructions)}
+    catches = bool(operations & _CATCHES) or ("PUSH_EXC_INFO", "POP_TOP") in pairs
+    imported = frozenset(i.argval for i in instructions if i.opname == "IMPORT_NAME")
+    return Names(
+        frozenset(code.co_names), frozenset(strings), frozenset(loads), frozenset(stored),
+        frozenset(paths), frozenset(asked), imported, catches,
+    )  # fmt: skip
+
+
+_NOTHING = frozenset("CACHE EXTENDED_ARG NOP PRECALL PUSH_NULL".split())
+_CATCHES = frozenset("CHECK_EXC_MATCH JUMP_IF_NOT_EXC_MATCH SETUP_FINALLY MATCH_CLASS".split())
+
+
+def _path(instructions: list[Any], at: int) -> tuple[str, ...]:
+    """The variable that is loaded there, and the attributes of it; "?" for anything else."""
+    first = instructions[at]
+    if not first.opname.startswith(("LOAD_FAST", "LOAD_GLOBAL", "LOAD_DEREF")):
+        return ("?",)
+    if isinstance(first.argval, tuple):  # two variables at once
+        return (first.argval[0],)
+    attributes = itertools.takewhile(
+        lambda i: i.opname in ("LOAD_ATTR", "LOAD_METHOD"), instructions[at + 1 :]
+    )
+    return first.argval, *(i.argval for i in attributes)
+
+
+def held(own: dict[str, Any]) -> tuple[Any, ...]:
+    """Of a module's ``__dict__``: names, classes and sizes of its parameters and buffers."""
+    return tuple(
+        (name, None if t is None else (type(t), t.shape))
+        for kind in ("_parameters", "_buffers")
+        for name, t in own.get(kind, {}).items()
+    )

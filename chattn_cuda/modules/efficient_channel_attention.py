@@ -66,7 +66,7 @@ class EfficientChannelAttentionForward(FusedForward):
     @torch.jit.unused
     def operands(self) -> Operands | str:
         """What the operators take of the layers, or why they do not cover them."""
-        conv = self._conv_module()
+        conv: Any = self._conv_module()
         gate = self._gate(conv)
         if isinstance(gate, str):
             return gate
