@@ -30,6 +30,7 @@ __all__ = [
     "held",
     "helpers",
     "is_fixed",
+    "is_installed",
     "is_own",
     "is_plain",
     "key_of",
@@ -175,6 +176,11 @@ def helpers(cls: Any) -> list[Member]:
         for n in names_of(function):
             places = [(here, name) for name in n.globals if here and vars(here) is scope]
             modules = [m for m in map(scope.get, n.globals) if isinstance(m, types.ModuleType)]
+            for path in n.paths:
+                owner = scope.get(path[0])
+                for name in path[1:-1]:
+                    owner = vars(owner).get(name) if isinstance(owner, types.ModuleType) else None
+                modules += [owner] * isinstance(owner, types.ModuleType)
             for owner, name in (*places, *((m, name) for m in modules for name in n.named)):
                 value = vars(owner).get(name)
                 if isinstance(value, types.FunctionType) and value not in found:
@@ -186,8 +192,13 @@ def helpers(cls: Any) -> list[Member]:
 
 def _is_of(package: str, function: Any) -> bool:
     home = (function.__module__ or "").partition(".")[0]
-    installed = function.__code__.co_filename.startswith(_INSTALLED)
-    return home == package or not (installed or home in ("torch", "chattn_cuda"))
+    return home == package or not (is_installed(function) or home in ("torch", "chattn_cuda"))
+
+
+def is_installed(function: Any) -> bool:
+    """Whether its code is of Python or of an installed package."""
+    code = getattr(function, "__code__", None)
+    return code is not None and code.co_filename.startswith(_INSTALLED)
 
 
 _INSTALLED = tuple(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import io
 import re
@@ -169,6 +170,25 @@ def test_numbers_that_do_not_fit_raise_as_in_eager_pytorch(name: str, when: str)
         spoil(module)
     with pytest.raises((AssertionError, RuntimeError, ValueError)):
         module(X)
+
+
+@pytest.mark.parametrize("name", ["SEModule", "EffectiveSEModule", "torchvision's"])
+def test_one_gate_for_all_channels_is_eager_pytorchs(name: str) -> None:
+    module: Any = {
+        "SEModule": lambda: timm.layers.SEModule(16),
+        "EffectiveSEModule": lambda: timm.layers.EffectiveSEModule(16),
+        "torchvision's": lambda: torchvision.ops.SqueezeExcitation(16, 8),
+    }[name]().double()
+    plain = copy.deepcopy(module)
+    accelerate(module)
+    module(X)
+    layer = "fc" if name == "EffectiveSEModule" else "fc2"
+    for m in (module, plain):
+        old = getattr(m, layer)
+        torch.manual_seed(0)
+        setattr(m, layer, nn.Conv2d(old.in_channels, 1, 1).double())
+    torch.testing.assert_close(module(X), plain(X))
+    assert explain(module, X).path == "eager"
 
 
 def test_a_number_of_paths_that_nobody_reads_is_none() -> None:

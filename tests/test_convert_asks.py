@@ -21,10 +21,13 @@ from torch import get_num_threads as threads
 from chattn_cuda import accelerate, backends, explain
 from tests.test_convert_left import Block, with_forward
 
+timm = pytest.importorskip("timm")
 FUSED = backends.select("auto", "cpu") != "reference"
 X = torch.randn(2, 16, 5, 4, generator=torch.Generator().manual_seed(0))
 HOLDER = types.ModuleType("holder")
 HOLDER.torch = torch  # type: ignore[attr-defined]
+HOLDER.inner = types.ModuleType("inner")  # type: ignore[attr-defined]
+HOLDER.inner.told_so = lambda: torch.is_anomaly_enabled()  # type: ignore[attr-defined]
 
 Forward = Callable[[Any, Tensor], Any]
 
@@ -98,6 +101,7 @@ OF_TENSORS: dict[str, tuple[Forward, str]] = {
     "gradients": (lambda self, x: x.requires_grad and x.mean() > 9, "reads requires_grad"),
     "a device": (lambda self, x: x.is_cuda, "reads is_cuda"),
     "a device by name": (lambda self, x: x.device.type == "cuda", "something is cuda"),
+    "a size in bytes": (lambda self, x: x.dtype.itemsize == 2, "reads itemsize"),
     "a type": (lambda self, x: x.dtype == torch.float16, "something is float16"),
     "a parameter's number": (lambda self, x: self.fc1.weight[0, 0].item() == 9, "calls item"),
     "hooks": (lambda self, x: len(self._forward_hooks) > 9, "reads _forward_hooks"),
@@ -128,6 +132,12 @@ SETTINGS: dict[str, tuple[Forward, str]] = {
         "torch.get_float32_matmul_precision()",
     ),
     "compilers": (lambda self, x: torch.compiler.is_compiling(), "torch.compiler.is_compiling()"),
+    "timm's": (
+        lambda self, x: timm.layers.is_exportable(), "reads timm.layers.is_exportable()",
+    ),
+    "of a module's module": (
+        lambda self, x: HOLDER.inner.told_so(), "reads torch.is_anomaly_enabled()",
+    ),
     "a GPU": (lambda self, x: torch.cuda.device_count() > 99, "torch.cuda.device_count()"),
     "the thread": (
         lambda self, x: threading.main_thread() is None, "reads threading.main_thread()",
@@ -179,6 +189,12 @@ def test_a_function_of_the_process_in_an_attribute() -> None:
     module: Any = asking(lambda self, x: self.count() > 999)
     module.count = torch.get_num_threads
     assert "reads torch.get_num_threads()" in accelerate(nn.Sequential(module)).left[0].note
+
+
+def test_functions_that_the_forward_does_not_name_are_no_reason() -> None:
+    module: Any = asking(lambda self, x: False)
+    module.start = nn.init.kaiming_normal_
+    assert accelerate(nn.Sequential(module)).changed
 
 
 HARMLESS: dict[str, Forward] = {

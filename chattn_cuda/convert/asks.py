@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from chattn_cuda.methods import Names, names_of
+from chattn_cuda.methods import Names, is_installed, names_of
 
 __all__ = ["asks", "sees_parameters"]
 
@@ -28,7 +28,7 @@ _OF_TENSORS = (
     "retain_grad", "register_hook", "output_nr", "_base", "_version", "_is_view", "is_shared",
     "is_pinned", "is_cuda", "is_cpu", "is_mps", "is_xpu", "is_meta", "is_sparse", "is_quantized",
     "is_inference", "is_conj", "is_neg", "storage_offset", "untyped_storage", "data_ptr",
-    "get_device", "_backward_hooks",
+    "get_device", "_backward_hooks", "itemsize", "element_size",
 )  # fmt: skip
 #: Any attribute of anything, variables, and identities: attributes, and functions.
 _OF_ANYTHING = frozenset(
@@ -83,9 +83,12 @@ def asks(module: Any, functions: list[Any]) -> str | None:
             for path in sorted(names.paths):
                 if (setting := _setting(path, values)) is not None:
                     return setting
-    given = (value for f in functions for value in f.__defaults__ or ())
-    functions_kept = (v for v in (*given, *module.__dict__.values()) if not _is_constant(v))
-    return next((f"{_name_of(value)}()" for value in functions_kept), None)
+    given = [
+        v for f in functions for v in (*(f.__defaults__ or ()), *(f.__kwdefaults__ or {}).values())
+    ]
+    every = {name for f in functions for n in names_of(f) for name in n.named | n.quoted}
+    own = (value for name, value in module.__dict__.items() if name in every)
+    return next((f"{_name_of(v)}()" for v in (*given, *own) if not _is_constant(v)), None)
 
 
 def sees_parameters(module: Any, names: list[Names]) -> bool:
@@ -161,12 +164,20 @@ def _is_constant(value: Any) -> bool:
         return True
     home = value.__module__ or ""
     root = home.partition(".")[0]
-    if root != "torch":
-        return root not in sys.stdlib_module_names or root.lstrip("_") in _PYTHON
+    if root in sys.stdlib_module_names:
+        return root.lstrip("_") in _PYTHON
+    if root != "torch":  # code that is not installed is looked at, see `chattn_cuda.methods`
+        return not is_installed(value) or not _takes_nothing(value)
     if isinstance(value, types.BuiltinFunctionType):
         owner = value.__self__
         return owner is None or getattr(owner, "__name__", "") in _NATIVE
     return home in _TORCH or _name_of(value) in _HARMLESS
+
+
+def _takes_nothing(function: Any) -> bool:
+    """Whether it may be called without arguments, as timm's ``is_exportable()``."""
+    code = getattr(function, "__code__", None)
+    return code is not None and code.co_argcount == len(function.__defaults__ or ())
 
 
 def _name_of(function: Any) -> str:
