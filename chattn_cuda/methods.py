@@ -27,8 +27,10 @@ __all__ = [
     "changed",
     "code_of",
     "functions_in",
+    "held",
     "helpers",
     "is_fixed",
+    "is_installed",
     "is_own",
     "is_plain",
     "key_of",
@@ -46,13 +48,18 @@ _PLAIN = (bool, int, float, str, type(None))
 class Names(NamedTuple):
     """What code names: attributes and globals, strings for getattr, and which it loads globally.
 
-    ``stored``: which it sets, but for those of self.
+    ``stored``: which it sets, but for those of self. ``paths``: globals, and variables around it,
+    with the attributes that follow. ``asked``: of which path it asks what it is or has, and how.
     """
 
     named: frozenset[str]
     quoted: frozenset[str]
     globals: frozenset[str]
     stored: frozenset[str]
+    paths: frozenset[tuple[str, ...]]
+    asked: frozenset[tuple[str, tuple[str, ...]]]
+    imported: frozenset[str]
+    catches: bool
 
 
 class Member(NamedTuple):
@@ -170,6 +177,11 @@ def helpers(cls: Any) -> list[Member]:
         for n in names_of(function):
             places = [(here, name) for name in n.globals if here and vars(here) is scope]
             modules = [m for m in map(scope.get, n.globals) if isinstance(m, types.ModuleType)]
+            for path in n.paths:
+                owner = scope.get(path[0])
+                for name in path[1:-1]:
+                    owner = vars(owner).get(name) if isinstance(owner, types.ModuleType) else None
+                modules += [owner] * isinstance(owner, types.ModuleType)
             for owner, name in (*places, *((m, name) for m in modules for name in n.named)):
                 value = vars(owner).get(name)
                 if isinstance(value, types.FunctionType) and value not in found:
@@ -181,8 +193,13 @@ def helpers(cls: Any) -> list[Member]:
 
 def _is_of(package: str, function: Any) -> bool:
     home = (function.__module__ or "").partition(".")[0]
-    installed = function.__code__.co_filename.startswith(_INSTALLED)
-    return home == package or not (installed or home in ("torch", "chattn_cuda"))
+    return home == package or not (is_installed(function) or home in ("torch", "chattn_cuda"))
+
+
+def is_installed(function: Any) -> bool:
+    """Whether its code is of Python or of an installed package."""
+    code = getattr(function, "__code__", None)
+    return code is not None and code.co_filename.startswith(_INSTALLED)
 
 
 _INSTALLED = tuple(
@@ -235,11 +252,49 @@ def names_of(function: Any) -> list[Names]:
 @functools.lru_cache(maxsize=1024)
 def _names(code: Any) -> Names:
     strings = (c for c in code.co_consts if isinstance(c, str) and c.isidentifier())
-    instructions = list(dis.get_instructions(code))
+    instructions = [i for i in dis.get_instructions(code) if i.opname not in _NOTHING]
     loads = (i.argval for i in instructions if i.opname == "LOAD_GLOBAL")
     stored = {i.argval for i in instructions if i.opname == "STORE_GLOBAL"}
-    for before, i in itertools.pairwise(instructions):
+    paths, asked = set(), set()
+    for at, (before, i) in enumerate(itertools.pairwise(instructions)):
         owner = before.argval if isinstance(before.argval, tuple) else (before.argval,)
         if i.opname == "STORE_ATTR" and owner[-1:] != ("self",):
             stored.add(i.argval)
-    return Names(frozenset(code.co_names), frozenset(strings), frozenset(loads), frozenset(stored))
+        if before.opname in ("LOAD_GLOBAL", "LOAD_DEREF"):
+            paths.add(_path(instructions, at))
+            if before.argval in ("getattr", "hasattr"):
+                asked.add((before.argval, _path(instructions, at + 1)))
+    operations = {i.opname for i in instructions}
+    pairs = {(one.opname, two.opname) for one, two in itertools.pairwise(instructions)}
+    catches = bool(operations & _CATCHES) or ("PUSH_EXC_INFO", "POP_TOP") in pairs
+    imported = frozenset(i.argval for i in instructions if i.opname == "IMPORT_NAME")
+    return Names(
+        frozenset(code.co_names), frozenset(strings), frozenset(loads), frozenset(stored),
+        frozenset(paths), frozenset(asked), imported, catches,
+    )  # fmt: skip
+
+
+_NOTHING = frozenset("CACHE EXTENDED_ARG NOP PRECALL PUSH_NULL".split())
+_CATCHES = frozenset("CHECK_EXC_MATCH JUMP_IF_NOT_EXC_MATCH SETUP_FINALLY MATCH_CLASS".split())
+
+
+def _path(instructions: list[Any], at: int) -> tuple[str, ...]:
+    """The variable that is loaded there, and the attributes of it; "?" for anything else."""
+    first = instructions[at]
+    if not first.opname.startswith(("LOAD_FAST", "LOAD_GLOBAL", "LOAD_DEREF")):
+        return ("?",)
+    if isinstance(first.argval, tuple):  # two variables at once
+        return (first.argval[0],)
+    attributes = itertools.takewhile(
+        lambda i: i.opname in ("LOAD_ATTR", "LOAD_METHOD"), instructions[at + 1 :]
+    )
+    return first.argval, *(i.argval for i in attributes)
+
+
+def held(own: dict[str, Any]) -> tuple[Any, ...]:
+    """Of a module's ``__dict__``: names, classes and sizes of its parameters and buffers."""
+    return tuple(
+        (name, None if t is None else (type(t), t.shape))
+        for kind in ("_parameters", "_buffers")
+        for name, t in own.get(kind, {}).items()
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import io
 import re
@@ -132,6 +133,70 @@ def test_a_softmax_of_another_radix(radix: int) -> None:
     accelerated(module).rsoftmax.radix = radix
     torch.testing.assert_close(module(X), module.eager_forward(X), rtol=0, atol=0)
     assert explain(module, X).path == "eager"
+
+
+def weights(*shape: int) -> Callable[[Any], None]:
+    return lambda module: setattr(module.conv, "weight", nn.Parameter(torch.randn(shape).double()))
+
+
+def paths(count: int) -> Callable[[Any], None]:
+    return lambda module: setattr(module.attn, "num_paths", count)
+
+
+MISFITS: dict[str, tuple[Callable[[], nn.Module], Callable[[Any], None]]] = {
+    "timm's ECA, a wider weight": (lambda: timm.layers.EcaModule(16), weights(1, 1, 5)),
+    "timm's ECA, of every channel": (lambda: timm.layers.EcaModule(16), weights(16, 1, 3)),
+    "timm's ECA, an even weight": (lambda: timm.layers.EcaModule(16), weights(1, 1, 4)),
+    "timm's circular ECA": (lambda: timm.layers.CecaModule(16), weights(1, 1, 5)),
+    "the authors' ECA": (lambda: eca_layer(16), weights(1, 1, 5)),
+    "too few paths": (lambda: timm.layers.SelectiveKernel(16, 16), paths(1)),
+    "too many paths": (lambda: timm.layers.SelectiveKernel(16, 16), paths(4)),
+}
+
+
+@pytest.mark.parametrize("when", ["before accelerate", "before the first call", "later"])
+@pytest.mark.parametrize("name", MISFITS)
+def test_numbers_that_do_not_fit_raise_as_in_eager_pytorch(name: str, when: str) -> None:
+    make, spoil = MISFITS[name]
+    module, wide = make().double(), timm.layers.EcaModule(kernel_size=5).double()
+    accelerate(wide)
+    wide(X)  # whose calls look alike, but for the padding
+    if when == "before accelerate":
+        spoil(module)
+    accelerate(module)
+    if when != "before accelerate":
+        if when == "later":
+            module(X)
+        spoil(module)
+    with pytest.raises((AssertionError, RuntimeError, ValueError)):
+        module(X)
+
+
+@pytest.mark.parametrize("name", ["SEModule", "EffectiveSEModule", "torchvision's"])
+def test_one_gate_for_all_channels_is_eager_pytorchs(name: str) -> None:
+    module: Any = {
+        "SEModule": lambda: timm.layers.SEModule(16),
+        "EffectiveSEModule": lambda: timm.layers.EffectiveSEModule(16),
+        "torchvision's": lambda: torchvision.ops.SqueezeExcitation(16, 8),
+    }[name]().double()
+    plain = copy.deepcopy(module)
+    accelerate(module)
+    module(X)
+    layer = "fc" if name == "EffectiveSEModule" else "fc2"
+    for m in (module, plain):
+        old = getattr(m, layer)
+        torch.manual_seed(0)
+        setattr(m, layer, nn.Conv2d(old.in_channels, 1, 1).double())
+    torch.testing.assert_close(module(X), plain(X))
+    assert explain(module, X).path == "eager"
+
+
+def test_a_number_of_paths_that_nobody_reads_is_none() -> None:
+    module: Any = timm.layers.SelectiveKernel(16, 16, split_input=False).double().eval()
+    module.num_paths = 3
+    expected = module(X)
+    accelerate(module)
+    torch.testing.assert_close(module(X), expected)
 
 
 def test_accelerate_leaves_another_pool() -> None:

@@ -8,6 +8,7 @@ import gc
 import inspect
 import io
 import pickle
+import sys
 import threading
 import time
 import weakref
@@ -288,19 +289,24 @@ def test_structures_that_lack_something(name: str) -> None:
         assert not accelerate(nn.Sequential(module)).changed
 
 
-def test_all_or_nothing() -> None:
-    class Frozen(timm.layers.SEModule):
-        def __setattr__(self, name: str, value: Any) -> None:
-            if name == "_backend":
-                raise RuntimeError("frozen")
-            super().__setattr__(name, value)
-
+def test_all_or_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     first = accelerate(timm.layers.EcaModule(16), "reference").model
-    model = nn.Sequential(first, timm.layers.SEModule(16), Frozen(16))
-    with pytest.raises(RuntimeError, match="frozen"):
+    model = nn.Sequential(first, timm.layers.SEModule(16), timm.layers.SEModule(16))
+    here: Any = sys.modules["chattn_cuda.convert.accelerate"]
+    own, changed = here._set, []
+
+    def interrupted(module: Any, cls: Any, backend: Any) -> None:
+        if module is model[2] and backend == "cpu" and len(changed) == 2:
+            raise KeyboardInterrupt
+        changed.append(backend) if backend == "cpu" else None
+        own(module, cls, backend)
+
+    monkeypatch.setattr(here, "_set", interrupted)
+    with pytest.raises(KeyboardInterrupt):
         accelerate(model, "cpu")
-    assert first.backend == "reference" and type(model[1]) is timm.layers.SEModule
-    assert type(model[2]) is Frozen and "_backend" not in model[1].__dict__
+    assert len(changed) == 2
+    assert first.backend == "reference"
+    assert all(type(m) is timm.layers.SEModule and "_backend" not in vars(m) for m in model[1:])
 
 
 # ---- signatures ---------------------------------------------------------------------------------
@@ -472,3 +478,76 @@ def test_a_class_that_is_final_stays_so() -> None:
         report = accelerate(model)
         assert [e.note for e in report.left] == ["its class cannot be extended: final"] * 2
         assert [type(m) for m in model] == [_Final, _Final]
+
+
+# ---- classes that take few attributes -----------------------------------------------------------
+
+
+class _Sealed(_Layers):
+    allowed = frozenset(("training", "a", "b"))
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if name not in self.allowed and not name.startswith("_"):
+            raise AttributeError(f"no setting {name}")
+        super().__setattr__(name, value)
+
+
+def _refuse(self: Any, name: str, value: object) -> None:
+    if name == "_backend":
+        raise RuntimeError(f"no setting {name}")
+    nn.Module.__setattr__(self, name, value)
+
+
+class _SealedSE(timm.layers.SEModule):
+    __setattr__ = _refuse
+
+
+class _SealedResidual(timm.models.resnet.BasicBlock):
+    __setattr__ = _refuse
+
+
+class _Deaf(_Layers):
+    def __setattr__(self, name: str, value: object) -> None:
+        if name != "__class__":
+            super().__setattr__(name, value)
+
+
+class _Closing(_Layers):
+    closed = False
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if self.__dict__.get("closed"):
+            raise TypeError("closed")
+        super().__setattr__(name, value)
+
+
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (_Sealed, "no setting backend"),
+        (lambda: _SealedSE(16), "no setting _backend"),
+        (lambda: _SealedResidual(16, 16), "no setting _backend"),
+        (_Deaf, "it ignores what is set"),
+    ],
+)
+def test_a_class_that_takes_few_attributes_is_left(make: Any, reason: str, backend: str) -> None:
+    module = make()
+    before = {**module.__dict__}
+    model = nn.Sequential(module, timm.layers.SEModule(16))
+    for again in (False, True):
+        report = accelerate(model, backend)
+        assert [e.name for e in (report.again if again else report.changed)] == ["1"]
+        assert [e.note for e in report.left] == [f"its class cannot be extended: {reason}"]
+        assert type(module).__name__ == report.left[0].cls and module.__dict__ == before
+    assert [e.name for e in restore(model).changed] == ["1"]
+
+
+def test_a_module_that_takes_nothing_later_is_restored() -> None:
+    module = _Closing()
+    assert accelerate(module).changed
+    module.closed = True
+    accelerate(module, "reference")
+    assert module.backend == "reference"
+    restore(module)
+    assert type(module) is _Closing

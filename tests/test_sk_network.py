@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import gradcheck, gradgradcheck
 
-from chattn_cuda import functional, ops
+from chattn_cuda import SelectiveKernel, SplitAttn, accelerate, functional, ops
 from tests import cases
 from tests.plain_sk import (
     F64,
@@ -25,6 +25,7 @@ from tests.plain_sk import (
     same,
 )
 
+TimmSelectiveKernel = pytest.importorskip("timm.layers.selective_kernel").SelectiveKernel
 on_fused = pytest.mark.parametrize("backend", cases.fused_backends())
 on_norms = pytest.mark.parametrize("norm", NORMS)
 on_modes = pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
@@ -222,11 +223,45 @@ def test_what_the_backward_reads_may_not_change(name: str, training: bool) -> No
     tensors = {**module.state_dict(keep_vars=True), "u0": u[0]}
     with torch.no_grad():
         tensors[name].mul_(2)
-    if training and "running" in name:  # not what normalised
+    if "running" in name:  # not what normalised, or copied for that
         assert all(map(torch.equal, expected, torch.autograd.grad(y.sin().sum(), u)))
         return
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         torch.autograd.grad(y.sin().sum(), u)
+
+
+@on_fused
+@pytest.mark.parametrize("kind", ["SelectiveKernel", "timm's", "SplitAttn"])
+@pytest.mark.parametrize("create_graph", [False, True])
+def test_a_pass_in_training_between_forward_and_backward(
+    kind: str, create_graph: bool, backend: str
+) -> None:
+    """It changes the running statistics in place; the gradient is that of the call."""
+    device = cases.device_of(backend)
+    module: Any = (
+        {
+            "SelectiveKernel": lambda: SelectiveKernel(8, 8, backend=backend),
+            "timm's": lambda: TimmSelectiveKernel(8, 8),
+            "SplitAttn": lambda: SplitAttn(8, backend=backend),
+        }[kind]()
+        .to(device)
+        .eval()
+    )
+    if not hasattr(module, "backend"):
+        assert accelerate(module, backend, fuse="block").changed
+    x = torch.randn(2, 8, 4, 5, device=device, requires_grad=True)
+
+    def gradients(y: Tensor) -> Any:
+        leaves = [x, *module.parameters()]
+        return torch.autograd.grad(y.sin().sum(), leaves, create_graph=create_graph)
+
+    expected = [g.detach() for g in gradients(module(x))]
+    y = module(x)
+    getattr(module, "attn", module).train()  # the norms in front of it keep theirs
+    with torch.no_grad():
+        module(3 * torch.randn(4, 8, 4, 5, device=device) + 1)
+    for one, two in zip(gradients(y), expected, strict=True):
+        torch.testing.assert_close(one, two)
 
 
 @on_fused

@@ -100,9 +100,8 @@ def accelerate(model: nn.Module, backend: str = "auto", fuse: str = "tail") -> R
             try:
                 new = classes.accelerated(base, key, module)
                 tried.append(new)
-                module.__class__ = new
-                module.__class__ = cls
-            except Exception as error:  # a metaclass, __init_subclass__, __slots__
+                _try_on(module, new, backend)
+            except Exception as error:  # a metaclass, __init_subclass__, __setattr__, __slots__
                 reason = f"its class cannot be extended: {error}"
             else:
                 reason = classes.why_not_as(module, new)
@@ -155,12 +154,27 @@ def _change(to_do: list[tuple[Any, Any]], backend: str) -> None:
         raise
 
 
+def _try_on(module: Any, cls: Any, backend: str) -> None:
+    """Raise unless ``module`` takes a class and a backend; it keeps its own."""
+    before = type(module), module.__dict__.get("_backend")
+    try:
+        module.__class__ = cls
+        if type(module) is not cls:
+            raise TypeError("it ignores what is set")
+        module.backend = backend
+        if module.__dict__.get("_backend") != backend:
+            raise TypeError("it ignores what is set")
+    finally:
+        _set(module, *before)
+
+
 def _set(module: Any, cls: Any, backend: str | None) -> None:
-    module.__class__ = cls
+    """Past a __setattr__ of its class, which may have become stricter since."""
+    object.__setattr__(module, "__class__", cls)
     if backend is None:
         module.__dict__.pop("_backend", None)
     else:
-        module.backend = backend
+        module.__dict__["_backend"] = backend
 
 
 def _notes(backend: str, modules: list[Any]) -> tuple[str, ...]:

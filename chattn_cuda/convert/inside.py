@@ -9,12 +9,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+from chattn_cuda.convert.asks import sees_parameters
 from chattn_cuda.convert.reads import attributes_read
 from chattn_cuda.methods import (
     OF_EVERY_MODULE,
     Member,
     behaviour,
     changed,
+    held,
     is_fixed,
     is_plain,
     names_in,
@@ -34,16 +36,18 @@ class Inside(NamedTuple):
     within: tuple[str, ...]
     layers: dict[str, _Layer]
     members: tuple[Member, ...]
+    held: tuple[Any, ...] = ()  # all parameters and layers, where the forward may see them
 
     @property
     def reads(self) -> tuple[str, ...]:
         """Of torch's layers, for `chattn_cuda.modules.memory`, which looks at all of the others."""
-        return tuple(
+        found = tuple(
             f"{path}.{name}".lstrip(".")
             for path, layer in self.layers.items()
             for name, *_ in layer.settings
             if layer.cls is None
         )
+        return (*found, "_parameters") if self.held else found
 
 
 NOTHING = Inside((), {}, ())
@@ -68,7 +72,18 @@ def look(module: Any, cls: Any, within: tuple[str, ...] = ()) -> Inside:
             layers[path] = _Layer(kind, settings)
         if kind is not None:
             members |= dict.fromkeys(behaviour(kind))
-    return Inside(within, layers, tuple(members))
+    own = {type(m) for m in module.modules() if not is_fixed(type(m))} - {type(module)} | {cls}
+    sees = sees_parameters(module, [n for c in own for n in names_in(c)])
+    return Inside(within, layers, tuple(members), _held(module) if sees else ())
+
+
+def _held(module: Any) -> tuple[Any, ...]:
+    """Paths, classes, parameters and buffers of all that is in it."""
+    found = []
+    for path, m in module.named_modules():
+        kind = type(m).__dict__.get("_accelerated_from", type(m)) if path else None
+        found.append((path, kind, held(m.__dict__)))
+    return tuple(found)
 
 
 def unknown_source(module: Any, cls: Any, within: tuple[str, ...] = ()) -> str | None:
@@ -102,6 +117,8 @@ def _read(module: Any, cls: Any, within: tuple[str, ...]) -> Iterator[tuple[str,
 
 def why_changed(module: Any, known: Inside) -> str | None:
     """What is another than it was; None: nothing."""
+    if known.held and _held(module) != known.held:
+        return "its layers or parameters are others than when it was accelerated"
     for path, m in module.named_modules():
         layer, kind = known.layers.get(path), type(m)
         new = layer is None or layer.cls is not kind

@@ -178,7 +178,9 @@ def _why_more(found: dict[str, list[str]]) -> str | None:
     if "conv" in found:
         return f"calls {found['conv'][0]} on the map itself"
     if "other" in found:
-        return f"its forward calls {found['other'][0].strip('_')}"
+        name = found["other"][0]
+        read = name.startswith("=")
+        return f"its forward reads {name[1:]}" if read else f"its forward calls {name.strip('_')}"
     return f"its forward {found['number'][0]}" if "number" in found else None
 
 
@@ -222,11 +224,11 @@ def _why_unknown(module: Any) -> str | None:
     for path, m in module.named_modules():
         if path and not is_own_class(m):
             continue
+        if (effect := side_effect(type(m))) is not None:
+            return f"its forward {effect}, which others see"
         unknown = unknown_source(m, type(m), inner=path != "")
         if unknown is not None:
             return f"its forward reads {unknown}"
-        if (effect := side_effect(type(m))) is not None:
-            return f"its forward {effect}, which others see"
     for name in _attributes(module):
         if _may_change(module, name):
             return f"its forward reads {name}"

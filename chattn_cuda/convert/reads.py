@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from chattn_cuda.convert.asks import asks
 from chattn_cuda.methods import bases_with, functions_in, is_plain, names_in, names_of
 
 __all__ = ["attributes_read", "side_effect", "unknown_source"]
@@ -40,7 +41,8 @@ _MODES = frozenset(
 _EFFECTS = frozenset(
     """
     print record_function open write writelines write_text write_bytes save savez dump setattr
-    delattr exec debug info warning error exception critical add_scalar add_histogram add_image put
+    delattr exec debug info warning error exception critical put
+    add_scalar add_histogram add_image
     """.split()
 )
 
@@ -68,13 +70,12 @@ def unknown_source(module: Any, cls: Any, inner: bool = False) -> str | None:
     for n in names_in(cls):
         if "__class__" in n.named or "type" in n.globals:
             return "its own class"
-        for name in ("requires_grad", "grad_fn", "is_leaf", "__dict__"):
-            if name in n.named:
-                return name
         for name in sorted(_MODES & n.named):
             return f"the mode ({name})"
     if bases_with(cls, "__getattr__") or bases_with(cls, "__getattribute__"):
         return "attributes that its class computes"
+    if (asked := asks(module, list(functions_in(cls)))) is not None:
+        return asked
     for name in sorted({name for n in names_in(cls) for name in n.named | n.quoted}):
         if name in module.__dict__ or hasattr(nn.Module, name) or name.startswith("__"):
             continue

@@ -59,11 +59,11 @@ _ACTIVATIONS: dict[Any, str] = {
     **dict.fromkeys((Tensor.tanh, Tensor.tanh_), "=tanh"),
     **{function: f"={name}" for function, name in activations._FUNCTIONS.items()},
 }
-#: What tells numbers or strides of a map: the forward may do something else for others.
-_LOOKS = frozenset(
+#: What tells of a tensor that is looked at before the operators run. Anything else, such as numbers
+#: or strides, may be the reason for a forward to do something else.
+_SIZES = frozenset(
     """
-    item tolist numpy __array__ __bool__ __float__ __int__ __index__ __contains__ is_contiguous
-    stride data_ptr is_nonzero allclose equal
+    shape size dim ndim ndimension numel nelement __len__ dtype device is_floating_point is_complex
     """.split()
 )
 #: What changes no number of its input.
@@ -87,7 +87,7 @@ class Recording(NamedTuple):
     Attributes:
         events: Kinds, each with the path of a submodule, "=name" of a function, or a name: "pool",
             "layer", "norm", "act", "mul" (by the gate), "add" (of the map); "conv" is a layer on
-            the map, "number" a factor, and "other" anything else.
+            the map, "number" a factor, and "other" anything else, with "=" what was only read.
         returned: "scaled", "gate", "tuple" or "other".
         axes: Of the map: "NCHW", "NCL" or "NHWC".
     """
@@ -226,12 +226,13 @@ class _Recorder(TorchFunctionMode):
         if self.inside:
             return result
         name = getattr(func, "__name__", repr(func))
-        if name == "__get__":  # a property: T, data, ...
+        is_property = name == "__get__"  # T, data, ...
+        if is_property:
             name = func.__self__.__name__
         of_map = [t for t in given if id(t) in self.states]
         if not made:  # other results are sizes and types
-            if of_map and name in _LOOKS:
-                self.events.append(("other", name))
+            if name not in _SIZES and (of_map or any(id(t) in self.owners for t in given)):
+                self.events.append(("other", f"={name}" if is_property else name))
             return result
         owners = [self.owners[id(t)] for t in given if id(t) in self.owners]
         states = self._states(of_map)

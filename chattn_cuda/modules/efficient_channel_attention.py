@@ -66,11 +66,12 @@ class EfficientChannelAttentionForward(FusedForward):
     @torch.jit.unused
     def operands(self) -> Operands | str:
         """What the operators take of the layers, or why they do not cover them."""
-        conv = self._conv_module()
+        conv: Any = self._conv_module()
         gate = self._gate(conv)
         if isinstance(gate, str):
             return gate
-        call = Call("eca", self.backend, 1, (gate[0].code, self._circular))
+        expects = conv.groups, self._padding(conv)
+        call = Call("eca", self.backend, 1, (gate[0].code, self._circular), expects=expects)
         rows = parameter(conv, "weight").shape[0]
         places = (conv, "weight"), (conv, "bias")
         return Operands(call, places, ("conv.weight",), rows if rows > 1 else None)
@@ -88,9 +89,14 @@ class EfficientChannelAttentionForward(FusedForward):
             return "the kernels do not know the gate with an MLP (use_mlp)"
         if (conv.in_channels, conv.out_channels, conv.padding_mode) != (1, 1, "zeros"):
             return "conv is not a convolution over the channels"
-        if conv.padding != (conv.kernel_size[0] // 2,):
+        if conv.padding != (self._padding(conv),):
             return f"conv has padding {conv.padding}"
         return None
+
+    @torch.jit.unused
+    def _padding(self, conv: Any) -> int:
+        """On each side, for a gate as long as the channels: that of the weight that is there."""
+        return int(parameter(conv, "weight").shape[-1]) // 2
 
     @torch.jit.unused
     def _gate(self, conv: Any) -> str | functional.Resolved:
@@ -100,7 +106,10 @@ class EfficientChannelAttentionForward(FusedForward):
             return reason
         if parameter(conv, "bias") is not None:
             return "conv has a bias"
-        if conv.kernel_size[0] % 2 == 0 or conv.stride != (1,) or conv.dilation != (1,):
+        weight = parameter(conv, "weight")
+        if weight.shape[0] != conv.groups:
+            return f"conv has {weight.shape[0]} rows of weights"
+        if weight.shape[-1] % 2 == 0 or conv.stride != (1,) or conv.dilation != (1,):
             return "conv has an even length, a stride or a dilation"
         return gate_of(self._gate_module())
 
@@ -138,7 +147,7 @@ class CircularEfficientChannelAttentionForward(EfficientChannelAttentionForward)
     def _shape_obstacle(self, conv: Any) -> str | None:
         if (conv.in_channels, conv.out_channels, conv.padding) != (1, 1, (0,)):
             return "conv is not a convolution over the channels"
-        if self.padding != conv.kernel_size[0] // 2:
+        if self.padding != self._padding(conv):
             return f"padding is {self.padding}"
         return None
 

@@ -42,6 +42,8 @@ class Call(NamedTuple):
         constants: The operators' arguments behind the tensors.
         eps: Of a batch norm that is folded into the weights; its four tensors follow them.
         folded: How many weights it is folded into.
+        expects: What the layers' settings take, where weights of other sizes would fit the
+            operators too.
     """
 
     block: str
@@ -50,6 +52,7 @@ class Call(NamedTuple):
     constants: tuple[Any, ...]
     eps: float | None = None
     folded: int = 0
+    expects: tuple[int, ...] = ()
 
 
 class Operands(NamedTuple):

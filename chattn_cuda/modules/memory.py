@@ -16,7 +16,7 @@ from typing import Any
 from torch import nn
 
 from chattn_cuda.hooks import has_hooks, has_own_forward
-from chattn_cuda.methods import OF_EVERY_MODULE, Member, behaviour, is_fixed, is_plain
+from chattn_cuda.methods import OF_EVERY_MODULE, Member, behaviour, held, is_fixed, is_plain
 
 __all__ = ["kept", "recall", "remember"]
 
@@ -54,14 +54,18 @@ class _Memory:
     """How a module was when its layers were looked at, and what was found."""
 
     __slots__ = (
-        "cls", "found", "inner", "members", "names", "own", "owner", "places", "steps", "values",
+        "cls", "found", "held", "inner", "members", "names", "own", "owner", "places", "steps",
+        "values",
     )  # fmt: skip
 
     def __init__(self, owner: Any, reads: Sequence[str], found: Any) -> None:
         self.owner: Any = None
         self.cls = type(owner)
         self.found = found
-        self.own = ("_backend", *(name for name in reads if "." not in name))
+        plain = (name for name in reads if "." not in name and name != "_parameters")
+        self.own = ("_backend", *plain)
+        #: of all layers their parameters and buffers, or None where nobody asks for them
+        self.held: list[Any] | None = [] if "_parameters" in reads else None
         #: what is read of layers, by their paths
         self.inner: dict[str, list[str]] = {}
         for path, _, name in (name.rpartition(".") for name in reads if "." in name):
@@ -90,13 +94,19 @@ def remember(owner: Any, places: Sequence[Place], reads: Sequence[str], found: A
         owner: The module.
         places: The tensors that `recall` shall return.
         reads: The owner's attributes that ``found`` depends on, besides its backend; those of
-            layers with their paths.
+            layers with their paths; "_parameters" for which parameters all have, and their sizes.
         found: Anything that keeps no module and no tensor.
     """
     memory = _Memory(owner, reads, found)
     index = {id(owner): 0}
     if not all(map(is_plain, memory.values)) or not _add_steps(memory, owner, index):
         return
+    if memory.held is not None:
+        attributes = [owner.__dict__]
+        for parent, child, *_ in memory.steps:
+            layer = attributes[parent]["_modules"][child]
+            attributes.append({} if layer is None else layer.__dict__)
+        memory.held = list(map(held, attributes))
     for layer, name in places:
         if layer is None:
             memory.places.append(None)
@@ -183,6 +193,8 @@ def recall(owner: Any) -> tuple[Any, list[Any]] | None:
                 return None
             if count is not None and len(own) != count:
                 return None
+        if memory.held is not None and list(map(held, attributes)) != memory.held:
+            return None
         for cls, name, value, code in memory.members:
             now = getattr(cls, name, None)
             if now is not value or getattr(now, "__code__", None) is not code:

@@ -245,6 +245,8 @@ class SelectiveKernelForward(FusedForward):
         known = ("timm.layers.selective_kernel", "SelectiveKernelAttn")
         if kind is not SelectiveKernelAttn and (base.__module__, base.__qualname__) != known:
             return f"attn is a {kind.__name__}"
+        if not attn.num_paths == self.num_paths == len(self._modules["paths"]):
+            return f"num_paths is {self.num_paths}, and that of attn {attn.num_paths}"
         return None if are_as_their_classes(attn) else f"attn {own_behaviour(attn)}"
 
     @torch.jit.unused

@@ -188,6 +188,9 @@ class SqueezeExciteForward(FusedForward):
         folded = 0 if eps is None else parameter(layers.first, "weight").numel()
         call = Call("se", self.backend, 4, functional.constants(*resolved), eps, folded)
         channels = parameter(layers.second, "weight").shape[0]
+        takes = parameter(layers.first or layers.second, "weight").shape[1]
+        if channels == 1 and takes > 1:
+            return "its gate is one number for all channels"
         return Operands(call, layers.places(), layers.weight_names(), channels)
 
     @torch.jit.unused

@@ -98,13 +98,17 @@ type and device, autocast, modes, warnings. A forward that changes at other type
 these is not told apart, and its assertions and warnings go with it.
 
 What may change later is looked at in every call: the attributes that the forward reads, of the
-module and of its layers; its methods, and the functions that it calls of its own package and of
+module and of its layers; where it names parameters, which there are and their sizes; its methods,
+and the functions that it calls of its own package and of
 files that are not installed, with their code; the class, methods and attributes of each layer that
 is not torch's. Other libraries' functions and torch's layers are taken to stay as they are.
 Forwards are left that read a buffer, a list or the class of the module, a global object or an
 attribute of a global module, class or function, a variable of the function around them, a default
 that may change, numbers or strides of the map, whether autocast, gradients or inference mode are
-on, or random numbers, and those that print, log, write or save something, name a part of a profile,
+on, or random numbers; that ask what a tensor is beside its numbers, sizes and type (its place in a
+graph, its memory, its device, an attribute of it, whether it is a Parameter), for settings of the
+process (of torch's backends, threads, compilers, the environment, the time), or whether something
+raises; and those that print, log, write or save something, name a part of a profile,
 or set a global or an attribute of anything. Maps of another rank, of other
 channels or types than the operators take go to the module's own forward. So it knows the
 `SELayer` of moskomule, mmpretrain and mmdet, MONAI's `ChannelSELayer` and `ResidualSELayer`, the

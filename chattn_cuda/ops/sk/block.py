@@ -34,7 +34,7 @@ class SelectiveKernelFunction(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, namespace: str, slices: int, network: Network, *args: Any) -> Any:
-        maps = args[_TENSORS:]
+        maps, network = args[_TENSORS:], network.with_statistics_kept()
         y, logits, *rest = evaluate(namespace, slices, network, maps, None)
         w1, b1, weight, bias, w2, b2 = args[:_TENSORS]
         save(ctx, (w1, None, weight, None, w2, None, *maps, *rest, logits), (b1, bias, b2))

@@ -7,7 +7,7 @@ becomes one node of the graph (`sk.attend`). Networks of other kinds are called 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -110,6 +110,19 @@ class Network:
                 copied,
             )  # fmt: skip
         return Network(self.branches, w1, b1, w2, b2, norm, self.relu, self.cardinality)
+
+    def with_statistics_kept(self) -> Network:
+        """With copies of the running statistics by which it normalises.
+
+        A later call in training changes them before the backward: eager PyTorch does not count that
+        as a change, and goes on.
+        """
+        norm = self.norm
+        if norm is None or norm.of_batch:
+            return self
+        assert norm.running_mean is not None and norm.running_var is not None
+        mean, var = norm.running_mean.clone(), norm.running_var.clone()
+        return replace(self, norm=replace(norm, running_mean=mean, running_var=var))
 
     def __call__(self, pooled: Tensor) -> Tensor:
         """The logits, differentiable; updates the running statistics."""
