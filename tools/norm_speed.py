@@ -4,8 +4,8 @@
 
 prints a line for each type, layout, activation and mode: the geometric mean of the shapes, and each
 of them. One thread, its own time, medians of alternating calls; activations in place where they can
-be, as timm's are, and memory that was freed is kept, as it is between a model's layers. The rule about what goes to the
-layers (docs/tail.md) comes from here; it is off meanwhile.
+be, as timm's are; memory that was freed is kept, as it is between a model's layers. The rule about
+what goes to the layers (docs/tail.md) comes from here; it is off meanwhile.
 """
 
 from __future__ import annotations
