@@ -58,64 +58,87 @@ def accelerate(model: nn.Module, backend: str = "auto", fuse: str = "tail") -> R
     backends.check_name(backend, auto=True)
     if fuse not in ("block", "tail"):
         raise ValueError(f"fuse must be 'block' or 'tail', got {fuse!r}")
-    changed, left, again = [], [], []
-    to_do: list[tuple[Any, Any]] = []  # modules and their new classes
-    tried = []  # classes, which keep what was found out about them
-    inside: set[int] = set()  # modules in what was found by its dataflow
-    covered: set[int] = set()  # modules in tails, which look after them
+    plan = _Plan(backend, fuse)
     for name, module in model.named_modules():
+        plan.look(name, module)
+    _change(plan.to_do, backend)
+    notes = _notes(backend, [m for m, c in plan.to_do if classes.base_of(c) is not c])
+    changed, left, again = tuple(plan.changed), tuple(plan.left), tuple(plan.again)
+    return Report(model, "accelerated", changed, left, again, notes)
+
+
+class _Plan:
+    """What becomes of a model's modules, looked at one after the other; nothing is changed yet."""
+
+    def __init__(self, backend: str, fuse: str) -> None:
+        self.backend, self.fuse = backend, fuse
+        self.changed: list[Entry] = []
+        self.left: list[Entry] = []
+        self.again: list[Entry] = []
+        self.to_do: list[tuple[Any, Any]] = []  # modules and their new classes
+        self.tried: list[Any] = []  # classes, which keep what was found out about them
+        self.inside: set[int] = set()  # modules in what was found by its dataflow
+        self.covered: set[int] = set()  # modules in tails, which look after them
+
+    def look(self, name: str, module: Any) -> None:
+        """At the next module, behind those that it is in."""
         cls: Any = type(module)
         base = classes.base_of(cls)
         entry = functools.partial(Entry, name, base.__name__)
         is_tail = surroundings.is_tail(classes.origin_of(base))
-        if is_tail and (fuse == "block" or id(module) in covered):
-            to_do += [(module, base)] * (base is not cls)
-            continue
-        if base is not cls and not classes.is_stale(cls):
-            to_do.append((module, cls))
-            again.append(entry(f"backend is now {backend!r}"))
-            covered.update(map(id, surroundings.covered(module) if is_tail else ()))
+        if is_tail and (self.fuse == "block" or id(module) in self.covered):
+            self._own_class(module, base)
+        elif base is not cls and not classes.is_stale(cls):
+            self._accelerate(module, cls, is_tail)
+            self.again.append(entry(f"backend is now {self.backend!r}"))
             if cls._accelerated_as.startswith(dataflow.PREFIX):
-                inside.update(map(id, module.modules()))
-            continue
-        known = isinstance(module, (FusedForward, torch.jit.ScriptModule))  # fused, or compiled
-        if known and base is cls:
-            if (reason := classes.why_not_undone(cls)) is not None:
-                left.append(entry(f"{reason}: its backend stays"))
-            continue
-        key = None if id(module) in inside else _key_of(module, base)
-        if key is None:
-            to_do += [(module, base)] * (base is not cls)
-            continue
-        if isinstance(key, dataflow.NotTaken) or key.startswith(dataflow.PREFIX):
-            if _holds_a_block(module):
-                continue
-            inside.update(map(id, module.modules()))
-        if isinstance(key, dataflow.NotTaken):
-            to_do += [(module, base)] * (base is not cls)
-            left.append(entry(key.reason))
-            continue
-        reason, new = _obstacle(module, base, key), base
-        if reason is None:
-            try:
-                new = classes.accelerated(base, key, module)
-                tried.append(new)
-                _try_on(module, new, backend)
-            except Exception as error:  # a metaclass, __init_subclass__, __setattr__, __slots__
-                reason = f"its class cannot be extended: {error}"
-            else:
-                reason = classes.why_not_as(module, new)
-        if reason is None:
-            to_do.append((module, new))
-            covered.update(map(id, surroundings.covered(module) if is_tail else ()))
-            what = "its batch norms with what follows them, " * is_tail
-            changed.append(entry(f"{what}backend {backend!r}"))
+                self.inside.update(map(id, module.modules()))
+        elif base is cls and isinstance(module, (FusedForward, torch.jit.ScriptModule)):
+            if (reason := classes.why_not_undone(cls)) is not None:  # fused, or compiled
+                self.left.append(entry(f"{reason}: its backend stays"))
         else:
-            to_do += [(module, base)] * (base is not cls)
-            left.append(entry(reason))
-    _change(to_do, backend)
-    notes = _notes(backend, [m for m, c in to_do if classes.base_of(c) is not c])
-    return Report(model, "accelerated", tuple(changed), tuple(left), tuple(again), notes)
+            self._look_at_new(module, base, is_tail, entry)
+
+    def _look_at_new(self, module: Any, base: Any, is_tail: bool, entry: Any) -> None:
+        key = None if id(module) in self.inside else _key_of(module, base)
+        by_dataflow = isinstance(key, dataflow.NotTaken) or (key or "").startswith(dataflow.PREFIX)
+        if key is None:
+            self._own_class(module, base)
+            return
+        if by_dataflow:
+            if _holds_a_block(module):
+                return
+            self.inside.update(map(id, module.modules()))
+        new, reason = self._new_class(module, base, key)
+        if reason is None:
+            self._accelerate(module, new, is_tail)
+            what = "its batch norms with what follows them, " * is_tail
+            self.changed.append(entry(f"{what}backend {self.backend!r}"))
+        else:
+            self._own_class(module, base)
+            self.left.append(entry(reason))
+
+    def _new_class(self, module: Any, base: Any, key: Any) -> tuple[Any, str | None]:
+        """The accelerated class, or why there is none."""
+        if isinstance(key, dataflow.NotTaken):
+            return base, key.reason
+        if (reason := _obstacle(module, base, key)) is not None:
+            return base, reason
+        try:
+            new = classes.accelerated(base, key, module)
+            self.tried.append(new)
+            _try_on(module, new, self.backend)
+        except Exception as error:  # a metaclass, __init_subclass__, __setattr__, __slots__
+            return base, f"its class cannot be extended: {error}"
+        return new, classes.why_not_as(module, new)
+
+    def _accelerate(self, module: Any, cls: Any, is_tail: bool) -> None:
+        self.to_do.append((module, cls))
+        self.covered.update(map(id, surroundings.covered(module) if is_tail else ()))
+
+    def _own_class(self, module: Any, base: Any) -> None:
+        if type(module) is not base:
+            self.to_do.append((module, base))
 
 
 def restore(model: nn.Module) -> Report:
