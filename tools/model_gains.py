@@ -41,7 +41,8 @@ def sections() -> dict[tuple[str, str], str]:
     """By page of docs/ and name of the section."""
     return {
         ("gains", SECTION): text(sorted(PUBLISHED.glob("*.jsonl"))),
-        ("benchmarks", SECTION): markdown(read(PUBLISHED / "models-cpu-blocks.jsonl")),
+        ("benchmarks", "eager models"): markdown(read(PUBLISHED / "models-cpu.jsonl")),
+        ("benchmarks", SECTION): markdown(read(PUBLISHED / "models-cpu-compiled.jsonl")),
         ("benchmarks", "tails"): of_tails(PUBLISHED / f"{name}-cpu.csv" for name in TAILS),
     }
 

@@ -55,16 +55,31 @@ struct Squeeze {
   std::vector<A> own_means = zeros<A>(p.norm.of_batch() && !p.means ? n * c : 0);
   A* const means = p.means ? at<A>(p.means, 0) : own_means.data();
 
-  // A value of every plane: sums of differences from it keep their precision however large the
-  // mean is.
-  void first_values(const Parallel& parallel) const {
+  // Near the mean of every plane: sums of differences from it keep their precision, however large
+  // the mean is, and however small beside a single value.
+  void centers(const Parallel& parallel) const {
+    const index_t few = std::clamp<index_t>(hw / 16, 1, 32);
     with_type(p.map.dtype, [&](auto* typed) {
       using T = std::remove_pointer_t<decltype(typed)>;
-      const T* x = static_cast<const T*>(p.x);
-      for_planes(p.map, parallel, 1, [&](index_t i, index_t c0, index_t c1) {
+      for_planes(p.map, parallel, few, [&](index_t i, index_t c0, index_t c1) {
+        const T* const x = static_cast<const T*>(p.x) + i * c * hw;
+        A* const out = means + i * c;
+        const index_t step = p.map.channels_last ? c : 1, plane = p.map.channels_last ? 1 : hw;
+        for (index_t k = c0; k < c1; ++k) out[k] = to_acc(x[k * plane]);
+        if (few == 1) return;
+        std::vector<A> sums = zeros<A>(c1 - c0);
+        const auto add = [&](index_t k, index_t q) {
+          sums[static_cast<std::size_t>(k - c0)] += to_acc(x[k * plane + q * step]) - out[k];
+        };
+        if (p.map.channels_last) {
+          for (index_t q = 1; q < few; ++q)
+            for (index_t k = c0; k < c1; ++k) add(k, q);
+        } else {
+          for (index_t k = c0; k < c1; ++k)
+            for (index_t q = 1; q < few; ++q) add(k, q);
+        }
         for (index_t k = c0; k < c1; ++k)
-          means[i * c + k] =
-              static_cast<A>(to_acc(p.map.channels_last ? x[i * hw * c + k] : x[(i * c + k) * hw]));
+          out[k] += sums[static_cast<std::size_t>(k - c0)] / static_cast<A>(few);
       });
     });
   }
@@ -72,7 +87,7 @@ struct Squeeze {
   // Means of the planes and, by Chan's formula, of the batch: those of samples are merged in
   // float64.
   void of_batch(const Parallel& parallel) const {
-    first_values(parallel);
+    centers(parallel);
     const SpanSums<A> spans(p.map, 2);
     std::vector<A> sums = zeros<A>(2 * n * c);
     for_regions(p.map, parallel, [&](const Region& r) {
