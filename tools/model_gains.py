@@ -31,9 +31,10 @@ PUBLISHED = ROOT / "bench" / "published"
 TAILS = tuple(name for name in BLOCK_TITLES if name.startswith("tail"))
 WORKS = ("inference, batch 1", "inference, batch 8", "training, batch 8")
 TITLES = {
-    ("accelerated", False): 'accelerate(model, fuse="block"), against eager PyTorch',
-    ("both", False): "torch.compile(accelerated model), against torch.compile(model)",
     ("accelerated", True): "accelerate(model), against eager PyTorch",
+    ("both", True): "torch.compile(accelerated model), against torch.compile(model)",
+    ("accelerated", False): 'accelerate(model, fuse="block"), against eager PyTorch',
+    ("both", False): 'The same compiled, fuse="block", against torch.compile(model)',
 }
 
 
