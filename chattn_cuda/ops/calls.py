@@ -8,15 +8,13 @@ an operator, they go past them.
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from chattn_cuda.ops.flops import register_flops
 
-__all__ = ["call", "call_eager", "call_with_gradient", "count_changes", "operator_of"]
+__all__ = ["call", "call_eager", "call_with_gradient", "operator_of"]
 
 _BelowAutograd = torch._C._AutoDispatchBelowAutograd
 
@@ -53,10 +51,3 @@ def call_with_gradient(namespace: str, name: str, *args: Any) -> Any:
     if not torch.compiler.is_compiling() and torch._C._len_torch_dispatch_stack() > 0:
         register_flops(namespace)
     return operator_of(namespace, name)(*args)
-
-
-def count_changes(tensors: Sequence[Tensor]) -> None:
-    """Tell autograd that an operator has changed these: its kernels do not."""
-    changed = [t for t in tensors if not t.is_inference()]
-    if changed:
-        torch.autograd.graph.increment_version(changed)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from chattn_cuda.compiled import has_gradients
-from chattn_cuda.ops.calls import call, call_eager, count_changes
+from chattn_cuda.ops.calls import call, call_eager
 from chattn_cuda.ops.derivable import Derivable, is_last, pull_back
 from chattn_cuda.ops.saved import save, saved, unchanged_biases
 from chattn_cuda.ops.tail.description import Tail
@@ -68,7 +68,9 @@ def forward(
             namespace, "tail_squeeze", x, weight, bias, norm.mean, norm.var, norm.running,
             norm.momentum, norm.eps, *tail.inner, gate is not None,
         )  # fmt: skip
-        count_changes(norm.running)
+        changed = [t for t in norm.running if not t.is_inference()]
+        if changed:  # a kernel does not count its changes
+            torch.autograd.graph.increment_version(changed)
     numbers, variance, means, pooled = squeezed
     kept: Sequence[Any] = ()
     if gate is not None:
