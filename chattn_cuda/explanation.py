@@ -110,6 +110,8 @@ def explain(
     Examples:
         >>> print(chattn_cuda.explain(SqueezeExcite(64), torch.randn(2, 64, 8, 8)))
     """
+    if isinstance(target, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        target = target.module
     if not isinstance(target, nn.Module):
         explainer: Any = _EXPLAINERS.get(target)
     elif (explainer := getattr(target, "explain", None)) is None:

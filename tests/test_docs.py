@@ -181,3 +181,8 @@ def test_issue_forms_ask_for_doctor(form: str) -> None:
 
 def test_citation_is_of_this_version() -> None:
     assert f"\nversion: {chattn_cuda.__version__}\n" in (ROOT / "CITATION.cff").read_text()
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda d: str(d.relative_to(ROOT)))
+def test_nothing_is_left_to_fill_in(document: Path) -> None:
+    assert not re.search(r"@@|TODO|FIXME|TBD", document.read_text())

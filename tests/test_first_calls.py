@@ -221,3 +221,18 @@ def test_a_quantised_map(own: bool) -> None:
 
     with pytest.raises(TypeError, match=r"it is quantised. Call chattn_cuda.restore\(model\)"):
         call(x)
+
+
+def test_tails_that_are_undone_are_named() -> None:
+    model = timm.create_model("test_resnet", block_args={"attn_layer": "se"})
+    blocks = len(accelerate(model).changed)
+    report = accelerate(model, fuse="block")
+    undone = [e for e in report.again if e.note == "its batch norms run by its layers again"]
+    assert 0 < len(undone) < blocks and str(report).count("by its layers again") >= 1
+    assert not accelerate(model, fuse="block").changed
+
+
+def test_a_model_for_several_devices_is_explained() -> None:
+    """Its hooks and buckets are no business of the blocks'."""
+    model = nn.DataParallel(nn.Sequential(SqueezeExcite(8)))
+    assert len(explain(model, torch.randn(2, 8, 4, 4)).calls) == 1

@@ -87,6 +87,8 @@ class _Plan:
         entry = functools.partial(Entry, name, base.__name__)
         is_tail = surroundings.is_tail(classes.origin_of(base))
         if is_tail and (self.fuse == "block" or id(module) in self.covered):
+            if base is not cls and self.fuse == "block":
+                self.again.append(entry("its batch norms run by its layers again"))
             self._own_class(module, base)
         elif base is not cls and not classes.is_stale(cls):
             self._accelerate(module, cls, is_tail)

@@ -23,7 +23,7 @@ from chattn_cuda.modules.fused import Call
 from chattn_cuda.modules.layers import tensors_at
 from chattn_cuda.ops.tail import GATES, Gate, Norm, Tail, Together, apply_tail
 
-__all__ = ["SMALLEST", "Deferred", "Drop", "is_small", "values"]
+__all__ = ["SMALLEST", "Deferred", "Drop", "is_small", "smallest", "values"]
 
 SMALLEST = {"cpu": 4 << 20, "cuda": 64 << 20}
 """Bytes of the smallest map, by device type, that a tail reads for `backend="auto"`.
@@ -48,9 +48,12 @@ def is_small(backend: str, x: Tensor, channels: int) -> bool:
     if backend != "auto":
         return False
     n, _, h, w = x.shape
-    device = x.device.type
-    smallest = SMALLEST.get(device, 0) // (2 if device == "cpu" and torch.is_grad_enabled() else 1)
-    return n * channels * h * w * x.element_size() < smallest
+    return n * channels * h * w * x.element_size() < smallest(x.device.type)
+
+
+def smallest(device: str) -> int:
+    """Bytes of the smallest map that a tail reads here."""
+    return SMALLEST.get(device, 0) // (2 if device == "cpu" and torch.is_grad_enabled() else 1)
 
 
 def values(x: Any) -> Any:

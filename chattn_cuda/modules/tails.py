@@ -13,7 +13,7 @@ from chattn_cuda.explanation import Explanation
 from chattn_cuda.functional import why_not_fused
 from chattn_cuda.modules import views
 from chattn_cuda.modules.batch_norm import BATCH_NORMS
-from chattn_cuda.modules.deferred import is_small
+from chattn_cuda.modules.deferred import is_small, smallest
 from chattn_cuda.modules.fused import FusedForward
 from chattn_cuda.reference import autocast_enabled
 
@@ -45,7 +45,8 @@ class TailForward(FusedForward):
             if autocast_enabled(device) and x.dtype != torch.get_autocast_dtype(device):
                 return "torch.compile tells no += from +, which give other types under autocast"
         elif is_small(self._backend, x, _width(self)):
-            return "the layers are faster on maps that are so small"
+            least = smallest(x.device.type) / 2**20
+            return f"the layers are faster on maps that are so small, below {least:g} MB"
         if torch._C._are_functorch_transforms_active():
             return "torch.func differentiates the layers"
         if backends.get(backends.select(self.backend, x.device.type, x.dtype)).namespace is None:

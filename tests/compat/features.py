@@ -74,7 +74,7 @@ And these, which have none: {plain}.
 
 Blocks that `accelerate` knows by class: {classes}.
 
-And, but with `fuse="block"`, the blocks around them, also those without attention: {tails}.
+And, unless `fuse="block"` is given, the blocks around them, also those without attention: {tails}.
 
 Two kinds of blocks it knows by what they consist of, whatever the class is called, where the
 forward does that on a small map, and a copy with random weights gives the formula in float64:
