@@ -327,9 +327,10 @@ def _layers_are_faster(
         return act == _IDENTITY[0]
     if not rows:
         return not is_wide and act in (_SILU, _SIGMOID, _TANH)
-    if not is_wide:
-        return act not in (_RELU, _RELU6) or not of_batch
-    return act in (_IDENTITY[0], _SIGMOID) or (act == _SILU and not of_batch)
+    if act in (_RELU, _RELU6):  # the layers keep no map more: time alone counts
+        few_bytes = x.numel() * x.element_size() < SMALLEST.get("cpu", 0)
+        return few_bytes or not (is_wide or of_batch)
+    return not is_wide or act in (_IDENTITY[0], _SIGMOID) or (act == _SILU and not of_batch)
 
 
 def _fit(x: Tensor, of_norm: Sequence[Any]) -> bool:
