@@ -181,21 +181,22 @@ def _bars(axis: Any, chart: Chart) -> None:
 
 
 def _stack(axis: Any, chart: Chart) -> None:
-    names, shades = chart.variants, ("eager", "compiled", "ours", "grid")
+    names, shades = chart.variants, ("eager", "compiled", "ours", "both", "grid")
     parts = list(dict.fromkeys(p for bars in chart.rows.values() for v in bars.values() for p in v))
     step = 0.76 / len(names)
     for i, part in enumerate(parts):
         for k, name in enumerate(names):
             at = (k - (len(names) - 1) / 2) * step
             for y, bars in enumerate(chart.rows.values()):
-                before = sum(bars[name][p] for p in parts[:i])
+                before = sum(bars[name].get(p, 0.0) for p in parts[:i])
+                own = bars[name].get(part, 0.0)
                 axis.barh(
-                    y + at, bars[name][part], 0.86 * step, left=before, color=COLOURS[shades[i]],
+                    y + at, own, 0.86 * step, left=before, color=COLOURS[shades[i]],
                     label=part if (k, y) == (0, 0) else None,
                 )  # fmt: skip
                 if part == parts[-1]:
                     axis.annotate(
-                        name, (before + bars[name][part], y + at), (3, 0), size=7.5, va="center",
+                        name, (before + own, y + at), (3, 0), size=7.5, va="center",
                         textcoords="offset points", color=COLOURS["muted"],
                     )  # fmt: skip
     longest = max(sum(v.values()) for bars in chart.rows.values() for v in bars.values())
