@@ -103,11 +103,10 @@ class _Plan:
 
     def _look_at_new(self, module: Any, base: Any, is_tail: bool, entry: Any) -> None:
         key = None if id(module) in self.inside else _key_of(module, base)
-        by_dataflow = isinstance(key, dataflow.NotTaken) or (key or "").startswith(dataflow.PREFIX)
         if key is None:
             self._own_class(module, base)
             return
-        if by_dataflow:
+        if isinstance(key, dataflow.NotTaken) or key.startswith(dataflow.PREFIX):
             if _holds_a_block(module):
                 return
             self.inside.update(map(id, module.modules()))
