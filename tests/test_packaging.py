@@ -83,7 +83,8 @@ def source(sdist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return unpacked
 
 
-FAST = {"CHATTN_BUILD_CUDA": "0", "CXXFLAGS": "-O0"}
+# Optimised, for a wheel's size: -O1 takes as long to compile as -O0, and makes a quarter of it.
+FAST = {"CHATTN_BUILD_CUDA": "0", "CXXFLAGS": "-O1"}
 
 
 @pytest.mark.slow
