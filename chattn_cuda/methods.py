@@ -91,9 +91,15 @@ def behaviour(cls: Any) -> tuple[Member, ...]:
 
 
 def key_of(cls: Any) -> tuple[Any, ...]:
-    """A key for `behaviour`, which keeps no class and no function alive."""
+    """A key for `behaviour`, which keeps no class and no function alive.
+
+    Raises:
+        TypeError: One is made anew each time that it is asked for, as of a partialmethod.
+    """
     found: list[Any] = []
     for owner, name, value, code in behaviour(cls):
+        if getattr(owner, name) is not value:
+            raise TypeError(f"{name} of {owner.__name__} is made anew at each call")
         value = value.fget if isinstance(value, property) else value
         kept = (value if is_plain(value) else weakref.ref(value), code and weakref.ref(code))
         found.append((weakref.ref(owner), name, *kept))

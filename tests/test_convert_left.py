@@ -328,3 +328,39 @@ def test_a_result_in_the_weights_type(name: str) -> None:
         for t in (torch.bfloat16, torch.float32):
             torch.testing.assert_close(fast(x.to(t)), module(x.to(t)), rtol=1e-2, atol=1e-2)
     assert "float32 weights" in str(explain(fast, x.bfloat16()))
+
+
+class Anew:
+    """A descriptor that gives another function each time."""
+
+    def __get__(self, owner: Any, cls: Any = None) -> Callable[..., Tensor]:
+        plain = Block.forward
+        return types.MethodType(plain, owner) if owner else lambda self, x: plain(self, x)
+
+
+def logged(self: Any, name: str, x: Tensor) -> Tensor:
+    return x * self.gate(x)
+
+
+@pytest.mark.parametrize("forward", [functools.partialmethod(logged, "block"), Anew()])
+@pytest.mark.parametrize("inside", [False, True])
+def test_a_forward_that_is_made_anew_each_time(forward: Any, inside: bool) -> None:
+    block: nn.Module = with_forward(forward)
+    if inside:
+
+        class Around(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.block = block
+
+            def forward(self, x: Tensor) -> Tensor:
+                return x * self.block(x).mean((2, 3), keepdim=True).sigmoid()
+
+        block = Around()
+    model = nn.Sequential(block, Block())
+    x = torch.randn(2, 16, 5, 5)
+    expected = model(x)
+    report = accelerate(model)
+    assert [entry.name for entry in report.changed] == ["1"]
+    assert torch.allclose(model(x), expected, atol=1e-6)
+    assert "its forward is another function at each call" in str(report)

@@ -223,22 +223,37 @@ def test_small_maps_go_to_the_layers(
     assert len(fused_calls) == 3
 
 
+@pytest.mark.parametrize("act", [nn.Hardswish, nn.SiLU, nn.Mish, nn.ELU, nn.ReLU])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_a_nan_reaches_the_gradients_that_it_reaches_in_eager(act: Any, layout: Any) -> None:
+    eager = timm.layers.BatchNormAct2d(16, act_layer=act).eval()
+    fused = copy.deepcopy(eager)
+    chattn_cuda.accelerate(fused, fuse="tail", backend="cpu")
+    x = torch.randn(2, 16, 8, 8).contiguous(memory_format=layout)
+    x[0, 3, 4, 5] = torch.nan
+    for model in (eager, fused):
+        model(x).nansum().backward()
+    for a, b in zip(fused.parameters(), eager.parameters(), strict=True):
+        assert torch.equal(a.grad.isnan(), b.grad.isnan())
+
+
 @pytest.mark.parametrize(
     ("dtype", "act", "mode", "nchw", "rows"),
     [
         (torch.float32, nn.ReLU, "frozen", True, True),
-        (torch.float32, nn.SiLU, "frozen", True, False),
+        (torch.float32, nn.SiLU, "frozen", True, True),
         (torch.float32, nn.SiLU, "train", True, True),
         (torch.float32, nn.Sigmoid, "train", True, False),
         (torch.float32, nn.Identity, "train", True, False),
         (torch.float32, nn.Identity, "infer", False, False),
-        (torch.float32, nn.GELU, "infer", False, False),
+        (torch.float32, nn.GELU, "infer", False, True),
+        (torch.float32, nn.GELU, "train", False, False),
         (torch.float32, functools.partial(nn.GELU, "tanh"), "train", True, True),
         (torch.bfloat16, nn.ReLU, "train", True, True),
         (torch.bfloat16, nn.ReLU, "frozen", True, False),
-        (torch.bfloat16, nn.Hardswish, "train", True, False),
+        (torch.bfloat16, nn.Hardswish, "train", True, True),
         (torch.bfloat16, nn.SiLU, "infer", True, True),
-        (torch.bfloat16, nn.SiLU, "train", False, False),
+        (torch.bfloat16, nn.SiLU, "train", True, True),
         (torch.bfloat16, nn.Mish, "frozen", True, True),
     ],
 )

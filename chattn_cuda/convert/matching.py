@@ -225,7 +225,7 @@ def _why_unknown(module: Any) -> str | None:
         if path and not is_own_class(m):
             continue
         if (effect := side_effect(type(m))) is not None:
-            return f"its forward {effect}, which others see"
+            return f"its forward {effect}"
         unknown = unknown_source(m, type(m), inner=path != "")
         if unknown is not None:
             return f"its forward reads {unknown}"

@@ -94,12 +94,14 @@ def unknown_source(module: Any, cls: Any, inner: bool = False) -> str | None:
 
 
 def side_effect(cls: Any) -> str | None:
-    """What the forward of ``cls`` does that others see, beside its result; None: nothing."""
+    """What it is that makes a call of ``cls`` more than its result, or another; None: nothing."""
+    if cls.forward is not cls.forward:  # a partialmethod: nobody could see that it changed
+        return "is another function at each call"
     for n in names_in(cls):
         for name in sorted(_EFFECTS & n.named):
-            return f"calls {name}"
+            return f"calls {name}, which others see"
         for name in sorted(n.stored):
-            return f"sets {name}"
+            return f"sets {name}, which others see"
     return None
 
 

@@ -250,15 +250,16 @@ void reduce(const TailReduce& p, const Parallel& parallel) {
 template <class A>
 struct Gradient {
   const TailGradient& p;
+  const Parallel& parallel;
   const index_t n = p.map.n, c = p.map.c, hw = p.map.hw, rows = tail_sums(p.functions);
   const bool plain = p.functions.inner == Act::identity;
-  const Gates<A> gate{p.gate, c};
+  const SampleNumbers<A> numbers{p.map, p.numbers, p.gate, plain, parallel};
   // (N, C): what a position receives through the squeeze; (C): what all positions lose.
   std::vector<A> pooled = zeros<A>(p.dpooled ? n * c : c);
   std::vector<A> constant = zeros<A>(c), slope = zeros<A>(c);
 
   // The gradients of the norm: of its shift, and of its scale by what it multiplies.
-  void norm(const Parallel& parallel) {
+  void norm() {
     const A* const deviation = at<A>(p.numbers, kTailDeviation * c);
     const A* const scale = at<A>(p.numbers, kTailScale * c);
     const A* const mean = at<A>(p.numbers, kTailMean * c);
@@ -268,7 +269,7 @@ struct Gradient {
         double dshift = 0, dscale = 0;
         for (index_t i = 0; i < n; ++i) {
           const A* const sums = at<A>(p.sums, i * rows * c) + (plain ? k : c + k);
-          const double q = static_cast<double>(gate(i)[k]);
+          const double q = static_cast<double>(numbers.gate(i)[k]);
           dshift += q * static_cast<double>(sums[0]);
           dscale += q * static_cast<double>(sums[c]);
           if (!p.dpooled) continue;
@@ -294,7 +295,7 @@ struct Gradient {
   }
 
   // pooled = constant - scale * pooled
-  void join(const Parallel& parallel) {
+  void join() {
     const A* const scale = at<A>(p.numbers, kTailScale * c);
     for_planes(p.map, parallel, 1, [&](index_t i, index_t c0, index_t c1) {
       for (index_t k = c0; k < c1; ++k) {
@@ -304,22 +305,21 @@ struct Gradient {
     });
   }
 
-  void run(const Parallel& parallel) {
+  void run() {
     if (p.dpooled)
       for_planes(p.map, parallel, 1, [&](index_t i, index_t c0, index_t c1) {
         for (index_t k = i * c + c0; k < i * c + c1; ++k)
           pooled[static_cast<std::size_t>(k)] = *at<A>(p.dpooled, k) / static_cast<A>(hw);
       });
-    if (p.sums) norm(parallel);
+    if (p.sums) norm();
     if (p.lost) {
       std::copy_n(at<A>(p.lost, 0), c, constant.data());
       std::copy_n(at<A>(p.lost, c), c, slope.data());
     }
     if (!p.dx && !p.dresidual) return;
     const PassKernels& pass = kernels().pass(p.map.dtype);
-    const SampleNumbers<A> numbers(p.map, p.numbers, p.gate, plain, parallel);
     const bool joined = plain && p.dpooled;  // one row for what planes receive and lose
-    if (joined) join(parallel);
+    if (joined) join();
     for_regions(
         p.map, parallel,
         [&](const Region& r) {
@@ -354,7 +354,8 @@ void run(const TailReduce& p, const Parallel& parallel) {
 
 template <>
 void run(const TailGradient& p, const Parallel& parallel) {
-  p.map.dtype == DType::f64 ? Gradient<double>{p}.run(parallel) : Gradient<float>{p}.run(parallel);
+  p.map.dtype == DType::f64 ? Gradient<double>{p, parallel}.run()
+                            : Gradient<float>{p, parallel}.run();
 }
 
 }  // namespace chattn::cpu

@@ -10,7 +10,31 @@
 
 namespace chattn::CHATTN_ISA {
 
-typedef std::int32_t I32 __attribute__((vector_size(kVectorBytes)));
+// The greater of x and a bound, and the smaller; NaN stays. GCC makes two instructions of a choice.
+template <class A>
+CHATTN_INLINE typename Simd<A>::V at_least(typename Simd<A>::V x, A low) {
+  const auto bound = Simd<A>::broadcast(low);
+#if defined(__AVX512F__)
+  if constexpr (std::is_same_v<A, float>)
+    return (decltype(x))_mm512_maskz_max_ps(0xffff, (__m512)bound, (__m512)x);
+#elif defined(__AVX2__)
+  if constexpr (std::is_same_v<A, float>)
+    return (decltype(x))_mm256_max_ps((__m256)bound, (__m256)x);
+#endif
+  return x < bound ? bound : x;
+}
+template <class A>
+CHATTN_INLINE typename Simd<A>::V at_most(typename Simd<A>::V x, A high) {
+  const auto bound = Simd<A>::broadcast(high);
+#if defined(__AVX512F__)
+  if constexpr (std::is_same_v<A, float>)
+    return (decltype(x))_mm512_maskz_min_ps(0xffff, (__m512)bound, (__m512)x);
+#elif defined(__AVX2__)
+  if constexpr (std::is_same_v<A, float>)
+    return (decltype(x))_mm256_min_ps((__m256)bound, (__m256)x);
+#endif
+  return x > bound ? bound : x;
+}
 
 // exp(x) = (rest + 1) * scale of float32: 2^n * p(r), r = x - n ln 2 in [-ln 2 / 2, ln 2 / 2], p of
 // degree 6.
@@ -20,11 +44,11 @@ struct Exponential {
 CHATTN_INLINE Exponential exponential(Simd<float>::V x) {
   using S = Simd<float>;
   using V = S::V;
-  x = x < S::broadcast(-87.f) ? S::broadcast(-87.f) : x;  // keeps NaN
-  x = x > S::broadcast(89.f) ? S::broadcast(89.f) : x;
-  // Adding and subtracting 1.5 * 2^23 rounds to the nearest integer.
-  const V magic = S::broadcast(12582912.f);
-  const V n = (x * S::broadcast(1.44269504088896341f) + magic) - magic;
+  x = at_most(at_least(x, -87.f), 89.f);
+  // 1.5 * 2^23 + n, whose low bits are those of n: adding it rounds to the nearest integer.
+  const V magic = S::broadcast(12582912.f),
+          shifted = x * S::broadcast(1.44269504088896341f) + magic;
+  const V n = shifted - magic;
   const V r = x - n * S::broadcast(0.693359375f) - n * S::broadcast(-2.12194440e-4f);
   V p = S::broadcast(1.9875691500e-4f);
   p = p * r + S::broadcast(1.3981999507e-3f);
@@ -32,7 +56,9 @@ CHATTN_INLINE Exponential exponential(Simd<float>::V x) {
   p = p * r + S::broadcast(4.1665795894e-2f);
   p = p * r + S::broadcast(1.6666665459e-1f);
   p = p * r + S::broadcast(5.0000001201e-1f);
-  const I32 exponent = (__builtin_convertvector(n, I32) + 127) << 23;
+  U32 exponent;
+  memcpy(&exponent, &shifted, sizeof exponent);
+  exponent = (exponent << 23) + (127u << 23);
   Exponential e{p * r * r + r, {}};
   memcpy(&e.scale, &exponent, sizeof e.scale);
   return e;
@@ -100,8 +126,7 @@ struct Elementary {
   using V = typename Simd<A>::V;
 
   static CHATTN_INLINE V clamp(V v, A low, A high) {  // keeps NaN
-    const V above = v > high ? Simd<A>::broadcast(high) : v;
-    return v < low ? Simd<A>::broadcast(low) : above;
+    return at_least(at_most(v, high), low);
   }
   static CHATTN_INLINE V sigmoid(V z) { return A(1) / (A(1) + exp_lanes<A>(-z)); }
   static CHATTN_INLINE V tanh(V z) {
@@ -134,7 +159,7 @@ CHATTN_INLINE typename Simd<A>::V activate_vector(typename Simd<A>::V z, A param
   using E = Elementary<A>;
   using V = typename Simd<A>::V;
   if constexpr (f == Act::relu) {
-    return z < A(0) ? V{} : z;
+    return at_least(z, A(0));
   } else if constexpr (f == Act::relu6) {
     return E::clamp(z, 0, 6);
   } else if constexpr (f == Act::leaky_relu) {
@@ -142,7 +167,7 @@ CHATTN_INLINE typename Simd<A>::V activate_vector(typename Simd<A>::V z, A param
   } else if constexpr (f == Act::silu) {
     return z * E::sigmoid(z);
   } else if constexpr (f == Act::hard_swish) {
-    return z * E::clamp(z + A(3), 0, 6) / A(6);
+    return z * (E::clamp(z + A(3), 0, 6) * A(1. / 6));
   } else if constexpr (f == Act::gelu) {
     return z * E::normal_cdf(z);
   } else if constexpr (f == Act::gelu_tanh) {
@@ -154,7 +179,7 @@ CHATTN_INLINE typename Simd<A>::V activate_vector(typename Simd<A>::V z, A param
   } else if constexpr (f == Act::sigmoid) {
     return E::sigmoid(z);
   } else if constexpr (f == Act::hard_sigmoid) {
-    return E::clamp(z + A(3), 0, 6) / A(6);
+    return E::clamp(z + A(3), 0, 6) * A(1. / 6);
   } else if constexpr (f == Act::tanh) {
     return E::tanh(z);
   } else {
@@ -178,7 +203,9 @@ CHATTN_INLINE typename Simd<A>::V activation_gradient_vector(typename Simd<A>::V
     const V s = E::sigmoid(z);
     return g * (s * (A(1) + z * (A(1) - s)));
   } else if constexpr (f == Act::hard_swish) {
-    return z <= A(-3) ? V{} : z < A(3) ? g * (z / A(3) + A(0.5)) : g;
+    return z <= A(-3)  ? V{}
+           : z >= A(3) ? g
+                       : g * (z * A(1. / 3) + A(0.5));  // NaN stays, as torch's
   } else if constexpr (f == Act::gelu) {
     const V pdf = A(0.39894228040143267794) * exp_to_zero<A>(A(-0.5) * z * z);
     return g * (E::normal_cdf(z) + z * pdf);
@@ -195,7 +222,7 @@ CHATTN_INLINE typename Simd<A>::V activation_gradient_vector(typename Simd<A>::V
     const V s = E::sigmoid(z);
     return g * (s * (A(1) - s));
   } else if constexpr (f == Act::hard_sigmoid) {
-    return (z > A(-3)) & (z < A(3)) ? g / A(6) : V{};
+    return (z > A(-3)) & (z < A(3)) ? g * A(1. / 6) : V{};
   } else if constexpr (f == Act::tanh) {
     const V t = E::tanh(z);
     return g * (A(1) - t * t);

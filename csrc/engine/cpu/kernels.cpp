@@ -32,27 +32,35 @@ void with_prologue(const Branches& x, Body&& body) {
   body(std::integral_constant<With, With::activation>{});
 }
 
-// body(how the inner activation is known, how the outer): the usual pairs at compile time.
-template <class Body>
+// body(how the inner activation is known, how the outer): the usual pairs at compile time. In
+// float64 elementary functions take all the time, and on small vectors conversions of 16 bits.
+template <class T, class Body>
 void with_functions(const TailFunctions& f, bool masked, Body&& body) {
   const auto pair = [&]<Known inner, Known act>() {
     body(std::integral_constant<Known, inner>{}, std::integral_constant<Known, act>{});
   };
-  const bool plain = f.act == Act::identity, relu = f.act == Act::relu;
+  const auto known = [&]<Known inner, Known act>() {
+    const bool there = f.inner == act_of(inner) && f.act == act_of(act);
+    if (there) pair.template operator()<inner, act>();
+    return there;
+  };
+  constexpr Known none = Known::identity;
+  const bool plain = f.inner == Act::identity;
   if (masked) {
-    if (f.inner == Act::identity) return pair.template operator()<Known::identity, Known::masked>();
+    if (plain) return pair.template operator()<none, Known::masked>();
     return pair.template operator()<Known::other, Known::masked>();
   }
-  if (f.inner == Act::identity) {
-    if (plain) return pair.template operator()<Known::identity, Known::identity>();
-    if (relu) return pair.template operator()<Known::identity, Known::relu>();
-    return pair.template operator()<Known::identity, Known::other>();
+  if constexpr (std::is_same_v<T, float> || (sizeof(T) == 2 && kVectorBytes > 16)) {
+    if (known.template operator()<none, none>() || known.template operator()<none, Known::relu>() ||
+        known.template operator()<none, Known::silu>() ||
+        known.template operator()<none, Known::hard_swish>() ||
+        known.template operator()<Known::relu, none>() ||
+        known.template operator()<Known::silu, none>() ||
+        known.template operator()<Known::hard_swish, none>() ||
+        known.template operator()<Known::relu, Known::relu>())
+      return;
   }
-  if (f.inner == Act::relu && plain)
-    return pair.template operator()<Known::relu, Known::identity>();
-  if (f.inner == Act::relu && relu) return pair.template operator()<Known::relu, Known::relu>();
-  if (f.inner == Act::silu && plain)
-    return pair.template operator()<Known::silu, Known::identity>();
+  if (plain) return pair.template operator()<none, Known::other>();
   pair.template operator()<Known::other, Known::other>();
 }
 
@@ -93,21 +101,21 @@ struct Passes {
   }
   static void tail(const MapShape& s, const TailMaps& maps, const TailFunctions& f,
                    const TailNumbers& n, const Region& at, void* y, void* mask, bool stream) {
-    with_functions(f, false, [&](auto inner, auto act) {
+    with_functions<T>(f, false, [&](auto inner, auto act) {
       CHATTN_ISA::tail<T, inner(), act()>(s, maps, f, n, at, static_cast<T*>(y),
                                           static_cast<std::uint8_t*>(mask), stream);
     });
   }
   static void tail_sums(const MapShape& s, const TailMaps& maps, const TailFunctions& f,
                         const TailNumbers& n, const Region& at, void* sums) {
-    with_functions(f, maps.mask != nullptr, [&](auto inner, auto act) {
+    with_functions<T>(f, maps.mask != nullptr, [&](auto inner, auto act) {
       CHATTN_ISA::tail_sums<T, inner(), act()>(s, maps, f, n, at, acc(sums));
     });
   }
   static void tail_gradient(const MapShape& s, const TailMaps& maps, const TailFunctions& f,
                             const TailNumbers& n, const Region& at, void* dx, void* dresidual,
                             bool stream) {
-    with_functions(f, maps.mask != nullptr, [&](auto inner, auto act) {
+    with_functions<T>(f, maps.mask != nullptr, [&](auto inner, auto act) {
       CHATTN_ISA::tail_gradient<T, inner(), act()>(s, maps, f, n, at, static_cast<T*>(dx),
                                                    static_cast<T*>(dresidual), stream);
     });

@@ -94,6 +94,22 @@ CHATTN_INLINE void store_bytes(void* to, U64x2 v, int bytes) {
   if (kUnit <= 2 && bytes & 2) memcpy(p, &rest, 2);
 }
 
+#if !defined(__AVX512F__) && !defined(__F16C__)
+// Called: without an instruction for it these were half of the size of all kernels.
+inline __attribute__((noinline)) vector_of<float>::type widen_halves(U16 bits) {
+  vector_of<float>::type v{};
+#pragma GCC unroll 4
+  for (unsigned i = 0; i < sizeof v / sizeof v[0]; ++i) v[i] = to_acc(half_t{bits[i]});
+  return v;
+}
+inline __attribute__((noinline)) U16 narrow_to_halves(vector_of<float>::type v) {
+  U16 bits{};
+#pragma GCC unroll 4
+  for (unsigned i = 0; i < sizeof v / sizeof v[0]; ++i) bits[i] = from_acc<half_t>(v[i]).bits;
+  return bits;
+}
+#endif
+
 template <class T>
 struct Simd {
   using A = acc_t<T>;
@@ -134,8 +150,7 @@ struct Simd {
 #elif defined(__F16C__)
       v = (V)_mm256_cvtph_ps((__m128i)bits);
 #else
-#pragma GCC unroll 16
-      for (int i = 0; i < kLanes; ++i) v[i] = to_acc(T{bits[i]});
+      v = widen_halves(bits);
 #endif
     }
     return v;
@@ -170,8 +185,7 @@ struct Simd {
 #elif defined(__F16C__)
       bits = (U16)_mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 #else
-#pragma GCC unroll 16
-      for (int i = 0; i < kLanes; ++i) bits[i] = from_acc<T>(v[i]).bits;
+      bits = narrow_to_halves(v);
 #endif
     }
     return bits;

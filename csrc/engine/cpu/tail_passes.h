@@ -10,17 +10,20 @@ namespace chattn::CHATTN_ISA {
 
 // How a pass knows an activation: the usual ones at compile time, others by a call. masked: the
 // bits that the forward left tell where its derivative is 1; elsewhere it is 0.
-enum class Known { identity, relu, silu, masked, other };
+enum class Known { identity, relu, silu, hard_swish, masked, other };
+constexpr Act act_of(Known known) {
+  return known == Known::relu         ? Act::relu
+         : known == Known::silu       ? Act::silu
+         : known == Known::hard_swish ? Act::hard_swish
+                                      : Act::identity;
+}
 
 template <Known k, class A>
 CHATTN_INLINE typename Simd<A>::V activated(Act f, typename Simd<A>::V z, A param) {
   if constexpr (k == Known::other) {
     return activate_vector<A>(f, z, param);
   } else {
-    constexpr Act kAct = k == Known::relu   ? Act::relu
-                         : k == Known::silu ? Act::silu
-                                            : Act::identity;
-    return activate_vector<kAct, A>(z, param);
+    return activate_vector<act_of(k), A>(z, param);
   }
 }
 template <Known k, class A>
@@ -29,10 +32,7 @@ CHATTN_INLINE typename Simd<A>::V through(Act f, typename Simd<A>::V z, A param,
   if constexpr (k == Known::other) {
     return activation_gradient_vector<A>(f, z, param, g);
   } else {
-    constexpr Act kAct = k == Known::relu   ? Act::relu
-                         : k == Known::silu ? Act::silu
-                                            : Act::identity;
-    return activation_gradient_vector<kAct, A>(z, param, g);
+    return activation_gradient_vector<act_of(k), A>(z, param, g);
   }
 }
 

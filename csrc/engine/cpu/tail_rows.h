@@ -73,7 +73,7 @@ struct Rows {
   CHATTN_INLINE Rows(const A* const (&rows)[R], index_t c, index_t fold) {
     for (int r = 0; r < R; ++r) {
       at[r] = rows[r];
-      if (fold > 1 && rows[r]) at[r] = repeat_row(copy + r * kLongestRow, rows[r], c, fold);
+      if (fold > 1) at[r] = repeat_row(copy + r * c * fold, rows[r], c, fold);
     }
   }
 };
