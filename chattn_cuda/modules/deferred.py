@@ -35,8 +35,10 @@ on: a step keeps fewer maps for its backward. docs/tail.md has the figures.
 
 _IDENTITY = 0, 0.0
 _CODES = {name: activation.code for name, activation in activations.ACTIVATIONS.items()}
-_GELU, _SIGMOID, _TANH, _RELU, _RELU6 = map(_CODES.get, "gelu sigmoid tanh relu relu6".split())
-_FUSED = {_CODES[name] for name in "silu hard_swish mish elu gelu_tanh".split()}
+_GELU, _SILU, _SIGMOID, _TANH, _RELU, _RELU6 = map(
+    _CODES.get, "gelu silu sigmoid tanh relu relu6".split()
+)
+_FUSED = {_CODES[name] for name in "hard_swish mish elu gelu_tanh".split()}
 _FEW = 16  # channels, whose rows are shorter than a vector
 _SUMS = (torch.add, Tensor.add, Tensor.__add__)
 _OF_NORM = "weight", "bias", "running_mean", "running_var"
@@ -318,10 +320,8 @@ def _layers_are_faster(
     if x.device.type != "cpu":
         return False
     rows, is_wide = ops.memory_format_of(x) == torch.channels_last, x.element_size() > 2
-    if rows and x.shape[1] < _FEW:
+    if act == _GELU or (rows and x.shape[1] < _FEW):
         return True
-    if act == _GELU:
-        return not (rows and is_wide) or compiled.has_gradients(tensors)
     if act in _FUSED:
         return False
     if not compiled.has_gradients(tensors):
@@ -329,8 +329,10 @@ def _layers_are_faster(
     if not rows:
         return not is_wide and act in (_SIGMOID, _TANH)
     if act in (_RELU, _RELU6):  # the layers keep no map more: time alone counts
-        few_bytes = x.numel() * x.element_size() < SMALLEST.get("cpu", 0)
-        return few_bytes or not (is_wide or of_batch)
+        if x.numel() * x.element_size() < SMALLEST.get("cpu", 0):
+            return True
+    if act in (_RELU, _RELU6, _SILU):
+        return not (is_wide or of_batch)
     return not is_wide or act in (_IDENTITY[0], _SIGMOID)
 
 

@@ -138,10 +138,9 @@ struct Repeated {
 // at positions p0, p0 + fold, ... before p1 and over `parts` maps m, for columns [c0, c1).
 //
 // Rows are read from end to end. One at a time, so that the prefetcher of a page follows one stream
-// (two streams in a page cost up to half of the bandwidth), unless rows are longer than a page:
-// then each starts with misses, which four at a time overlap; or unless there are many sums, whose
-// loads and stores are the most of the work. Partial sums of a chunk of rows stay in the
-// first-level cache; the error grows with the number of chunks and not of positions.
+// (two streams in a page cost up to half of the bandwidth), unless a row is a page or more:
+// then each starts with misses, which four at a time overlap. Partial sums of a chunk of rows stay
+// in the first-level cache; the error grows with the number of chunks and not of positions.
 template <class T, int R, class Terms>
 CHATTN_INLINE void row_sums(const MapShape& s, index_t fold, index_t p0, index_t p1, index_t c0,
                             index_t c1, int parts, acc_t<T>* out, index_t stride, bool add,
@@ -149,7 +148,7 @@ CHATTN_INLINE void row_sums(const MapShape& s, index_t fold, index_t p0, index_t
   using SA = Simd<acc_t<T>>;
   using V = typename SA::V;
   constexpr index_t kL = SA::kLanes, kVectors = 64, kChunk = 64, kPageBytes = 4096;
-  const bool four = R > 4 || s.c * static_cast<index_t>(sizeof(T)) > kPageBytes;
+  const bool long_rows = s.c * static_cast<index_t>(sizeof(T)) >= kPageBytes;
   const index_t chunk = kChunk * fold;
   V sums[kVectors][R], totals[kVectors][R];  // rows of 4 KiB would share places in the cache
   for (index_t b0 = c0; b0 < c1; b0 += kVectors * kL) {
@@ -159,13 +158,13 @@ CHATTN_INLINE void row_sums(const MapShape& s, index_t fold, index_t p0, index_t
       for (auto& vector : sums)
         for (V& sum : vector) sum = V{};
       index_t p = q0;
-      for (; four && p + 4 * fold <= q1; p += 4 * fold)
+      for (; long_rows && p + 4 <= q1; p += 4)
         for (int m = 0; m < parts; ++m)
           for_vectors<kL>(width, [&](index_t i, index_t count) CHATTN_INLINE_LAMBDA {
             const index_t c = b0 + i;
-            auto of_four = (terms(m, p, c, count) + terms(m, p + fold, c, count)) +
-                           (terms(m, p + 2 * fold, c, count) + terms(m, p + 3 * fold, c, count));
-            of_four.each([&](index_t r, V v) CHATTN_INLINE_LAMBDA { sums[i / kL][r] += v; });
+            auto four = (terms(m, p, c, count) + terms(m, p + 1, c, count)) +
+                        (terms(m, p + 2, c, count) + terms(m, p + 3, c, count));
+            four.each([&](index_t r, V v) CHATTN_INLINE_LAMBDA { sums[i / kL][r] += v; });
           });
       for (; p < q1; p += fold) {
         // The last row may have fewer positions.
