@@ -241,10 +241,10 @@ report = accelerate(model)
     )
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setattr(probe, "_LONGEST", 0.5)
+    before = threading.enumerate()
     found = importlib.import_module("importing_block")
-    for thread in threading.enumerate():  # the trial goes on, and sets back what it set
-        if thread is not threading.current_thread() and thread.name.startswith("ThreadPool"):
-            thread.join(20)
+    for thread in set(threading.enumerate()) - set(before):
+        thread.join(20)  # the trial goes on, and sets back what it set
     assert not found.report.changed
     assert "takes longer than 0.5 s" in found.report.left[0].note
 

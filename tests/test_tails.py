@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import functools
 import pickle
+import warnings
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -221,6 +223,51 @@ def test_small_maps_go_to_the_layers(
     chattn_cuda.accelerate(fused, fuse="tail", backend="cpu")
     fused(x)
     assert len(fused_calls) == 3
+
+
+@pytest.mark.parametrize(
+    ("layout", "least", "gradients", "fuses"),
+    [
+        (torch.channels_last, 16_000, True, False),
+        (torch.channels_last, 8_000, True, True),
+        (torch.channels_last, 16_000, False, True),
+        (torch.contiguous_format, 16_000, True, True),
+    ],
+)
+def test_a_shortcut_and_relu_behind_few_bytes_go_to_the_layers(
+    layout: Any, least: int, gradients: bool, fuses: bool, sizes: dict[str, Any],
+    fused_calls: list[Any], monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """A map of 16,384 bytes is smaller than twice that of a norm and a ReLU alone, or not."""
+    block = timm.models.resnet.BasicBlock(16, 16).train().to(memory_format=layout)
+    eager = copy.deepcopy(block)
+    chattn_cuda.accelerate(block)
+    monkeypatch.setattr(deferred, "_layers_are_faster", sizes["rule"])
+    monkeypatch.setattr(deferred, "SMALLEST", {"cpu": least})
+    x = torch.randn(4, 16, 8, 8).contiguous(memory_format=layout)
+    with torch.set_grad_enabled(gradients):
+        y = block(x)
+    assert len(fused_calls) == 1 + fuses
+    torch.testing.assert_close(y, eager(x), rtol=1e-4, atol=1e-4)
+
+
+def test_a_block_without_norms_is_looked_through_once() -> None:
+    block = timm.models.resnet.BasicBlock(16, 16).eval()
+    chattn_cuda.accelerate(block)
+    block.bn1 = block.bn2 = nn.Identity()
+    x = torch.randn(1, 16, 4, 4)
+    block(x)
+    before = len(weakref.finalize._registry)  # type: ignore[attr-defined]
+    block(x), block(x)
+    assert len(weakref.finalize._registry) == before  # type: ignore[attr-defined]
+
+
+def test_a_trace_of_a_small_map_warns_of_nothing() -> None:
+    block = timm.models.resnet.BasicBlock(16, 16).eval()
+    chattn_cuda.accelerate(block)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", torch.jit.TracerWarning)
+        torch.jit.trace(block, torch.randn(1, 16, 4, 4))
 
 
 @pytest.mark.parametrize("act", [nn.Hardswish, nn.SiLU, nn.Mish, nn.ELU, nn.ReLU])

@@ -241,8 +241,10 @@ class Deferred:
             return None  # for which the layer has an error
         tensors = (x, self.residual, *of_norm, *of_gate)
         in_graph = torch.compiler.is_compiling()  # for which `compiled` has a rule of its own
-        if self._is_bare and self.backend == "auto" and not in_graph:
-            if _layers_are_faster(x, _code(self.inner)[0], of_batch, tensors):
+        is_bare, is_plain = self._is_bare, self.gate is None and self.factors is None
+        if self.backend == "auto" and not in_graph and (is_bare or is_plain and self.inner is None):
+            last = _code(self.inner if is_bare else self.act)[0]
+            if _layers_are_faster(x, last, of_batch, tensors, is_bare):
                 return None
         rule = compiled.RULE if call is None else compiled.RULE_OF_TAILS
         if compiled.takes_formula(self.backend, x.device.type, tensors, rule):
@@ -314,12 +316,16 @@ for _name in ("getitem", "mul", "rmul", "sub", "rsub", "truediv", "neg", "len"):
 
 
 def _layers_are_faster(
-    x: Tensor, act: int, of_batch: bool, tensors: Sequence[Tensor | None]
+    x: Tensor, act: int, of_batch: bool, tensors: Sequence[Tensor | None], is_bare: bool
 ) -> bool:
-    """Whether they are on a CPU, for a norm and an activation alone; see docs/tail.md."""
+    """Whether they are on a CPU, for a norm without attention; see docs/tail.md."""
     if x.device.type != "cpu":
         return False
     rows, is_wide = ops.memory_format_of(x) == torch.channels_last, x.element_size() > 2
+    least = SMALLEST.get("cpu", 0)
+    if not is_bare:  # a residual behind it
+        few_bytes = x.numel() * x.element_size() < 2 * least
+        return rows and few_bytes and act in (_RELU, _RELU6) and compiled.has_gradients(tensors)
     if act == _GELU or (rows and x.shape[1] < _FEW):
         return True
     if act in _FUSED:
@@ -329,7 +335,7 @@ def _layers_are_faster(
     if not rows:
         return not is_wide and act in (_SIGMOID, _TANH)
     if act in (_RELU, _RELU6):  # the layers keep no map more: time alone counts
-        if x.numel() * x.element_size() < SMALLEST.get("cpu", 0):
+        if x.numel() * x.element_size() < least:
             return True
     if act in (_RELU, _RELU6, _SILU):
         return not (is_wide or of_batch)

@@ -24,6 +24,8 @@ _widths: dict[int, int] = {}  # by the blocks' id: a WeakKeyDictionary takes six
 
 def _width(block: Any) -> int:
     """The channels of its widest norm, when it was first asked for."""
+    if (known := _widths.get(id(block))) is not None:
+        return known
     norms = (m for m in block.modules() if isinstance(m, BATCH_NORMS))
     width = _widths[id(block)] = max((m.num_features for m in norms), default=0)
     weakref.finalize(block, _widths.pop, id(block), None).atexit = False
@@ -43,7 +45,7 @@ class TailForward(FusedForward):
             device = x.device.type
             if autocast_enabled(device) and x.dtype != torch.get_autocast_dtype(device):
                 return "torch.compile tells no += from +, which give other types under autocast"
-        elif is_small(self._backend, x, _widths.get(id(self)) or _width(self)):
+        elif is_small(self._backend, x, _width(self)):
             least = smallest(x.device.type) / 2**20
             return f"the layers are faster on maps that are so small, below {least:g} MB"
         if torch._C._are_functorch_transforms_active():
@@ -61,8 +63,9 @@ class TailForward(FusedForward):
 
     @torch.jit.unused
     def _fused_or_eager(self, x: Tensor) -> Tensor:
-        if type(x) is Tensor and x.dim() == 4 and not torch.compiler.is_compiling():
-            if is_small(self._backend, x, _widths.get(id(self)) or _width(self)):
+        plain = type(x) is Tensor and torch._C._get_tracing_state() is None and x.dim() == 4
+        if plain and not torch.compiler.is_compiling():
+            if is_small(self._backend, x, _width(self)):
                 return self.eager_forward(x)  # before other questions: small maps wait for the host
         y = self.fused_forward(x)
         return self.eager_forward(x) if y is None else y

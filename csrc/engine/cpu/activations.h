@@ -64,7 +64,7 @@ CHATTN_INLINE Exponential exponential(Simd<float>::V x) {
   return e;
 }
 
-// Within 2 ulp. Below -87 the result stays 1.6e-38; from 89 on it is infinite.
+// Within 2 ulp. Below -87 the result stays 1.6e-38; from 88.38 on it is infinite.
 CHATTN_INLINE Simd<float>::V exp_vector(Simd<float>::V x) {
   const Exponential e = exponential(x);
   return (e.rest + Simd<float>::broadcast(1.f)) * e.scale;  // a product, so that NaN stays NaN
@@ -153,7 +153,8 @@ struct Elementary {
   }
 };
 
-// As activate() and activation_gradient(), up to rounding.
+// As activate() and activation_gradient(), up to rounding; hard swish's gradient at NaN is NaN, as
+// torch's vector code has it.
 template <Act f, class A>
 CHATTN_INLINE typename Simd<A>::V activate_vector(typename Simd<A>::V z, A param) {
   using E = Elementary<A>;
@@ -205,7 +206,7 @@ CHATTN_INLINE typename Simd<A>::V activation_gradient_vector(typename Simd<A>::V
   } else if constexpr (f == Act::hard_swish) {
     return z <= A(-3)  ? V{}
            : z >= A(3) ? g
-                       : g * (z * A(1. / 3) + A(0.5));  // NaN stays, as torch's
+                       : g * (z * A(1. / 3) + A(0.5));
   } else if constexpr (f == Act::gelu) {
     const V pdf = A(0.39894228040143267794) * exp_to_zero<A>(A(-0.5) * z * z);
     return g * (E::normal_cdf(z) + z * pdf);
