@@ -204,9 +204,7 @@ CHATTN_INLINE typename Simd<A>::V activation_gradient_vector(typename Simd<A>::V
     const V s = E::sigmoid(z);
     return g * (s * (A(1) + z * (A(1) - s)));
   } else if constexpr (f == Act::hard_swish) {
-    return z <= A(-3)  ? V{}
-           : z >= A(3) ? g
-                       : g * (z * A(1. / 3) + A(0.5));
+    return z <= A(-3) ? V{} : z >= A(3) ? g : g * (z * A(1. / 3) + A(0.5));
   } else if constexpr (f == Act::gelu) {
     const V pdf = A(0.39894228040143267794) * exp_to_zero<A>(A(-0.5) * z * z);
     return g * (E::normal_cdf(z) + z * pdf);
