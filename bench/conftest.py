@@ -103,6 +103,8 @@ def run_row(benchmark, request: pytest.FixtureRequest) -> Callable[[Row, str], N
         entry = result.entries[implementation]
         if entry.unavailable:
             pytest.skip(f"{implementation} could not run: {entry.unavailable}")
+        if entry.wrong and implementation == COMPILE:  # another's fault, and no time is shown
+            pytest.skip(f"{implementation} is wrong: {entry.wrong}")
         report(benchmark, result, implementation, entry)
 
     return run
